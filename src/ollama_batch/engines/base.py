@@ -1,0 +1,67 @@
+"""What a runner needs from an engine: one required protocol, and small optional ones.
+
+An engine owns its wire format and its error map: it takes a `ChatRequest`, returns a `Completion` or raises an
+`EngineError`. Engines hold no event loop until first used and may serve several loops. Who makes an
+engine closes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from ollama_batch.types import ChatRequest, Completion, EngineInfo
+
+
+class Engine(Protocol):
+    """Answers chat requests."""
+
+    @property
+    def address(self) -> str:
+        """Where requests go, without credentials: runs on one address share its concurrency."""
+        ...
+
+    def check_params(self, body: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Whether every field of an OpenAI chat `body` can be honoured.
+
+        Returns None, or (field path, why it cannot be sent) for the first field that cannot.
+        """
+        ...
+
+    async def describe(self, model: str) -> EngineInfo:
+        """Who answers for `model`. Raises ModelNotFoundError, EngineUnreachableError and other EngineErrors."""
+        ...
+
+    async def complete(self, request: ChatRequest, *, deadline: float) -> Completion:
+        """The complete answer to `request`, before `deadline` (seconds of `time.monotonic()`).
+
+        Raises EngineError: EngineTimeoutError once the deadline has passed, OutcomeError for an
+        answer that is of no use.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Release connections and processes; may be called more than once."""
+        ...
+
+
+@runtime_checkable
+class Loadable(Protocol):
+    """An engine that loads models on demand."""
+
+    async def load(self, model: str, *, num_ctx: int | None, deadline: float) -> EngineInfo:
+        """Load `model` with the options its requests will carry and keep it loaded."""
+        ...
+
+    async def release(self, model: str, *, num_ctx: int | None, unload: bool = False) -> None:
+        """Let the server unload `model` when it likes (or at once, with `unload`)."""
+        ...
+
+
+@runtime_checkable
+class Probed(Protocol):
+    """An engine whose health can be asked without spending a completion."""
+
+    async def healthy(self) -> bool:
+        """True if the server answers and is able to take requests; raises EngineStoppedError if it never will."""
+        ...

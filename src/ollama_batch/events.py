@@ -1,0 +1,134 @@
+"""What happens in a run, as frozen events, and the hook that is told.
+
+A hook is any object with `on_event`. Events gain fields over time and never lose them, so match on the
+class and read what you need. Hooks are called on the run's event loop: be quick, do not block. A hook
+that raises is logged and the run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from ollama_batch.types import BatchResult, EngineInfo, Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted:
+    """The run begins to send. `total` is None while a stream's length is unknown; `resumed` rows were done before."""
+
+    run_id: str
+    model: str
+    engine: EngineInfo | None
+    total: int | None
+    resumed: int
+    resumed_failed: int
+    concurrency: int
+    num_ctx: int | None
+    max_tokens: int
+    durable: bool
+    journal: str | None
+    output: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsFound:
+    """A stream gave more rows: `total` so far, `complete` once it has ended."""
+
+    total: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSent:
+    """A request was handed to the engine, for the `attempt`-th time; `in_flight` counts it."""
+
+    index: int
+    custom_id: str
+    attempt: int
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowRetried:
+    """An attempt failed and the row waits `wait_s` seconds for the next one."""
+
+    index: int
+    custom_id: str
+    attempt: int
+    code: str
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowFinished:
+    """A row's result is durable (where the journal is). `in_flight` no longer counts it."""
+
+    result: BatchResult[Any]
+    timings: Timings
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPaused:
+    """Nothing more is sent until `RunResumed`: `reason` is a stable word, `message` for people."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResumed:
+    """Sending goes on after `paused_s` seconds."""
+
+    reason: str
+    paused_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStalled:
+    """No row has finished for `silent_s` seconds although requests are out."""
+
+    silent_s: float
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The run changed a setting by itself; also in the journal."""
+
+    kind: str
+    message: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFinished:
+    """The run ended: `outcome` is "completed", "stopped" or "interrupted"; `error` says why it stopped."""
+
+    outcome: str
+    error: str | None
+    duration_s: float
+
+
+Event: TypeAlias = (
+    RunStarted
+    | RowsFound
+    | RowSent
+    | RowRetried
+    | RowFinished
+    | RunPaused
+    | RunResumed
+    | RunStalled
+    | Decision
+    | RunFinished
+)
+
+
+class Hook(Protocol):
+    """Is told what happens in a run."""
+
+    def on_event(self, event: Event) -> None:
+        """Take note of `event`; called on the run's event loop, in the order things happen."""
+        ...
