@@ -1,1 +1,109 @@
-"""Run ten or 170,000 chat requests through the GPU you own."""
+"""Run ten or 170,000 chat requests through the GPU you own, without losing a row.
+
+    from ollama_batch import BatchRunner
+
+    report = BatchRunner(model="gemma3:12b").run("requests.jsonl", output="results.jsonl")
+    print(report)
+
+Names are loaded on first use, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ollama_batch.engines.base import Engine as Engine
+    from ollama_batch.engines.embedded import EmbeddedEngine as EmbeddedEngine
+    from ollama_batch.engines.ollama import OllamaEngine as OllamaEngine
+    from ollama_batch.engines.openai import OpenAIEngine as OpenAIEngine
+    from ollama_batch.errors import (
+        ConfigError as ConfigError,
+    )
+    from ollama_batch.errors import (
+        ContextTooLargeError as ContextTooLargeError,
+    )
+    from ollama_batch.errors import (
+        EngineError as EngineError,
+    )
+    from ollama_batch.errors import (
+        InputError as InputError,
+    )
+    from ollama_batch.errors import (
+        JournalError as JournalError,
+    )
+    from ollama_batch.errors import (
+        OllamaBatchError as OllamaBatchError,
+    )
+    from ollama_batch.errors import (
+        RunInterrupted as RunInterrupted,
+    )
+    from ollama_batch.errors import (
+        RunStoppedError as RunStoppedError,
+    )
+    from ollama_batch.events import Event as Event
+    from ollama_batch.events import Hook as Hook
+    from ollama_batch.journal import RunJournal as RunJournal
+    from ollama_batch.metrics import BatchMetrics as BatchMetrics
+    from ollama_batch.report import BatchReport as BatchReport
+    from ollama_batch.retry import RetryPolicy as RetryPolicy
+    from ollama_batch.run import Run as Run
+    from ollama_batch.runner import BatchRunner as BatchRunner
+    from ollama_batch.types import BatchRequest as BatchRequest
+    from ollama_batch.types import BatchResult as BatchResult
+    from ollama_batch.types import ChatRequest as ChatRequest
+    from ollama_batch.types import Completion as Completion
+    from ollama_batch.types import EngineInfo as EngineInfo
+    from ollama_batch.types import RowError as RowError
+    from ollama_batch.types import Usage as Usage
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BatchMetrics": "metrics",
+    "BatchReport": "report",
+    "BatchRequest": "types",
+    "BatchResult": "types",
+    "BatchRunner": "runner",
+    "ChatRequest": "types",
+    "Completion": "types",
+    "ConfigError": "errors",
+    "ContextTooLargeError": "errors",
+    "EmbeddedEngine": "engines.embedded",
+    "Engine": "engines.base",
+    "EngineError": "errors",
+    "EngineInfo": "types",
+    "Event": "events",
+    "Hook": "events",
+    "InputError": "errors",
+    "JournalError": "errors",
+    "OllamaBatchError": "errors",
+    "OllamaEngine": "engines.ollama",
+    "OpenAIEngine": "engines.openai",
+    "RetryPolicy": "retry",
+    "RowError": "types",
+    "Run": "run",
+    "RunInterrupted": "errors",
+    "RunJournal": "journal",
+    "RunStoppedError": "errors",
+    "Usage": "types",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]
+
+logging.getLogger("ollama_batch").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'ollama_batch' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"ollama_batch.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

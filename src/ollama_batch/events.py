@@ -16,7 +16,11 @@ from ollama_batch.types import BatchResult, EngineInfo, Timings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """The run begins to send. `total` is None while a stream's length is unknown; `resumed` rows were done before."""
+    """The run begins to send.
+
+    `total` is None while a stream's length is unknown; `resumed` rows were done before, `resumed_failed` of
+    them failed.
+    """
 
     run_id: str
     model: str

@@ -256,13 +256,14 @@ class RowRecord:
 
     `index` is the position over all sources, from 0; `source` the number of its source. `line` is the
     1-based line (or item) number, `offset` and `length` its bytes in the file (0 for streams).
-    `fingerprint` is a 16-byte BLAKE2b digest of what was read: equal bytes, equal row.
+    `fingerprint` is a 16-byte BLAKE2b digest of what was read: equal bytes, equal row. A line that is
+    no valid request, kept so that the error file can name it, has no `custom_id` here.
     """
 
     index: int
     source: int
     line: int
-    custom_id: str
+    custom_id: str | None
     fingerprint: bytes
     offset: int = 0
     length: int = 0
@@ -283,5 +284,3 @@ class ResultRecord:
     attempts: int
     line: bytes
     info: bytes
-
-

@@ -1,0 +1,17 @@
+"""The durable run: one SQLite file that holds every row and every result."""
+
+from ollama_batch.journal.data import ExportCounts, JournalCounts, Note
+from ollama_batch.journal.readonly import ReadOnlyJournal
+from ollama_batch.journal.run import RunJournal
+from ollama_batch.journal.verify import Found, VerifyReport, verify
+
+__all__ = [
+    "ExportCounts",
+    "Found",
+    "JournalCounts",
+    "Note",
+    "ReadOnlyJournal",
+    "RunJournal",
+    "VerifyReport",
+    "verify",
+]

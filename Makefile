@@ -1,0 +1,55 @@
+# One command per job. Everything runs in .venv, which is made on first use from a plain Python 3.11 or newer.
+
+PYTHON ?= $(shell command -v python3.11 2>/dev/null || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format crash scale bench clean
+
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none was found: install it, or make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[all]" --group dev
+	@touch $@
+
+install: $(STAMP) ## Make .venv with the package, its extras and the tools of development
+
+demo: $(STAMP) ## Run 200 requests through a real engine with a toy model, no GPU needed
+	$(BIN)/ollama-batch demo
+
+test: $(STAMP) ## Run the tests
+	$(BIN)/python -m pytest -q -n $(JOBS)
+
+check: $(STAMP) ## Lint, formatting, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(STAMP) ## Put the code in form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+crash: $(STAMP) ## 1,000 kills at random moments and at every named point
+	$(BIN)/python benchmarks/crash.py
+
+scale: $(STAMP) ## 170,000 rows: memory, and the time to resume
+	$(BIN)/python benchmarks/scale.py
+
+bench: $(STAMP) ## The benchmarks, then their figures into docs/benchmarks.md
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/client_cpu.py
+	$(BIN)/python benchmarks/durability.py
+	$(BIN)/python benchmarks/engine_bound.py
+	$(BIN)/python benchmarks/report.py
+
+clean: ## Remove the environment and everything that was made
+	rm -rf $(VENV) build dist demo-out benchmarks/out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,183 @@
+"""Hands each pending row out once, with its request: from files by way of the journal, or from streams."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Literal, TypeAlias
+
+from ollama_batch._intake import record_invalid
+from ollama_batch._items import Check, ScannedRow
+from ollama_batch._options import RunnerOptions, RunOptions
+from ollama_batch.errors import InputError
+from ollama_batch.journal import RunJournal
+from ollama_batch.sources import FileSource, Source, StreamSource
+from ollama_batch.types import BatchRequest, InvalidRow, RowRecord
+
+Retry: TypeAlias = frozenset[str] | Literal[True] | None
+Taken: TypeAlias = tuple[RowRecord, BatchRequest]
+
+FILE_ROWS = 128
+"""Rows read ahead from a file: enough to hide the read, about half a megabyte of typical rows."""
+
+
+class Feed(ABC):
+    """Where workers get their rows."""
+
+    def __init__(self, journal: RunJournal, retry: Retry) -> None:
+        self._journal = journal
+        self._retry = retry
+        self._ready: deque[Taken] = deque()
+        self._refilling = asyncio.Lock()
+
+    async def next(self) -> Taken | None:
+        """The next pending row, or None when there is none left."""
+        if not self._ready:
+            async with self._refilling:
+                while not self._ready:
+                    if not await self._refill():
+                        return None
+        return self._ready.popleft()
+
+    @abstractmethod
+    async def _refill(self) -> bool:
+        """Look further for rows; False at the end of the input."""
+
+
+class FileFeed(Feed):
+    """Pending rows of files that were validated into the journal, in input order.
+
+    `wanted` passes over rows that belong to another phase of the run. Raises InputChangedError if a
+    file is no longer what was validated.
+    """
+
+    def __init__(
+        self,
+        journal: RunJournal,
+        sources: Sequence[FileSource],
+        *,
+        retry: Retry,
+        wanted: Callable[[BatchRequest], bool] | None = None,
+    ) -> None:
+        super().__init__(journal, retry)
+        self._sources = sources
+        self._wanted = wanted
+        self._after = -1
+
+    async def _refill(self) -> bool:
+        rows = await self._journal.pending(after=self._after, limit=FILE_ROWS, retry=self._retry)
+        if not rows:
+            return False
+        self._after = rows[-1].index
+        valid = (row for row in rows if row.custom_id is not None)
+        for number, same_source in groupby(valid, key=attrgetter("source")):
+            group = list(same_source)
+            requests = await asyncio.to_thread(self._sources[number].read, group)
+            for row, request in zip(group, requests, strict=True):
+                if self._wanted is None or self._wanted(request):
+                    self._ready.append((row, request))
+        return True
+
+
+class StreamFeed(Feed):
+    """Rows of one stream after another, journaled as they come; rows done before are passed over.
+
+    `found(rows, complete)` is told how far the streams have come. An invalid item ends the run with
+    InputError, or with `skip_invalid` goes to the error file.
+    """
+
+    def __init__(
+        self,
+        journal: RunJournal,
+        sources: Sequence[StreamSource],
+        *,
+        retry: Retry,
+        at_once: int,
+        check: Check,
+        skip_invalid: bool,
+        limit: int | None,
+        found: Callable[[int, bool], None],
+    ) -> None:
+        super().__init__(journal, retry)
+        self._sources = deque(enumerate(sources))
+        self._at_once = at_once
+        self._check = check
+        self._skip_invalid = skip_invalid
+        self._left = limit
+        self._found = found
+        self._next_index = 0
+
+    async def _refill(self) -> bool:
+        if not self._sources:
+            return False
+        number, source = self._sources[0]
+        at_once = self._at_once if self._left is None else min(self._at_once, self._left)
+        items = await source.next_rows(at_once, check=self._check) if at_once else []
+        if not items:
+            self._sources.popleft()
+            self._found(self._next_index, not self._sources)
+            return True
+        self._left = None if self._left is None else self._left - len(items)
+        await self._take(number, source, items)
+        self._found(self._next_index, False)
+        return True
+
+    async def _take(
+        self, number: int, source: StreamSource, items: Sequence[ScannedRow | InvalidRow]
+    ) -> None:
+        first = self._next_index
+        self._next_index += len(items)
+        requests: dict[int, BatchRequest] = {}
+        rows: list[RowRecord] = []
+        invalid: dict[int, InvalidRow] = {}
+        for index, item in enumerate(items, start=first):
+            if isinstance(item, InvalidRow):
+                invalid[index] = item
+            else:
+                rows.append(item.to_record(index, number))
+                requests[index] = item.request
+        for row, holder in await self._journal.add_rows(rows):
+            invalid[row.index] = source.duplicate(row, holder.line)
+        if invalid and not self._skip_invalid:
+            raise InputError(
+                f"item {min(invalid) + 1} is invalid; the rows before it are kept "
+                '(on_invalid="skip" goes on)',
+                list(invalid.values()),
+            )
+        if invalid:
+            await record_invalid(self._journal, number, invalid)
+        pending = await self._journal.pending(after=first - 1, limit=len(items), retry=self._retry)
+        self._ready.extend((row, requests[row.index]) for row in pending if row.index in requests)
+
+
+def make_feed(
+    journal: RunJournal,
+    sources: Sequence[Source],
+    options: RunOptions,
+    *,
+    model: str,
+    runner: RunnerOptions,
+    at_once: int,
+    check: Check,
+    found: Callable[[int, bool], None],
+) -> Feed:
+    """The feed of the rows of `model`: of files, or of streams (which have one model)."""
+    files = [source for source in sources if isinstance(source, FileSource)]
+    if len(files) == len(sources):
+        phases = bool(runner.allow_models)
+        wanted = (lambda request: (request.params.get("model") or runner.model) == model) if phases else None
+        return FileFeed(journal, files, retry=options.retry, wanted=wanted)
+    return StreamFeed(
+        journal,
+        [source for source in sources if isinstance(source, StreamSource)],
+        retry=options.retry,
+        at_once=at_once,
+        check=check,
+        skip_invalid=options.on_invalid == "skip",
+        limit=options.limit,
+        found=found,
+    )

@@ -1,0 +1,226 @@
+"""Taking the input in: every row of a file known, valid and journaled before the first is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+from ollama_batch._options import RunnerOptions
+from ollama_batch.errors import InputError, JournalMismatchError
+from ollama_batch.journal import RunJournal
+from ollama_batch.jsonl import fingerprint
+from ollama_batch.records import encode_result
+from ollama_batch._items import Check, ScannedRow
+from ollama_batch.sources import FileSource, Source
+from ollama_batch.types import BatchRequest, BatchResult, InvalidRow, RowError, RowRecord
+
+CHUNK_ROWS = 1000
+LISTED = 100
+"""So many invalid rows are named one by one; the rest is counted."""
+
+STREAM_TOKENS = 8192
+"""What num_ctx="auto" must hold for sources that can be read only once."""
+
+CHARS_PER_TOKEN = 2.5
+IMAGE_TOKENS = 1024
+MESSAGE_TOKENS = 8
+
+
+@dataclasses.dataclass(slots=True)
+class Intake:
+    """What is known of the input: `total` rows (None for streams), the models they name, the largest row.
+
+    `largest_tokens` is an upper estimate of prompt and answer together: 2.5 characters a token, more for
+    other scripts, 1,024 tokens an image.
+    """
+
+    total: int | None = None
+    invalid: int = 0
+    largest_tokens: int = STREAM_TOKENS
+    models: Counter[str] = dataclasses.field(default_factory=Counter)
+
+
+def upper_tokens(request: BatchRequest, max_tokens: int) -> int:
+    """An upper estimate of the tokens of `request`, prompt and answer."""
+    tokens = 0.0
+    for message in request.messages:
+        content = message.get("content")
+        for part in [content] if not isinstance(content, list) else content:
+            text = part.get("text") if isinstance(part, Mapping) else part
+            if isinstance(text, str):
+                tokens += len(text) / CHARS_PER_TOKEN if text.isascii() else len(text.encode()) / 2
+            elif part is not None:
+                tokens += IMAGE_TOKENS
+        tokens += MESSAGE_TOKENS
+    params = request.params
+    tokens += len(str(params["tools"])) / CHARS_PER_TOKEN if "tools" in params else 0
+    answer = params.get("max_completion_tokens") or params.get("max_tokens") or max_tokens
+    return int(tokens) + int(answer)
+
+
+def row_check(options: RunnerOptions, engine_check: Check) -> Check:
+    """What a body must satisfy beyond OpenAI's form: the run's model, and fields the engine can honour."""
+    allowed = {options.model, *options.allow_models}
+
+    def check(body: Mapping[str, Any]) -> tuple[str, str] | None:
+        model = body.get("model")
+        if model is not None and model not in allowed:
+            return (
+                "body.model",
+                f"names {model!r}, the run is for {options.model!r} (allow_models= takes more)",
+            )
+        refused = engine_check(body)
+        return None if refused is None else (f"body.{refused[0]}", refused[1])
+
+    return check
+
+
+class _FileIntake:
+    """Reads the files once, in chunks: rows into the journal, invalid ones into a list or the error file."""
+
+    def __init__(
+        self, journal: RunJournal, options: RunnerOptions, on_invalid: Literal["fail", "skip"]
+    ) -> None:
+        self._journal = journal
+        self._options = options
+        self._skip = on_invalid == "skip"
+        self._next_index = 0
+        self.listed: list[InvalidRow] = []
+        self.found = Intake(largest_tokens=0)
+
+    def scan(self, items: Iterator[ScannedRow | InvalidRow]) -> list[ScannedRow | InvalidRow]:
+        """The next items, in a worker thread; tallies sizes and models there as well."""
+        chunk = list(islice(items, CHUNK_ROWS))
+        found = self.found
+        for item in chunk:
+            if isinstance(item, ScannedRow):
+                model = item.request.params.get("model") or self._options.model
+                found.models[model] += 1
+                tokens = upper_tokens(item.request, self._options.max_tokens)
+                found.largest_tokens = max(found.largest_tokens, tokens)
+        return chunk
+
+    async def take(self, number: int, source: FileSource, chunk: Sequence[ScannedRow | InvalidRow]) -> None:
+        """Journal a chunk of `source`, the `number`-th one."""
+        rows: list[RowRecord] = []
+        invalid: dict[int, InvalidRow] = {}
+        for item in chunk:
+            index = self._next_index
+            self._next_index += 1
+            if isinstance(item, InvalidRow):
+                invalid[index] = item
+            else:
+                rows.append(item.to_record(index, number))
+        for row, holder in await self._journal.add_rows(rows):
+            invalid[row.index] = source.duplicate(row, holder.line)
+        if invalid:
+            await self._take_invalid(number, invalid)
+
+    async def _take_invalid(self, number: int, invalid: Mapping[int, InvalidRow]) -> None:
+        self.found.invalid += len(invalid)
+        self.listed.extend(islice(invalid.values(), LISTED - len(self.listed)))
+        if self._skip:
+            await record_invalid(self._journal, number, invalid)
+
+
+async def record_invalid(journal: RunJournal, source: int, invalid: Mapping[int, InvalidRow]) -> None:
+    """Give invalid rows their place in the journal and their line in the error file."""
+    rows = [
+        RowRecord(index, source, item.line, None, fingerprint(str(item).encode()))
+        for index, item in invalid.items()
+    ]
+    await journal.add_rows(rows)
+    ahead = await journal.pending(after=min(invalid) - 1, limit=max(invalid) - min(invalid) + 1)
+    pending = {row.index for row in ahead}
+    results = [invalid_result(index, item) for index, item in invalid.items() if index in pending]
+    await asyncio.gather(*(journal.commit(encode_result(result)) for result in results))
+
+
+def invalid_result(index: int, invalid: InvalidRow) -> BatchResult[Any]:
+    """The failed result of a line that is no valid request."""
+    return BatchResult(
+        custom_id=invalid.custom_id or "",
+        ok=False,
+        index=index,
+        error=RowError(invalid.code, str(invalid), 400, invalid.field),
+    )
+
+
+async def take_in(
+    sources: Sequence[Source],
+    journal: RunJournal,
+    *,
+    options: RunnerOptions,
+    check: Check,
+    on_invalid: Literal["fail", "skip"],
+    limit: int | None = None,
+) -> Intake:
+    """Validate and journal all rows of files; streams are only noted, their rows come while running.
+
+    On resume a file of unchanged size and time is not read again; any other is, and must hold the same
+    rows. Raises InputError naming what is invalid (nothing was sent), JournalMismatchError if the input
+    is not the one the run began with.
+    """
+    streams = [source for source in sources if not isinstance(source, FileSource)]
+    known = journal.get("sources")
+    present = [{**_identity(source), "limit": limit} for source in sources]
+    if known is not None and len(known) != len(present):
+        raise JournalMismatchError(
+            f"the run was begun with {len(known)} inputs, now there are {len(present)}; "
+            "give the same inputs, or another output for a new run",
+            str(journal.path),
+            {"inputs": (len(known), len(present))},
+        )
+    if streams:
+        journal.put("sources", present)
+        return Intake()
+    if known == present:
+        return _recall(journal)
+    files = _FileIntake(journal, options, on_invalid)
+    left = limit
+    for number, source in enumerate(sources):
+        assert isinstance(source, FileSource)  # noqa: S101 - streams were dealt with above
+        items = source.scan(check=check)
+        while chunk := await asyncio.to_thread(files.scan, items if left is None else islice(items, left)):
+            left = None if left is None else left - len(chunk)
+            await files.take(number, source, chunk)
+    found = files.found
+    if found.invalid and on_invalid == "fail":
+        raise InputError(
+            f"{found.invalid} of {files._next_index} rows are invalid; nothing was sent "
+            '(on_invalid="skip" runs the others)',
+            files.listed,
+            found.invalid,
+        )
+    found.total = files._next_index
+    if known is not None and journal.counts().rows != found.total:
+        raise JournalMismatchError(
+            f"the run was begun with {journal.counts().rows} rows, now there are {found.total}; "
+            "give the same input, or another output for a new run",
+            str(journal.path),
+            {"rows": (journal.counts().rows, found.total)},
+        )
+    _remember(journal, found, present)
+    return found
+
+
+def _identity(source: Source) -> dict[str, Any]:
+    if not isinstance(source, FileSource):
+        return {"name": source.name}
+    size, mtime_ns = source.stat()
+    return {"name": source.name, "path": str(source.path), "size": size, "mtime_ns": mtime_ns}
+
+
+def _remember(journal: RunJournal, found: Intake, sources: Sequence[Mapping[str, Any]]) -> None:
+    told = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    journal.put("intake", told)
+    journal.put("sources", sources)
+
+
+def _recall(journal: RunJournal) -> Intake:
+    recorded = dict(journal.get("intake"))
+    return Intake(**{**recorded, "models": Counter(recorded["models"])})

@@ -1,0 +1,99 @@
+"""Meeting the engine: who answers, with which weights, how wide; and the model loaded as rows need it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from typing import Any
+
+from ollama_batch import __version__
+from ollama_batch._intake import Intake
+from ollama_batch._options import NUM_CTX_BUCKETS, RunnerOptions
+from ollama_batch.engines.base import Engine, Loadable
+from ollama_batch.errors import EngineError
+from ollama_batch.journal import RunJournal
+from ollama_batch.types import EngineInfo
+
+log = logging.getLogger("ollama_batch.run")
+
+OLLAMA_WIDTH = 4
+"""Ollama does not tell its slots (OLLAMA_NUM_PARALLEL, 1 unless set). More requests than slots only wait in
+the server's own line, fewer leave slots idle; 4 fills the setting most people choose."""
+
+OPENAI_WIDTH = 16
+"""For servers that batch continuously and tell no limit, as vLLM does."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Meeting:
+    """What the run now knows about its engine."""
+
+    info: EngineInfo
+    num_ctx: int | None
+    width: int
+
+    def to_note(self, model: str) -> dict[str, Any]:
+        """What the journal keeps about a session, beside the identity of the run."""
+        return {
+            "version": __version__,
+            "model": model,
+            "engine": dataclasses.asdict(self.info),
+            "num_ctx": self.num_ctx,
+            "concurrency": self.width,
+        }
+
+
+async def meet_engine(
+    engine: Engine, model: str, *, options: RunnerOptions, journal: RunJournal, intake: Intake
+) -> Meeting:
+    """Describe the engine, compare it with the journal, load the model.
+
+    Raises JournalMismatchError if other weights or another kind of engine answer than when the run
+    began, and the EngineErrors of `describe` and `load`.
+    """
+    info = await engine.describe(model)
+    journal.pin("engine", info.engine)
+    journal.pin(f"digest of {model}", info.digest)
+    num_ctx = None
+    if isinstance(engine, Loadable):
+        num_ctx = choose_num_ctx(options, intake, info.context_length, journal.identity.get("num_ctx"))
+        journal.pin("num_ctx", num_ctx)
+        deadline = time.monotonic() + options.load_timeout
+        info = await engine.load(model, num_ctx=num_ctx, deadline=deadline)
+    journal.put("engine", dataclasses.asdict(info))
+    return Meeting(info, num_ctx, choose_width(options, info))
+
+
+def choose_num_ctx(options: RunnerOptions, intake: Intake, longest: int | None, recorded: int | None) -> int:
+    """The context length, in tokens, that every request of the run carries.
+
+    "auto" keeps what a resumed run began with, else takes the smallest bucket that holds the
+    largest row by its upper estimate, at most what the model was trained for.
+    """
+    if options.num_ctx != "auto":
+        return options.num_ctx
+    if recorded is not None:
+        return recorded
+    bucket = next((size for size in NUM_CTX_BUCKETS if size >= intake.largest_tokens), NUM_CTX_BUCKETS[-1])
+    return bucket if longest is None else min(bucket, longest)
+
+
+def choose_width(options: RunnerOptions, info: EngineInfo) -> int:
+    """How many requests are out at a time: one more than the slots, so that none waits for our round trip."""
+    if options.concurrency != "auto":
+        return options.concurrency
+    if info.slots is not None:
+        return info.slots + 1
+    return OLLAMA_WIDTH if info.engine == "ollama" else OPENAI_WIDTH
+
+
+async def part_from_engine(
+    engine: Engine, model: str, *, num_ctx: int | None, options: RunnerOptions
+) -> None:
+    """Let the server have its memory back in its own time; a server that is gone needs no goodbye."""
+    if isinstance(engine, Loadable):
+        try:
+            await engine.release(model, num_ctx=num_ctx, unload=options.unload_after)
+        except EngineError as error:
+            log.debug("the engine could not be told that the run is over: %s", type(error).__name__)

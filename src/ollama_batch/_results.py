@@ -1,0 +1,67 @@
+"""Results on their way from the run's loop to whoever reads `stream()` or `iter_results()`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+from ollama_batch._gate import Gate
+from ollama_batch._reporting import read_results
+from ollama_batch.events import Event, RowFinished
+from ollama_batch.journal import RunJournal
+from ollama_batch.types import BatchResult
+
+CONSUMER = "consumer"
+HIGH, LOW = 1000, 500
+
+
+class ResultQueue:
+    """A hook that keeps finished results until they are read, and holds the run when the reader lags.
+
+    At most 1,000 results (plus those in flight) wait; sending goes on when half of them were read.
+    Lives on the run's loop.
+    """
+
+    def __init__(self) -> None:
+        self.gate: Gate | None = None
+        self._waiting: deque[BatchResult[Any]] = deque()
+        self._news = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._ended = False
+
+    def on_event(self, event: Event) -> None:
+        """Keep the result of a finished row."""
+        if isinstance(event, RowFinished):
+            self.put(event.result)
+
+    def put(self, result: BatchResult[Any]) -> None:
+        """Add one result."""
+        self._waiting.append(result)
+        self._news.set()
+        if len(self._waiting) == HIGH and self.gate is not None:
+            self.gate.hold(CONSUMER, f"{HIGH} results wait to be read")
+
+    async def replay(self, journal: RunJournal) -> None:
+        """Add the results of earlier sessions, never more than the queue may hold."""
+        for result in read_results(journal):
+            self.put(result)
+            while len(self._waiting) >= HIGH:
+                self._taken.clear()
+                await self._taken.wait()
+
+    def end(self) -> None:
+        """No result will follow."""
+        self._ended = True
+        self._news.set()
+
+    async def take(self) -> list[BatchResult[Any]]:
+        """All that wait, at least one; empty at the end."""
+        while not self._waiting and not self._ended:
+            self._news.clear()
+            await self._news.wait()
+        taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), LOW))]
+        self._taken.set()
+        if len(self._waiting) <= LOW and self.gate is not None:
+            self.gate.release(CONSUMER)
+        return taken

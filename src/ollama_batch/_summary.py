@@ -1,0 +1,193 @@
+"""A report as a person reads it: at most 25 lines of text, or a small table."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ollama_batch._text import count, duration, plain, rate, share
+
+if TYPE_CHECKING:
+    from ollama_batch.report import BatchReport
+
+_ERRORS_SHOWN = 4
+_NOTES_SHOWN = 4
+_FILES_SHOWN = 2
+_LABEL_WIDTH = 11
+
+_HINTS = {
+    "output_truncated": "answers were cut off: a new run (another output) with a larger max_tokens helps",
+    "context_length_exceeded": "prompts did not fit: a new run (another output) with a larger num_ctx helps",
+}
+
+Line = tuple[str, str]
+
+
+def summary_text(report: BatchReport[Any]) -> str:
+    """The report in at most 25 lines, values aligned."""
+    lines = [_head(report)]
+    last = ""
+    for label, text in _lines(report):
+        lines.append(f"  {'' if label == last else label:<{_LABEL_WIDTH}}{text}")
+        last = label
+    return "\n".join(lines)
+
+
+def summary_html(report: BatchReport[Any]) -> str:
+    """The report as a table that inherits its colours; everything in it is escaped."""
+    rows = []
+    last = ""
+    for label, text in _lines(report):
+        name = "" if label == last else html.escape(label)
+        last = label
+        rows.append(
+            f'<tr><th style="text-align:left;vertical-align:top;opacity:.7">{name}</th>'
+            f'<td style="text-align:left;white-space:pre-wrap">{html.escape(text)}</td></tr>'
+        )
+    return (
+        f'<table class="ollama-batch-report"><caption style="text-align:left;color:inherit">'
+        f"<b>{html.escape(_head(report))}</b></caption><tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _head(report: BatchReport[Any]) -> str:
+    counts = report.counts
+    of = "" if counts.total is None else f" of {count(counts.total)}"
+    failed = f", {count(counts.failed)} failed" if counts.failed else ""
+    left = f", {count(counts.left)} left" if counts.left else ""
+    run = f"Run {plain(report.run_id, 40)} {plain(report.outcome, 20)}"
+    return f"{run}: {count(counts.ok)}{of} rows ok{failed}{left}"
+
+
+def _lines(report: BatchReport[Any]) -> list[Line]:
+    return [
+        *_what(report),
+        *_figures(report),
+        *_errors(report),
+        *_places(report),
+        *_notes(report),
+        *_next(report),
+    ]
+
+
+def _what(report: BatchReport[Any]) -> list[Line]:
+    counts, m = report.counts, report.metrics
+    lines = []
+    if report.reason is not None:
+        lines.append(("reason", plain(report.reason, 200)))
+    tries = f" ({count(m.retried)} more tries)" if m.retried else ""
+    lines.append(("rows", f"{count(counts.sent)} sent{tries}, {count(counts.resumed)} from the journal"))
+    engine = report.engine
+    who = ""
+    if engine is not None:
+        version = "" if engine.version is None else f" {engine.version}"
+        who = f" on {engine.engine}{version} at {engine.address}"
+    lines.append(("model", plain(f"{report.model}{who}", 120)))
+    settings = [
+        f"{name} {count(value)}"
+        for name, value in (
+            ("concurrency", report.concurrency),
+            ("num_ctx", report.num_ctx),
+            ("max_tokens", report.max_tokens),
+        )
+        if value is not None
+    ]
+    if settings:
+        lines.append(("settings", ", ".join(settings)))
+    paused = f", {duration(m.paused_s)} of it paused" if m.paused_s else ""
+    pace = f", {rate(m.requests_per_s)} requests/s" if m.requests_per_s else ""
+    lines.append(("time", f"{duration(report.duration_s)}{paused}{pace}"))
+    return lines
+
+
+def _figures(report: BatchReport[Any]) -> list[Line]:
+    m = report.metrics
+    lines = []
+    session = " (this session)" if report.counts.resumed else ""
+    if m.answers:
+        estimated = f"; {count(m.estimated)} of {count(m.answers)} answers estimated" if m.estimated else ""
+        prompt = f"{count(m.prompt_tokens)} prompt ({rate(m.prompt_tokens_mean)} a row)"
+        answer = f"{count(m.completion_tokens)} answer ({rate(m.completion_tokens_mean)} a row)"
+        pace = f"{rate(m.completion_tokens_per_s)} answer tokens/s"
+        lines.append(("tokens", f"{prompt}, {answer}, {pace}{session}{estimated}"))
+        if m.cached_tokens is None:
+            lines.append(("cached", "not reported by the engine"))
+        else:
+            part = f"{count(m.cached_tokens)} prompt tokens ({share(m.cached_share)})"
+            some = f"; {count(m.cached_reported)} of {count(m.answers)} answers told"
+            lines.append(("cached", part + (some if m.cached_reported < m.answers else "")))
+        limit = "" if m.context_limit is None else f" of {count(m.context_limit)}"
+        trims = f"; {count(m.trims)} trims saved {count(m.trim_saved_tokens)} tokens" if m.trims else ""
+        lines.append(("context", f"{count(m.context_peak or 0)}{limit} tokens at most{trims}"))
+    if m.latency_mean_s is not None:
+        parts = (
+            ("mean", m.latency_mean_s),
+            ("p50", m.latency_p50_s),
+            ("p90", m.latency_p90_s),
+            ("p95", m.latency_p95_s),
+            ("p99", m.latency_p99_s),
+            ("max", m.latency_max_s),
+        )
+        lines.append(("latency", ", ".join(f"{name} {duration(value)}" for name, value in parts)))
+    return lines
+
+
+def _errors(report: BatchReport[Any]) -> list[Line]:
+    examples = sorted(report.error_examples, key=lambda example: -example.count)
+    lines = []
+    for example in examples[:_ERRORS_SHOWN]:
+        ids = ", ".join(plain(custom_id, 30) for custom_id in example.custom_ids[:3])
+        more = ", ..." if example.count > len(example.custom_ids[:3]) else ""
+        where = f" ({ids}{more})" if ids else ""
+        why = f": {plain(example.message, 100)}" if example.message else ""
+        lines.append(("failed", f"{count(example.count)} {plain(example.code, 40)}{where}{why}"))
+    if len(examples) > _ERRORS_SHOWN:
+        rest = examples[_ERRORS_SHOWN:]
+        lines.append(("failed", f"{count(sum(e.count for e in rest))} with {len(rest)} other codes"))
+    return lines
+
+
+def _places(report: BatchReport[Any]) -> list[Line]:
+    lines = []
+    for label in ("output", "errors", "partial"):
+        paths = [path for path in (getattr(files, label) for files in report.files) if path is not None]
+        if paths:
+            more = f" and {len(paths) - _FILES_SHOWN} more" if len(paths) > _FILES_SHOWN else ""
+            lines.append((label, ", ".join(plain(path, 200) for path in paths[:_FILES_SHOWN]) + more))
+    if report.journal is not None:
+        lines.append(("journal", plain(report.journal, 200)))
+    return lines
+
+
+def _notes(report: BatchReport[Any]) -> list[Line]:
+    notes: Sequence[str] = report.notes
+    if not report.durable and not any("not durable" in note for note in notes):
+        notes = ["not durable: results are in memory only", *notes]
+    room = _NOTES_SHOWN if len(notes) <= _NOTES_SHOWN else _NOTES_SHOWN - 1
+    lines = [("note", plain(note, 160)) for note in notes[:room]]
+    if len(notes) > room:
+        lines.append(("note", f"and {len(notes) - room} more in report.notes"))
+    return lines
+
+
+def _next(report: BatchReport[Any]) -> list[Line]:
+    """What to do now: go on with a run that stopped, or send the failed rows of a finished one again."""
+    counts = report.counts
+    lines = []
+    if report.outcome != "completed":
+        if report.durable:
+            rows = "the rest" if counts.left is None else f"the {count(counts.left)} rows left"
+            lines.append(("next", f"run the same call again: it sends {rows}, nothing done is sent again"))
+        else:
+            lines.append(("next", "start over with output=...: then a stopped run can be resumed"))
+    elif counts.failed and report.durable:
+        rows = "failed row" if counts.failed == 1 else f"{count(counts.failed)} failed rows"
+        lines.append(("next", f"to send the {rows} again: retry_failed=True (command line: --retry-failed)"))
+    elif counts.failed:
+        lines.append(("next", "give output=... next time: then failed rows can be sent again on their own"))
+    if report.error_examples:
+        most = max(report.error_examples, key=lambda example: example.count)
+        if most.code in _HINTS:
+            lines.append(("next", _HINTS[most.code]))
+    return lines

@@ -1,0 +1,273 @@
+"""The engine for Ollama's native API."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import httpx
+import orjson
+
+from ollama_batch.engines import _ollama_wire as wire
+from ollama_batch.engines._address import parse_ollama_host
+from ollama_batch.engines._http import HttpClient, Reply, dump_json
+from ollama_batch.engines._replies import check_outcome, classify
+from ollama_batch.engines.ollama_fields import OLLAMA_FIELDS
+from ollama_batch.errors import (
+    ConfigError,
+    EngineError,
+    EngineServerError,
+    InvalidReplyError,
+    UnsupportedParamError,
+)
+from ollama_batch.types import ChatRequest, Completion, EngineInfo
+
+LOAD_OPTIONS: Final = frozenset(
+    {"num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"}
+)
+"""Options that belong to a load; num_ctx is one too, but a setting of the run."""
+
+ASK_S: Final = 30.0
+"""Longest wait for an answer that needs no model."""
+
+UNLOAD_S: Final = 60.0
+"""Longest wait for a model to be gone from memory."""
+
+POLL_S: Final = 0.25
+
+
+class OllamaEngine:
+    """Answers with the models of an Ollama server, by `/api/chat`.
+
+    Every request carries the same load options (`options`, and the run's num_ctx), so that the model is
+    loaded once; prompts that do not fit are errors, never cut; an answer counts only once the server
+    says that it is done.
+
+    `base_url` takes what `OLLAMA_HOST` takes, which is also its default. `options` are load options
+    (num_batch, num_gpu, main_gpu, use_mmap, num_thread, draft_num_predict), frozen here. `keep_alive` is in
+    seconds (negative: for ever) or a Go duration such as "10m". `api_key` is sent as a bearer token.
+    A `transport` of your own stays yours to close. Raises ConfigError for a wrong option.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: float | str = -1,
+        transport: httpx.AsyncBaseTransport | None = None,
+        connect_timeout: float = 10.0,
+    ) -> None:
+        host = os.environ.get("OLLAMA_HOST") if base_url is None else base_url
+        # People copy the address of the OpenAI routes; the native ones begin at the root.
+        address = parse_ollama_host((host or "").strip().rstrip("/").removesuffix("/v1"))
+        self._options = _checked_options(options or {})
+        self._keep_alive = _checked_keep_alive(keep_alive)
+        self._http = HttpClient(
+            address, api_key=api_key, headers=headers, transport=transport, connect_timeout=connect_timeout
+        )
+        self._capabilities: dict[str, frozenset[str]] = {}
+
+    def __repr__(self) -> str:
+        return f"OllamaEngine({self.address!r})"
+
+    @property
+    def address(self) -> str:
+        """The server's URL, without credentials."""
+        return self._http.address.url
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The frozen load options that every request carries."""
+        return self._options
+
+    def check_params(self, body: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Whether Ollama can honour every field of an OpenAI chat `body`: None, or (field path, reason)."""
+        return OLLAMA_FIELDS.check(body)
+
+    async def describe(self, model: str) -> EngineInfo:
+        """The server's version, and digest, trained context length and capabilities of `model`.
+
+        Raises ModelNotFoundError, with the `ollama pull` line, if the server does not have it.
+        """
+        deadline = time.monotonic() + ASK_S
+        version = (await self._ask("GET", "/api/version", None, model, deadline)).get("version")
+        shown, tags = await asyncio.gather(
+            self._ask("POST", "/api/show", {"model": model}, model, deadline),
+            self._ask("GET", "/api/tags", None, model, deadline),
+        )
+        details = _dict(shown.get("details"))
+        model_info = _dict(shown.get("model_info"))
+        architecture = model_info.get("general.architecture")
+        context_length = model_info.get(f"{architecture}.context_length")
+        capabilities = shown.get("capabilities")
+        if isinstance(capabilities, list):
+            self._capabilities[model] = frozenset(map(str, capabilities))
+        return EngineInfo(
+            engine="ollama",
+            address=self.address,
+            version=version if isinstance(version, str) else None,
+            model=model,
+            digest=_digest(tags, model),
+            slots=None,
+            context_length=context_length if isinstance(context_length, int) else None,
+            details={
+                "capabilities": capabilities,
+                "family": details.get("family"),
+                "families": details.get("families"),
+                "parameter_size": details.get("parameter_size"),
+                "quantization": details.get("quantization_level"),
+                "options": dict(self._options),
+            },
+        )
+
+    async def complete(self, request: ChatRequest, *, deadline: float) -> Completion:
+        """The complete answer to `request`, before `deadline` (`time.monotonic()` seconds).
+
+        Raises EngineError; OutputTruncatedError and EmptyOutputError carry the completion.
+        """
+        if wire.think_of(request):
+            self._check_thinks(request.model)
+        body = wire.chat_body(request, options=self._options, keep_alive=self._keep_alive)
+        reply = await self._http.post("/api/chat", dump_json(body), deadline=deadline)
+        decoded = self._decode(reply, request.model)
+        return check_outcome(wire.completion_of(decoded, request.model))
+
+    async def load(self, model: str, *, num_ctx: int | None, deadline: float) -> EngineInfo:
+        """Load `model` with the options its requests will carry, and keep it loaded.
+
+        Give a `deadline` of minutes: the load of a large model is given up when its request ends.
+        """
+        info = await self.describe(model)
+        body = wire.preload_body(model, options=self._options, num_ctx=num_ctx, keep_alive=self._keep_alive)
+        loaded = await self._ask("POST", "/api/chat", body, model, deadline)
+        if loaded.get("done") is not True:
+            raise InvalidReplyError(f"{self.address} did not say that {model} is loaded", status=200)
+        return info
+
+    async def release(self, model: str, *, num_ctx: int | None, unload: bool = False) -> None:
+        """Give `model` Ollama's usual keep_alive of 5 minutes back, or unload it and wait until it is gone.
+
+        Does nothing to a model that is not loaded. Raises EngineServerError if it stays loaded for a minute.
+        """
+        deadline = time.monotonic() + ASK_S
+        if not await self._is_loaded(model, deadline):
+            return
+        keep_alive: float | str = 0 if unload else "5m"
+        body = wire.preload_body(model, options=self._options, num_ctx=num_ctx, keep_alive=keep_alive)
+        await self._ask("POST", "/api/chat", body, model, deadline)
+        if not unload:
+            return
+        deadline = time.monotonic() + UNLOAD_S
+        while await self._is_loaded(model, deadline):
+            if time.monotonic() + POLL_S >= deadline:
+                raise EngineServerError(
+                    f"{self.address} still holds {model} in memory after {UNLOAD_S:.0f} s"
+                )
+            await asyncio.sleep(POLL_S)
+
+    async def healthy(self) -> bool:
+        """Whether the server answers; that a model can run is only shown by a completion."""
+        try:
+            reply = await self._http.get("/api/version", deadline=time.monotonic() + ASK_S)
+        except EngineError as exc:
+            if not exc.retryable:
+                raise
+            return False
+        return reply.status == 200
+
+    async def aclose(self) -> None:
+        """Close the connections to the server; a second call does nothing."""
+        await self._http.aclose()
+
+    async def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None, model: str, deadline: float
+    ) -> dict[str, Any]:
+        content = None if body is None else dump_json(body)
+        reply = await self._http.send(method, path, content, deadline=deadline)
+        return self._decode(reply, model)
+
+    def _decode(self, reply: Reply, model: str) -> dict[str, Any]:
+        if reply.status != 200:
+            raise classify(reply, missing_model=_how_to_get(model))
+        try:
+            decoded = orjson.loads(reply.content)
+        except orjson.JSONDecodeError as exc:
+            raise InvalidReplyError(f"the answer of {self.address} is not JSON ({exc})", status=200) from exc
+        if not isinstance(decoded, dict):
+            raise InvalidReplyError(f"the answer of {self.address} is no JSON object", status=200)
+        if "error" in decoded:
+            raise classify(Reply(500, reply.headers, reply.content), missing_model=_how_to_get(model))
+        return decoded
+
+    async def _is_loaded(self, model: str, deadline: float) -> bool:
+        running = await self._ask("GET", "/api/ps", None, model, deadline)
+        return _find(running, model) is not None
+
+    def _check_thinks(self, model: str) -> None:
+        capabilities = self._capabilities.get(model)
+        if capabilities is not None and "thinking" not in capabilities:
+            raise UnsupportedParamError(
+                f"{model} cannot think (capabilities: {', '.join(sorted(capabilities))}); "
+                "set think=False and leave reasoning_effort out",
+                param="think",
+            )
+
+
+def _how_to_get(model: str) -> str:
+    return f"Get it with:\nollama pull {model}"
+
+
+def _checked_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in options:
+        if name == "num_ctx":
+            raise ConfigError(
+                "options['num_ctx']: the context length is a setting of the run; give num_ctx there"
+            )
+        if name == "num_predict":
+            raise ConfigError("options['num_predict']: give max_tokens to the run or the request")
+        if name in wire.OPTIONS or name == "stop":
+            raise ConfigError(
+                f"options[{name!r}] is a setting of requests; give it in defaults or in the request"
+            )
+        if name not in LOAD_OPTIONS:
+            raise ConfigError(
+                f"options[{name!r}] is no load option of Ollama; those are {', '.join(sorted(LOAD_OPTIONS))}"
+            )
+    return MappingProxyType(dict(options))
+
+
+def _checked_keep_alive(keep_alive: Any) -> float | str:
+    if isinstance(keep_alive, bool) or not isinstance(keep_alive, int | float | str) or keep_alive == "":
+        raise ConfigError(f"keep_alive must be seconds or a duration such as '10m', not {keep_alive!r}")
+    if keep_alive == 0:
+        raise ConfigError("keep_alive=0 would unload the model after every request; use -1 or some minutes")
+    checked: float | str = keep_alive
+    return checked
+
+
+def _digest(listing: Mapping[str, Any], model: str) -> str | None:
+    entry = _find(listing, model)
+    digest = None if entry is None else entry.get("digest")
+    return digest if isinstance(digest, str) and digest else None
+
+
+def _find(listing: Mapping[str, Any], model: str) -> Mapping[str, Any] | None:
+    wanted = wire.full_name(model)
+    models = listing.get("models")
+    for entry in models if isinstance(models, list) else ():
+        if isinstance(entry, dict):
+            names = (entry.get("name"), entry.get("model"))
+            if any(isinstance(name, str) and wire.full_name(name) == wanted for name in names):
+                return entry
+    return None
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,262 @@
+"""The engine for servers that speak OpenAI's chat form: vLLM, llama.cpp, LM Studio and others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import httpx
+import orjson
+
+from ollama_batch.engines._address import parse_base_url
+from ollama_batch.engines._http import HttpClient, Reply, dump_json
+from ollama_batch.engines._replies import check_outcome, classify
+from ollama_batch.engines.openai_fields import OPENAI_FIELDS
+from ollama_batch.errors import (
+    ConfigError,
+    EngineError,
+    InvalidReplyError,
+    ModelNotFoundError,
+)
+from ollama_batch.types import ChatRequest, Completion, EngineInfo, Timings, Usage
+
+ASK_S: Final = 30.0
+"""Longest wait for an answer that needs no model."""
+
+OLLAMA_NOTE: Final = (
+    "An Ollama answers at this address. Its /v1 routes can set neither the context length (num_ctx) nor "
+    "forbid that long prompts are cut in silence; use OllamaEngine (--api ollama) with the same address."
+)
+
+_OWN_FIELDS: Final = frozenset({"model", "messages", "max_tokens", "max_completion_tokens", "stream", "n"})
+
+
+class OpenAIEngine:
+    """Answers through `/v1/chat/completions` of any server that has it.
+
+    `base_url` may end in `/v1` or not. Fields are sent as they are (`docs/body-fields.md`); `extra_body`
+    is laid under every request, so that a row's own field wins. The server decides its context length, and a
+    `think` of the run is sent as `reasoning_effort` where it names a level: true and false have no common
+    form (vLLM and llama.cpp take `chat_template_kwargs={"enable_thinking": False}` in `extra_body`).
+    An answer counts only with a finish_reason. A `transport` of your own stays yours to close.
+    Raises ConfigError for a wrong option.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        connect_timeout: float = 10.0,
+    ) -> None:
+        address = parse_base_url(base_url.strip().rstrip("/").removesuffix("/v1"))
+        self._http = HttpClient(
+            address, api_key=api_key, headers=headers, transport=transport, connect_timeout=connect_timeout
+        )
+        self._extra_body = _checked_extra(extra_body or {})
+
+    def __repr__(self) -> str:
+        return f"OpenAIEngine({self.address!r})"
+
+    @property
+    def address(self) -> str:
+        """The server's URL, without `/v1` and credentials."""
+        return self._http.address.url
+
+    @property
+    def extra_body(self) -> Mapping[str, Any]:
+        """The fields laid under every request."""
+        return self._extra_body
+
+    def check_params(self, body: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Whether every field of an OpenAI chat `body` can be sent: None, or (field path, reason)."""
+        return OPENAI_FIELDS.check(body)
+
+    async def describe(self, model: str) -> EngineInfo:
+        """What the server tells about itself and `model`; `slots` from llama.cpp only.
+
+        Where an Ollama answers, `details["note"]` says so and names the native engine. Raises
+        ModelNotFoundError if the server lists its models and `model` is not among them.
+        """
+        deadline = time.monotonic() + ASK_S
+        listing = await self._http.get("/v1/models", deadline=deadline)
+        if listing.status not in (200, 404):
+            raise classify(listing, missing_model=_how_to_get(model))
+        props = _object(await self._http.get("/props", deadline=deadline))
+        ollama = {} if props else _object(await self._http.get("/api/version", deadline=deadline))
+        vllm = {} if props or ollama else _object(await self._http.get("/version", deadline=deadline))
+        models = _models(_object(listing))
+        entry = models.get(model) or models.get(f"{model}:latest")
+        # llama.cpp answers to any name.
+        if entry is None and models and not props and "*" not in "".join(models):
+            raise ModelNotFoundError(
+                f"{self.address} does not serve {model!r}, only {', '.join(sorted(models))}. "
+                + _how_to_get(model),
+                param="model",
+            )
+        details: dict[str, Any] = {"extra_body": dict(self._extra_body), "models": sorted(models)}
+        if "version" in ollama:
+            details["note"] = OLLAMA_NOTE
+        settings = props.get("default_generation_settings")
+        n_ctx = settings.get("n_ctx") if isinstance(settings, dict) else None
+        version = props.get("build_info") or ollama.get("version") or vllm.get("version")
+        return EngineInfo(
+            engine="openai",
+            address=self.address,
+            version=None if version is None else str(version),
+            model=model,
+            digest=None,
+            slots=_positive(props.get("total_slots")),
+            context_length=_positive(n_ctx) or _positive((entry or {}).get("max_model_len")),
+            details=details,
+        )
+
+    async def complete(self, request: ChatRequest, *, deadline: float) -> Completion:
+        """The complete answer to `request`, before `deadline` (`time.monotonic()` seconds).
+
+        Raises EngineError; OutputTruncatedError and EmptyOutputError carry the completion.
+        """
+        body: dict[str, Any] = {**self._extra_body, "model": request.model, "messages": request.messages}
+        if isinstance(request.think, str):
+            body["reasoning_effort"] = request.think
+        body.update({name: value for name, value in request.params.items() if value is not None})
+        body["max_tokens"] = request.max_tokens
+        body["stream"] = False
+        reply = await self._http.post("/v1/chat/completions", dump_json(body), deadline=deadline)
+        return check_outcome(self._completion(reply, request.model))
+
+    async def healthy(self) -> bool:
+        """Whether the server answers and its model is loaded, by `/health` or, without that, `/v1/models`."""
+        deadline = time.monotonic() + ASK_S
+        try:
+            reply = await self._http.get("/health", deadline=deadline)
+            if reply.status == 404:
+                reply = await self._http.get("/v1/models", deadline=deadline)
+        except EngineError as exc:
+            if not exc.retryable:
+                raise
+            return False
+        return reply.status == 200
+
+    async def aclose(self) -> None:
+        """Close the connections to the server; a second call does nothing."""
+        await self._http.aclose()
+
+    def _completion(self, reply: Reply, model: str) -> Completion:
+        if reply.status != 200:
+            raise classify(reply, missing_model=_how_to_get(model))
+        try:
+            body = orjson.loads(reply.content)
+        except orjson.JSONDecodeError as exc:
+            raise InvalidReplyError(f"the answer of {self.address} is not JSON ({exc})", status=200) from exc
+        if not isinstance(body, dict):
+            raise InvalidReplyError(f"the answer of {self.address} is no JSON object", status=200)
+        if body.get("error") or body.get("object") == "error":
+            raise classify(Reply(500, reply.headers, reply.content), missing_model=_how_to_get(model))
+        return completion_of(body)
+
+
+def completion_of(body: dict[str, Any]) -> Completion:
+    """The completion in a decoded `chat.completion` object.
+
+    Raises InvalidReplyError unless every choice has a message and a finish_reason.
+    """
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise InvalidReplyError("the answer has no choices", status=200)
+    for choice in choices:
+        if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
+            raise InvalidReplyError("a choice of the answer has no message", status=200)
+        if not isinstance(choice.get("finish_reason"), str):
+            raise InvalidReplyError("the engine broke off the answer: it has no finish_reason", status=200)
+    message = choices[0]["message"]
+    content = message.get("content")
+    if not isinstance(content, str | None):
+        raise InvalidReplyError("the answer's content is not text", status=200)
+    timings = body.get("timings")
+    timings = timings if isinstance(timings, dict) else {}
+    reasoning = message.get("reasoning") or message.get("reasoning_content")
+    return Completion(
+        body=body,
+        output=content or None,
+        finish_reason=choices[0]["finish_reason"],
+        usage=_usage(body.get("usage"), timings),
+        reasoning=reasoning if isinstance(reasoning, str) else None,
+        timings=Timings(
+            prompt_s=_milliseconds(timings.get("prompt_ms")),
+            generate_s=_milliseconds(timings.get("predicted_ms")),
+        ),
+    )
+
+
+def _usage(usage: Any, timings: Mapping[str, Any]) -> Usage | None:
+    if not isinstance(usage, dict):
+        return None
+    cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
+    if cached is None and isinstance(timings.get("cache_n"), int):
+        cached = timings["cache_n"]
+    return Usage(
+        prompt_tokens=_tokens(usage, "prompt_tokens") or 0,
+        completion_tokens=_tokens(usage, "completion_tokens") or 0,
+        cached_tokens=cached,
+        reasoning_tokens=_detail(usage, "completion_tokens_details", "reasoning_tokens"),
+    )
+
+
+def _detail(usage: Mapping[str, Any], details: str, name: str) -> int | None:
+    inner = usage.get(details)
+    return _tokens(inner, name) if isinstance(inner, dict) else None
+
+
+def _tokens(counts: Mapping[str, Any], name: str) -> int | None:
+    value = counts.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or value < 0:
+        raise InvalidReplyError(f"the answer's {name} is no count of tokens: {value!r}", status=200)
+    return value
+
+
+def _milliseconds(value: Any) -> float | None:
+    return value / 1000 if isinstance(value, int | float) else None
+
+
+def _object(reply: Reply) -> dict[str, Any]:
+    """The JSON object of an answer, {} for anything else: optional routes may answer what they like."""
+    if reply.status != 200:
+        return {}
+    try:
+        decoded = orjson.loads(reply.content)
+    except orjson.JSONDecodeError:
+        return {}
+    return decoded if isinstance(decoded, dict) else {}
+
+
+def _models(listing: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    data = listing.get("data")
+    entries = data if isinstance(data, list) else []
+    return {
+        entry["id"]: entry
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str)
+    }
+
+
+def _positive(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None
+
+
+def _how_to_get(model: str) -> str:
+    return f"Start the server with {model!r}, or give the run the name under which the server has it."
+
+
+def _checked_extra(extra: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in extra:
+        if name in _OWN_FIELDS:
+            raise ConfigError(f"extra_body[{name!r}]: this field is set by the run or the request")
+    return MappingProxyType(dict(extra))

@@ -1,0 +1,173 @@
+"""A journal as everybody but its writer sees it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from ollama_batch.errors import JournalError, OutputError
+from ollama_batch.journal import faults, meta, schema
+from ollama_batch.journal.data import ExportCounts, JournalCounts, Note
+from ollama_batch.journal.export import matches, write_export
+from ollama_batch.journal.lock import is_held
+from ollama_batch.journal.place import check_regular
+from ollama_batch.journal.results import Pair, count, iterate
+
+
+class ReadOnlyJournal:
+    """Counts, settings, notes and results of a journal; changes nothing and waits for nobody.
+
+    Sees what was committed when it asks. Works beside the writer, from any process or thread.
+    Raises JournalError if there is none, JournalCorruptError or JournalVersionError if it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a symbolic link
+        self._con: sqlite3.Connection | None = _open(self._path)
+
+    @property
+    def path(self) -> Path:
+        """Where the journal is."""
+        return self._path
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return str(self.get(meta.RUN_ID))
+
+    @property
+    def created_at(self) -> float:
+        """When the run began, in seconds since the epoch."""
+        return float(self.get(meta.CREATED_AT))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What was recorded as changing answers, pins included."""
+        return {**self.get(meta.IDENTITY, {}), **self.get(meta.PINS, {})}
+
+    @property
+    def state(self) -> Literal["running", "finished", "stopped"]:
+        """Whether a writer has it ("running"), and if not, whether its last word was "finished"."""
+        if is_held(self._path):
+            return "running"
+        return "finished" if self.get("state") == "finished" and not self.counts().pending else "stopped"
+
+    def counts(self) -> JournalCounts:
+        """Rows and results as committed."""
+        with faults.named(self._path):
+            return count(self._connection())
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The JSON value last put under `key`."""
+        with faults.named(self._path):
+            return meta.get(self._connection(), key, default)
+
+    def notes(self, kind: str | None = None) -> list[Note]:
+        """The notes so far (of one kind), oldest first."""
+        with faults.named(self._path):
+            return meta.notes(self._read, kind)
+
+    def results(
+        self,
+        *,
+        ok: bool | None = None,
+        source: int | None = None,
+        strict: bool = True,
+        damaged: list[int] | None = None,
+    ) -> Iterator[Pair]:
+        """Rows with their results, as `RunJournal.results`; `damaged` collects what is left out."""
+        return read_results(
+            self._path, ok=ok, source=source, damaged=None if strict else [] if damaged is None else damaged
+        )
+
+    def export(
+        self,
+        source: int,
+        output: Path,
+        errors: Path | None = None,
+        *,
+        strict: bool = True,
+        overwrite: bool = False,
+    ) -> ExportCounts:
+        """Write what is finished so far, as `RunJournal.export` does.
+
+        Raises OutputError if a file is there that no export of this run made, unless `overwrite`.
+        """
+        output = Path(os.path.abspath(output))  # noqa: PTH100 - resolve() would follow a symbolic link
+        errors = None if errors is None else Path(os.path.abspath(errors))  # noqa: PTH100 - as above
+        for file in (output, errors):
+            if not overwrite and file is not None and os.path.lexists(file) and not self.owns(file):
+                raise OutputError(
+                    f"{file} exists and is not an export of this run: give another name, or overwrite"
+                )
+        return write_export(
+            self.results(source=source, strict=strict),
+            output,
+            errors,
+            tag=f"{self.run_id[:8]}.{os.getpid()}",
+            announce=lambda _marks: None,
+            owns=self.owns,
+        )
+
+    def owns(self, path: Path) -> bool:
+        """Whether the file `path` is, unchanged, an export of this run by its writer."""
+        with faults.named(self._path):
+            return matches(path, meta.marks(self._connection()))
+
+    def close(self) -> None:
+        """Let go of the file; may be called again."""
+        if self._con is not None:
+            self._con.close()
+        self._con = None
+
+    def __enter__(self) -> ReadOnlyJournal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._con is None:
+            raise JournalError("the journal is closed: open it again", str(self._path))
+        return self._con
+
+    def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
+        return self._connection().execute(query, values).fetchall()
+
+
+def read_results(
+    path: Path, *, ok: bool | None, source: int | None, damaged: list[int] | None
+) -> Iterator[Pair]:
+    """Results of the journal `path` from a connection of their own."""
+    con = _open(path)
+    try:
+        yield from iterate(
+            lambda query, values: con.execute(query, values).fetchall(),
+            ok=ok,
+            source=source,
+            path=path,
+            damaged=damaged,
+        )
+    finally:
+        con.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    if not check_regular(path, path):
+        raise JournalError(f"there is no journal {path}", str(path))
+    with faults.named(path):
+        # Not SQLite's read-only mode, which leaves an empty log behind: the last to close removes it here.
+        con = schema.connect(path, across_threads=True)
+        try:
+            con.execute("PRAGMA query_only = ON")
+            schema.check(con, path)
+        except BaseException:
+            con.close()
+            raise
+    return con

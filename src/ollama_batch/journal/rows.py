@@ -1,0 +1,110 @@
+"""The rows of a run: what was read, and what is still to be done."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from ollama_batch._points import reached
+from ollama_batch.errors import JournalMismatchError
+from ollama_batch.types import RowRecord
+
+_COLUMNS = "r.idx, r.source, r.line, r.custom_id, r.fingerprint, r.offset, r.length"
+
+Retry = frozenset[str] | Literal[True] | None
+"""Which failed rows count as pending: those of the codes given, all, or none."""
+
+
+def row_of(columns: Sequence[Any]) -> RowRecord:
+    """The row record of seven columns in the order of `_COLUMNS`."""
+    return RowRecord(*columns)
+
+
+def insert_rows(
+    con: sqlite3.Connection, rows: Sequence[RowRecord], path: Path | None
+) -> tuple[int, list[tuple[RowRecord, RowRecord]]]:
+    """Store `rows`, in one transaction: how many were new, and those whose id is taken, with its holder."""
+    values = [(r.index, r.source, r.line, r.custom_id, r.fingerprint, r.offset, r.length) for r in rows]
+    taken: list[tuple[RowRecord, RowRecord]] = []
+    con.execute("BEGIN IMMEDIATE")
+    try:
+        reached("rows.before_insert")
+        before = con.total_changes
+        con.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        new = con.total_changes - before
+        if new != len(rows):
+            taken = _conflicts(con, rows, path)
+        reached("rows.before_commit")
+        con.execute("COMMIT")
+    except BaseException:
+        roll_back(con)
+        raise
+    reached("rows.after_commit")
+    return new, taken
+
+
+def _conflicts(
+    con: sqlite3.Connection, rows: Sequence[RowRecord], path: Path | None
+) -> list[tuple[RowRecord, RowRecord]]:
+    taken = []
+    for row in rows:
+        found = con.execute(f"SELECT {_COLUMNS} FROM rows r WHERE idx = ?", (row.index,)).fetchone()  # noqa: S608 - a constant of ours
+        stored = None if found is None else row_of(found)
+        if stored is not None and stored.custom_id == row.custom_id and stored.source == row.source:
+            if stored.fingerprint != row.fingerprint:
+                raise _changed(row, stored, path)
+            continue
+        query = f"SELECT {_COLUMNS} FROM rows r WHERE custom_id = ? AND source = ?"  # noqa: S608 - a constant of ours
+        holder = con.execute(query, (row.custom_id, row.source)).fetchone()
+        if holder is not None and holder[0] != row.index:
+            taken.append((row, row_of(holder)))
+        elif stored is not None:
+            raise _changed(row, stored, path)
+    return taken
+
+
+def _changed(row: RowRecord, stored: RowRecord, path: Path | None) -> JournalMismatchError:
+    where = f"source {row.source}, line {row.line}"
+    known = (stored.custom_id, stored.fingerprint.hex())
+    present = (row.custom_id, row.fingerprint.hex())
+    if stored.custom_id == row.custom_id:
+        what = f"the request {row.custom_id!r} is not the one"
+    else:
+        what = f"the request is {row.custom_id!r}, not {stored.custom_id!r},"
+    return JournalMismatchError(
+        f"{where}: {what} this run began with: give the same input, another output, or overwrite",
+        None if path is None else str(path),
+        {f"{where} [{row.custom_id}]": (known, present)},
+    )
+
+
+def select_pending(
+    con: sqlite3.Connection, *, after: int, limit: int, retry: Retry, session: int
+) -> list[RowRecord]:
+    """Rows to be sent, in input order, from the first whose index is above `after`."""
+    where, values = "x.idx IS NULL", [after]
+    if retry is not None:
+        where += " OR (NOT x.ok AND x.session < ?"
+        values.append(session)
+        if retry is not True:
+            where += " AND x.code IN (SELECT value FROM json_each(?))"
+        where += ")"
+    bound: list[Any] = [
+        *values,
+        *([json.dumps(sorted(retry))] if isinstance(retry, frozenset) else []),
+        limit,
+    ]
+    query = (
+        f"SELECT {_COLUMNS} FROM rows r LEFT JOIN results x ON x.idx = r.idx "  # noqa: S608 - constants of ours
+        f"WHERE r.idx > ? AND ({where}) ORDER BY r.idx LIMIT ?"
+    )
+    return [row_of(columns) for columns in con.execute(query, bound)]
+
+
+def roll_back(con: sqlite3.Connection) -> None:
+    """End a failed transaction, if SQLite has not ended it already."""
+    if con.in_transaction:
+        con.execute("ROLLBACK")

@@ -1,0 +1,403 @@
+"""How a run goes, in numbers: built from events, read as frozen snapshots."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ollama_batch._histogram import LogHistogram
+from ollama_batch._text import jsonable
+from ollama_batch.events import (
+    Decision,
+    Event,
+    RowFinished,
+    RowSent,
+    RowsFound,
+    RunFinished,
+    RunPaused,
+    RunResumed,
+    RunStalled,
+    RunStarted,
+)
+
+_WINDOW_S = 60
+# Fewer rows than this in the last minute say less about the time left than the whole run does.
+_ENOUGH_ROWS = 20
+
+_MEMORY = ("vram_used_bytes", "vram_total_bytes", "ram_used_bytes", "gpu_share")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchMetrics:
+    """A run at one moment. `None` says unknown or not reported, which is never the same as 0.
+
+    Rows: `total` (None until the end of the input is known; `found` rows so far) and `completed` = `ok` +
+    `failed`, with the `resumed` rows of earlier sessions (`resumed_failed` of them failed). Everything else
+    is of this session alone. `sent` counts requests handed to the engine, `retried` those of them that were
+    not the first attempt of their row, `errors` the failed rows by error code.
+
+    State: "waiting", "running", "paused", "stalled", or the outcome "completed", "stopped", "interrupted";
+    `state_reason` is a stable word, `state_message` for people, `state_s` how long it has lasted (seconds).
+
+    Tokens are sums over the `answers`, the rows whose answer came with a usage (failed rows may have one);
+    `estimated` of these were estimated rather than counted by the engine. `cached_tokens` sums what
+    `cached_reported` answers told of their cache, None if none did; `cached_share` is its share (0 to 1) of
+    the prompt tokens of those same answers. `reasoning_tokens` likewise. Means are per answer.
+
+    Context, in tokens of prompt and answer together: of the latest answer, the largest so far, and
+    `context_limit`, the num_ctx of the run. `trims` counts rows whose messages were shortened,
+    `trim_saved_tokens` what that saved, as far as it was told.
+
+    Latency, in seconds, is the last attempt of answered rows: mean and max are exact, percentiles (nearest
+    rank) within 1 %. Rates are per second of `elapsed_s`, pauses included; those that end in `_1m` cover
+    the last 60 seconds, or the run if it is younger. `tokens_per_s` counts prompt and answer,
+    `completion_tokens_per_s` the answers. `eta_s` is None while paused and with nothing to go by.
+
+    Memory and GPU fields are None until something measures them; `unmeasured` maps each to the reason.
+    """
+
+    model: str | None = None
+    run_id: str | None = None
+    state: str = "waiting"
+    state_reason: str | None = None
+    state_message: str | None = None
+    state_s: float | None = None
+    paused: bool = False
+
+    total: int | None = None
+    found: int = 0
+    completed: int = 0
+    ok: int = 0
+    failed: int = 0
+    resumed: int = 0
+    resumed_failed: int = 0
+    sent: int = 0
+    retried: int = 0
+    in_flight: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+
+    answers: int = 0
+    estimated: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int | None = None
+    cached_reported: int = 0
+    cached_share: float | None = None
+    reasoning_tokens: int | None = None
+    reasoning_reported: int = 0
+    prompt_tokens_mean: float | None = None
+    completion_tokens_mean: float | None = None
+
+    context_current: int | None = None
+    context_peak: int | None = None
+    context_limit: int | None = None
+    trims: int = 0
+    trim_saved_tokens: int = 0
+
+    latency_mean_s: float | None = None
+    latency_p50_s: float | None = None
+    latency_p90_s: float | None = None
+    latency_p95_s: float | None = None
+    latency_p99_s: float | None = None
+    latency_max_s: float | None = None
+
+    elapsed_s: float = 0.0
+    paused_s: float = 0.0
+    eta_s: float | None = None
+    requests_per_s: float | None = None
+    requests_per_s_1m: float | None = None
+    tokens_per_s: float | None = None
+    tokens_per_s_1m: float | None = None
+    completion_tokens_per_s: float | None = None
+    completion_tokens_per_s_1m: float | None = None
+
+    vram_used_bytes: int | None = None
+    vram_total_bytes: int | None = None
+    ram_used_bytes: int | None = None
+    gpu_share: float | None = None
+    unmeasured: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(_MEMORY, "not measured"))
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion tokens together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by its name, ready for `json.dumps`."""
+        return {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+class _Minute:
+    """Sums of the last 60 seconds, in buckets of one second: rows, prompt tokens, completion tokens."""
+
+    __slots__ = ("rows", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = [-1] * _WINDOW_S
+        self.rows = [[0, 0, 0] for _ in range(_WINDOW_S)]
+
+    def add(self, at_s: float, prompt: int, completion: int) -> None:
+        second = int(at_s)
+        place = second % _WINDOW_S
+        row = self.rows[place]
+        if self.seconds[place] != second:
+            self.seconds[place] = second
+            row[0] = row[1] = row[2] = 0
+        row[0] += 1
+        row[1] += prompt
+        row[2] += completion
+
+    def sums(self, at_s: float) -> tuple[int, int, int, float]:
+        """Rows, prompt and completion tokens of the window that ends at `at_s`, and its length in seconds."""
+        second = int(at_s)
+        first = second - _WINDOW_S + 1
+        rows = prompt = completion = 0
+        for stamp, row in zip(self.seconds, self.rows, strict=True):
+            if first <= stamp <= second:
+                rows += row[0]
+                prompt += row[1]
+                completion += row[2]
+        return rows, prompt, completion, min(at_s, at_s - first)
+
+
+class MetricsHook:
+    """Builds the metrics of one run at a time from its events; `snapshot()` may be called from any thread.
+
+    Memory is constant in the number of rows. A `RunStarted` begins anew, so one hook can follow several runs
+    one after another.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # Invariant: a snapshot is of one moment. Written on the run's loop, read by the screen's thread.
+        self._lock = threading.Lock()
+        self._started: RunStarted | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start: float | None = None
+        self._end: float | None = None
+        self._finished: RunFinished | None = None
+        self._total: int | None = None
+        self._found = 0
+        self._ok = self._failed = 0
+        self._sent = self._retried = self._in_flight = 0
+        self._errors: dict[str, int] = {}
+        self._answers = self._estimated = self._prompt = self._completion = 0
+        self._cached = self._cached_reported = self._cached_of = 0
+        self._reasoning = self._reasoning_reported = 0
+        self._context_current = self._context_peak = 0
+        self._context_limit: int | None = None
+        self._trims = self._trim_saved = 0
+        self._latency = LogHistogram()
+        self._minute = _Minute()
+        self._pause: RunPaused | None = None
+        self._pause_start = 0.0
+        self._pause_end: float | None = None
+        self._paused_s = 0.0
+        self._stall: RunStalled | None = None
+        self._stall_at = 0.0
+
+    def on_event(self, event: Event) -> None:
+        """Take note of `event`."""
+        with self._lock:
+            # The two frequent ones first.
+            if isinstance(event, RowFinished):
+                self._row_finished(event)
+            elif isinstance(event, RowSent):
+                self._sent += 1
+                self._in_flight = event.in_flight
+                if event.attempt > 1:
+                    self._retried += 1
+            elif isinstance(event, RunStarted):
+                self._run_started(event)
+            elif isinstance(event, RowsFound):
+                self._found = event.total
+                self._total = event.total if event.complete else None
+            elif isinstance(event, RunPaused):
+                if self._pause is None:
+                    self._pause_start = self._clock()
+                self._pause = event
+            elif isinstance(event, RunResumed):
+                self._end_pause(self._clock())
+            elif isinstance(event, RunStalled):
+                self._stall = event
+                self._stall_at = self._clock()
+            elif isinstance(event, Decision):
+                num_ctx = event.data.get("num_ctx")
+                if isinstance(num_ctx, int):
+                    self._context_limit = num_ctx
+            elif isinstance(event, RunFinished):
+                self._end = self._clock()
+                self._end_pause(self._end)
+                self._finished = event
+                self._in_flight = 0
+
+    def _run_started(self, event: RunStarted) -> None:
+        self._reset()
+        self._started = event
+        self._start = self._clock()
+        self._total = event.total
+        self._found = event.total or event.resumed
+        self._context_limit = event.num_ctx
+
+    def _end_pause(self, now: float) -> None:
+        if self._pause is not None:
+            self._paused_s += now - self._pause_start
+            self._pause = None
+            self._pause_end = now
+
+    def _row_finished(self, event: RowFinished) -> None:
+        now = self._clock()
+        if self._start is None:
+            self._start = now
+        result = event.result
+        self._in_flight = event.in_flight
+        self._stall = None
+        if result.ok:
+            self._ok += 1
+        else:
+            self._failed += 1
+            code = result.error.code if result.error is not None else "unknown"
+            self._errors[code] = self._errors.get(code, 0) + 1
+        prompt = completion = 0
+        usage = result.usage
+        if usage is not None:
+            prompt = usage.prompt_tokens
+            completion = usage.completion_tokens
+            self._answers += 1
+            self._prompt += prompt
+            self._completion += completion
+            if usage.source == "estimate":
+                self._estimated += 1
+            if usage.cached_tokens is not None:
+                self._cached += usage.cached_tokens
+                self._cached_reported += 1
+                self._cached_of += prompt
+            if usage.reasoning_tokens is not None:
+                self._reasoning += usage.reasoning_tokens
+                self._reasoning_reported += 1
+            context = prompt + completion
+            self._context_current = context
+            if context > self._context_peak:
+                self._context_peak = context
+        if result.latency_s is not None and (result.ok or usage is not None):
+            self._latency.add(result.latency_s)
+        if result.trim:
+            self._trims += 1
+            self._trim_saved += _saved(result.trim)
+        self._minute.add(now - self._start, prompt, completion)
+
+    def snapshot(self) -> BatchMetrics:
+        """The run as it is now."""
+        with self._lock:
+            now = self._clock() if self._end is None else self._end
+            elapsed = 0.0 if self._start is None else now - self._start
+            paused_s = self._paused_s + (now - self._pause_start if self._pause is not None else 0.0)
+            state, reason, message, state_s = self._state(now)
+            rows, prompt, completion, window_s = self._minute.sums(elapsed)
+            latency = self._latency.copy()
+            begun = self._started
+            resumed = 0 if begun is None else begun.resumed
+            resumed_failed = 0 if begun is None else begun.resumed_failed
+            done = self._ok + self._failed
+            tokens = self._prompt + self._completion
+            frozen = BatchMetrics(
+                model=None if begun is None else begun.model,
+                run_id=None if begun is None else begun.run_id,
+                state=state,
+                state_reason=reason,
+                state_message=message,
+                state_s=state_s,
+                paused=self._pause is not None,
+                total=self._total,
+                found=self._found,
+                completed=resumed + done,
+                ok=resumed - resumed_failed + self._ok,
+                failed=resumed_failed + self._failed,
+                resumed=resumed,
+                resumed_failed=resumed_failed,
+                sent=self._sent,
+                retried=self._retried,
+                in_flight=self._in_flight,
+                errors=dict(self._errors),
+                answers=self._answers,
+                estimated=self._estimated,
+                prompt_tokens=self._prompt,
+                completion_tokens=self._completion,
+                cached_tokens=self._cached if self._cached_reported else None,
+                cached_reported=self._cached_reported,
+                cached_share=_over(self._cached, self._cached_of),
+                reasoning_tokens=self._reasoning if self._reasoning_reported else None,
+                reasoning_reported=self._reasoning_reported,
+                prompt_tokens_mean=_over(self._prompt, self._answers),
+                completion_tokens_mean=_over(self._completion, self._answers),
+                context_current=self._context_current if self._answers else None,
+                context_peak=self._context_peak if self._answers else None,
+                context_limit=self._context_limit,
+                trims=self._trims,
+                trim_saved_tokens=self._trim_saved,
+                elapsed_s=elapsed,
+                paused_s=paused_s,
+                eta_s=self._eta(
+                    now, elapsed - paused_s, _over(rows, window_s) if rows >= _ENOUGH_ROWS else None
+                ),
+                requests_per_s=_over(done, elapsed),
+                requests_per_s_1m=_over(rows, window_s),
+                tokens_per_s=_over(tokens, elapsed),
+                tokens_per_s_1m=_over(prompt + completion, window_s),
+                completion_tokens_per_s=_over(self._completion, elapsed),
+                completion_tokens_per_s_1m=_over(completion, window_s),
+            )
+        p50, p90, p95, p99 = latency.quantiles((0.5, 0.9, 0.95, 0.99))
+        return dataclasses.replace(
+            frozen,
+            latency_mean_s=latency.mean,
+            latency_p50_s=p50,
+            latency_p90_s=p90,
+            latency_p95_s=p95,
+            latency_p99_s=p99,
+            latency_max_s=latency.high if latency.count else None,
+        )
+
+    def _state(self, now: float) -> tuple[str, str | None, str | None, float | None]:
+        if self._finished is not None:
+            return self._finished.outcome, None, self._finished.error, None
+        if self._pause is not None:
+            return "paused", self._pause.reason, self._pause.message, now - self._pause_start
+        if self._stall is not None:
+            message = f"no row has finished although {self._stall.in_flight} are in flight"
+            return "stalled", "no_progress", message, self._stall.silent_s + now - self._stall_at
+        return ("waiting" if self._start is None else "running"), None, None, None
+
+    def _eta(self, now: float, active_s: float, minute: float | None) -> float | None:
+        """Seconds left, at the pace of the last `minute` if known, else at that of all time not paused."""
+        if self._total is None or self._pause is not None:
+            return None
+        done = self._ok + self._failed
+        left = self._total - done - (0 if self._started is None else self._started.resumed)
+        if left <= 0:
+            return 0.0
+        if self._finished is not None:
+            return None
+        # A pause within the window makes the last minute look slower than the engine is.
+        if minute and (self._pause_end is None or now - self._pause_end > _WINDOW_S):
+            return left / minute
+        return left * active_s / done if done and active_s > 0 else None
+
+
+def _over(amount: float, of: float) -> float | None:
+    return amount / of if of > 0 else None
+
+
+def _saved(trim: Mapping[str, Any]) -> int:
+    """Tokens a trim saved: `tokens_saved`, or `tokens_before` less `tokens_after`; 0 if it does not tell."""
+    saved = trim.get("tokens_saved")
+    if isinstance(saved, int):
+        return saved
+    before, after = trim.get("tokens_before"), trim.get("tokens_after")
+    return before - after if isinstance(before, int) and isinstance(after, int) else 0

@@ -1,0 +1,97 @@
+"""When a failed attempt is repeated: separate budgets by kind of trouble, waits with jitter.
+
+`RetryPolicy` is the setting; `RowRetry` applies it to one row through tenacity.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, fields
+
+from tenacity import AsyncRetrying, RetryCallState
+
+from ollama_batch.errors import Budget, ConfigError, EngineError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often one row is sent again, for each kind of trouble, and how long to wait.
+
+    `transport`: connections lost in mid-answer. `server`: 5xx. `reply`: replies that are no complete
+    answer. `timeout`: no answer in time. Rejections and useless answers are never repeated unchanged;
+    an engine that is down, busy or loading costs a row nothing (see `BatchRunner(recover_timeout=)`).
+    Waits double from `wait_s` to `wait_max_s` seconds with full jitter ("Exponential Backoff And
+    Jitter", AWS architecture blog, 2015); a Retry-After is honoured up to `retry_after_max_s`.
+    """
+
+    transport: int = 5
+    server: int = 3
+    reply: int = 2
+    timeout: int = 1
+    wait_s: float = 0.5
+    wait_max_s: float = 30.0
+    retry_after_max_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise ConfigError(f"RetryPolicy({field.name}={value!r}): must be a number, 0 or more")
+
+    def allowed(self, budget: Budget) -> int | None:
+        """How many repeats `budget` allows; None = as long as the run goes on."""
+        if budget in ("busy", "none"):
+            return None
+        allowed: int = getattr(self, budget)
+        return allowed
+
+    def wait(self, error: EngineError, repeat: int) -> float:
+        """Seconds to wait before the `repeat`-th (from 1) repeat after `error`."""
+        if error.budget == "none":
+            return 0.0  # the gate holds the row until the engine is back
+        if error.retry_after_s is not None:
+            return min(error.retry_after_s, self.retry_after_max_s)
+        ceiling = min(self.wait_max_s, self.wait_s * 2 ** min(repeat - 1, 30))
+        return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - spreading retries, not a secret
+
+
+class RowRetry:
+    """The retries of one row: counts what each budget has spent and tells tenacity what to do."""
+
+    __slots__ = ("_policy", "_spent", "retrying")
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        *,
+        sleep: Callable[[float], Awaitable[None]],
+        before_sleep: Callable[[RetryCallState], None],
+    ) -> None:
+        self._policy = policy
+        self._spent: Counter[Budget] = Counter()
+        self.retrying = AsyncRetrying(
+            retry=self._worth_repeating,
+            wait=self._wait,
+            sleep=sleep,
+            before_sleep=before_sleep,
+            reraise=True,
+        )
+
+    def _worth_repeating(self, state: RetryCallState) -> bool:
+        error = _error(state)
+        if error is None or not error.retryable:
+            return False
+        self._spent[error.budget] += 1
+        allowed = self._policy.allowed(error.budget)
+        return allowed is None or self._spent[error.budget] <= allowed
+
+    def _wait(self, state: RetryCallState) -> float:
+        error = _error(state)
+        return 0.0 if error is None else self._policy.wait(error, self._spent[error.budget])
+
+
+def _error(state: RetryCallState) -> EngineError | None:
+    raised = state.outcome.exception() if state.outcome is not None else None
+    return raised if isinstance(raised, EngineError) else None

@@ -1,0 +1,142 @@
+"""A run under way: its handle, and what is told while it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Literal, NamedTuple
+
+from ollama_batch._gate import Gate
+from ollama_batch._portal import portal
+from ollama_batch._stop import Stop
+from ollama_batch.engines.base import Engine
+from ollama_batch.errors import OllamaBatchError, RunCancelledError, RunInterrupted
+from ollama_batch.events import Event, Hook
+from ollama_batch.metrics import BatchMetrics, MetricsHook
+from ollama_batch.progress import make_progress
+from ollama_batch.report import BatchReport
+
+log = logging.getLogger("ollama_batch.run")
+
+USER = "user"
+ABORT_S = 30.0
+
+
+class Ended(NamedTuple):
+    """How a run ended: its report, and what to raise if it did not complete.
+
+    The error travels as a value, because a KeyboardInterrupt raised on the run's loop would end the loop.
+    """
+
+    report: BatchReport[Any]
+    error: OllamaBatchError | RunInterrupted | None
+
+    def result(self) -> BatchReport[Any]:
+        """The report of a completed run; raises the error of any other."""
+        if self.error is not None:
+            raise self.error
+        return self.report
+
+
+class Run:
+    """A run that goes on in the background; its methods may be called from any thread.
+
+    `await run` and `run.wait()` give the BatchReport, or raise what ended the run early.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        hooks: Sequence[Hook],
+        progress: Literal["auto", "plain", "none"] | Hook,
+        patience_s: float,
+    ) -> None:
+        self._metrics = MetricsHook()
+        self._progress = make_progress(progress, metrics=self._metrics)
+        self._hooks = (self._metrics, self._progress, *hooks)
+        self._blamed: set[int] = set()
+        self._stop = Stop()
+        self._gate = Gate(engine=engine, stop=self._stop, emit=self._emit, patience_s=patience_s)
+        self._future: concurrent.futures.Future[Ended] = concurrent.futures.Future()
+
+    @property
+    def metrics(self) -> BatchMetrics:
+        """How the run stands at this moment."""
+        return self._metrics.snapshot()
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended, well or not."""
+        return self._future.done()
+
+    def pause(self) -> None:
+        """Send nothing more until `resume()`; requests that are out finish and are kept."""
+        self._tell(self._gate.hold, USER, "paused")
+
+    def resume(self) -> None:
+        """Go on after `pause()`."""
+        self._tell(self._gate.release, USER)
+
+    def cancel(self, *, now: bool = False) -> None:
+        """End the run early and keep it resumable; `now` also gives up the requests that are out."""
+        reason = RunCancelledError("cancelled; run again to go on")
+        self._tell(self._stop.now if now else self._stop.drain, reason)
+
+    def wait(self, timeout: float | None = None) -> BatchReport[Any]:
+        """Wait for the end of the run; async code awaits the run instead.
+
+        Raises TimeoutError after `timeout` seconds (the run goes on), RunStoppedError if the run ended
+        early, and whatever kept it from starting.
+        """
+        return self._future.result(timeout).result()
+
+    def __await__(self) -> Generator[Any, None, BatchReport[Any]]:
+        return self._ended().__await__()
+
+    def __repr__(self) -> str:
+        now = self.metrics
+        of = "?" if now.total is None else now.total
+        return f"<Run {now.state}: {now.completed} of {of} rows, {now.failed} failed>"
+
+    async def _ended(self) -> BatchReport[Any]:
+        ended = await asyncio.shield(asyncio.wrap_future(self._future))
+        return ended.result()
+
+    def _emit(self, event: Event) -> None:
+        """Tell every hook; one that fails is named in the log once and the run goes on."""
+        for hook in self._hooks:
+            try:
+                hook.on_event(event)
+            except Exception:
+                if id(hook) not in self._blamed:
+                    self._blamed.add(id(hook))
+                    log.exception("the hook %r failed; the run goes on", type(hook).__name__)
+
+    def _drain(self, reason: OllamaBatchError | RunInterrupted, grace_s: float | None) -> None:
+        self._tell(self._stop.drain, reason)
+        if grace_s is not None:
+            self._tell(portal().loop.call_later, grace_s, self._stop.now, reason)
+
+    def _now(self, reason: OllamaBatchError | RunInterrupted) -> None:
+        self._tell(self._stop.now, reason)
+
+    def _abort(self) -> None:
+        """Stop at once if the run still goes, and wait until its files are closed."""
+        if not self.done:
+            self.cancel(now=True)
+            concurrent.futures.wait([self._future], ABORT_S)
+
+    async def _aabort(self) -> None:
+        """`_abort` for a running loop."""
+        if not self.done:
+            self.cancel(now=True)
+            ended = asyncio.wrap_future(self._future)
+            await asyncio.wait([ended], timeout=ABORT_S)
+            if ended.done() and not ended.cancelled():
+                ended.exception()  # seen: the run was given up on purpose
+
+    def _tell(self, what: Callable[..., object], *args: object) -> None:
+        portal().loop.call_soon_threadsafe(what, *args)

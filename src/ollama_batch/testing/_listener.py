@@ -1,0 +1,83 @@
+"""The listening socket of a fake server: up, down, and up again on the same port."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Any
+
+from aiohttp import web
+
+from ollama_batch.testing._http import MAX_BODY, Service
+from ollama_batch.testing._ollama import Ollama
+from ollama_batch.testing.config import FakeConfig
+from ollama_batch.testing.faults import FaultPlan
+from ollama_batch.testing.ledger import Ledger
+
+HOST = "127.0.0.1"
+
+
+class Listener:
+    """A fake server on one event loop. `open` and `shut` may be called in turn."""
+
+    def __init__(self, config: FakeConfig, ledger: Ledger) -> None:
+        self.plan = FaultPlan(config.faults, config.seed)
+        self.ollama = Ollama(config, ledger)
+        self.service = Service(self.ollama, ledger, self.plan, self._go_down)
+        self.port = 0
+        self._http: web.Server | None = None
+        self._server: asyncio.Server | None = None
+        self._return: asyncio.Task[None] | None = None
+
+    async def open(self, port: int = 0) -> None:
+        """Listen; on the port of before, or on `port` the first time. Raises OSError if it is taken."""
+        if self._server is not None:
+            return
+        self._http = web.Server(
+            self.service.handle,
+            request_factory=_request,
+            handler_cancellation=True,  # a handler learns at once that its client has left
+            access_log=None,
+            keepalive_timeout=3600,
+        )
+        self._server = await asyncio.get_running_loop().create_server(
+            self._http, HOST, self.port or port, backlog=1024
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def shut(self) -> None:
+        """Close the listener and reset every connection, as Ollama does when it is told to end."""
+        if self._return is not None and self._return is not asyncio.current_task():
+            self._return.cancel()
+            self._return = None
+        if self._server is None or self._http is None:
+            return
+        self._server.close()
+        for connection in self._http.connections:
+            transport = connection.transport
+            if transport is not None and not transport.is_closing():
+                peer = transport.get_extra_info("socket")
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                transport.abort()
+        http, self._http, self._server = self._http, None, None
+        await asyncio.sleep(0)
+        await http.shutdown(0.1)
+        self.ollama.forget()
+
+    def _go_down(self, seconds: float) -> None:
+        if self._return is None:
+            self._return = asyncio.get_running_loop().create_task(self._come_back(seconds))
+
+    async def _come_back(self, seconds: float) -> None:
+        await self.shut()
+        await asyncio.sleep(seconds)
+        await self.open()
+        self._return = None
+
+
+def _request(
+    message: Any, payload: Any, protocol: Any, writer: Any, task: asyncio.Task[None]
+) -> web.BaseRequest:
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MAX_BODY)

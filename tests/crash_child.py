@@ -1,0 +1,42 @@
+"""A run that can be told where to die: `python crash_child.py '{"input": ..., "output": ..., ...}'`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+from ollama_batch import BatchRunner, _points
+
+
+def die_at(point: str, nth: int) -> None:
+    """Send this process SIGKILL when `point` is reached for the `nth` time."""
+    left = nth
+
+    def listener(name: str) -> None:
+        nonlocal left
+        if name == point:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    _points.listen(listener)
+
+
+def main(settings: dict[str, Any]) -> None:
+    if settings.get("point"):
+        die_at(settings["point"], settings["nth"])
+    runner = BatchRunner(
+        model="toy:1b",
+        base_url=settings["url"],
+        concurrency=settings["concurrency"],
+        progress="none",
+    )
+    report = runner.run(settings["input"], output=settings["output"], retry_failed=True)
+    print(json.dumps({"ok": report.counts.ok, "failed": report.counts.failed}))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

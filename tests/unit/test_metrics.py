@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import json
+import math
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ollama_batch._histogram import LogHistogram
+from ollama_batch.events import Decision, RowsFound, RunFinished, RunPaused, RunResumed, RunStalled
+from ollama_batch.metrics import BatchMetrics, MetricsHook
+from visible_support import FakeClock, finished, hook, sent, started
+
+SHARES = (0.0, 0.5, 0.9, 0.95, 0.99, 1.0)
+
+
+@given(st.lists(st.floats(min_value=1e-6, max_value=1e6), min_size=1, max_size=300))
+def test_quantiles_are_within_two_percent_of_the_exact_ones(values: list[float]) -> None:
+    histogram = LogHistogram()
+    for value in values:
+        histogram.add(value)
+    ordered = sorted(values)
+    for share, found in zip(SHARES, histogram.quantiles(SHARES), strict=True):
+        exact = ordered[max(1, math.ceil(share * len(ordered))) - 1]
+        assert found == pytest.approx(exact, rel=0.02)
+    assert histogram.high == max(values)
+    assert histogram.mean == pytest.approx(math.fsum(values) / len(values))
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_a_histogram_refuses_what_is_no_duration(value: float) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        LogHistogram().add(value)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-9, 1e9])
+def test_values_out_of_range_are_clamped_and_bounded_by_the_extremes(value: float) -> None:
+    histogram = LogHistogram()
+    histogram.add(value)
+    assert histogram.quantiles((0.5,)) == [value]
+
+
+def test_a_histogram_does_not_grow() -> None:
+    histogram = LogHistogram()
+    size = len(histogram.buckets)
+    for number in range(10_000):
+        histogram.add(number * 1e-3)
+    assert len(histogram.buckets) == size
+    assert sum(histogram.buckets) == histogram.count == 10_000
+
+
+def test_nothing_is_known_before_a_run_starts() -> None:
+    m = MetricsHook(clock=FakeClock()).snapshot()
+    assert m == BatchMetrics()
+    assert (m.state, m.total, m.eta_s, m.requests_per_s, m.latency_p50_s, m.context_peak) == (
+        "waiting",
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
+    assert m.unmeasured["vram_used_bytes"] == "not measured"
+
+
+def test_rows_are_counted_over_all_sessions_and_rates_over_this_one() -> None:
+    clock = FakeClock()
+    metrics = hook(clock, total=100, resumed=60, resumed_failed=5)
+    for number in range(10):
+        metrics.on_event(sent(in_flight=2))
+        clock.tick(0.5)
+        metrics.on_event(finished(ok=number != 3, in_flight=1))
+    m = metrics.snapshot()
+    assert (m.total, m.completed, m.ok, m.failed, m.resumed, m.resumed_failed) == (100, 70, 64, 6, 60, 5)
+    assert (m.sent, m.in_flight, dict(m.errors)) == (10, 1, {"request_timeout": 1})
+    assert m.requests_per_s == pytest.approx(10 / 5)
+    assert m.requests_per_s_1m == pytest.approx(10 / 5)
+
+
+def test_retried_counts_attempts_beyond_the_first() -> None:
+    metrics = hook(FakeClock())
+    for attempt in (1, 2, 3, 1):
+        metrics.on_event(sent(attempt=attempt))
+    m = metrics.snapshot()
+    assert (m.sent, m.retried) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("told", "tokens", "share", "reported"),
+    [
+        ([None, None], None, None, 0),
+        ([0, 0], 0, 0.0, 2),
+        ([50, None, 0], 50, 0.25, 2),
+        ([100], 100, 1.0, 1),
+    ],
+)
+def test_cached_tokens_not_reported_is_not_zero(
+    told: list[int | None], tokens: int | None, share: float | None, reported: int
+) -> None:
+    metrics = hook(FakeClock())
+    for cached in told:
+        metrics.on_event(finished(prompt=100, cached=cached))
+    m = metrics.snapshot()
+    assert (m.cached_tokens, m.cached_share, m.cached_reported, m.answers) == (
+        tokens,
+        share,
+        reported,
+        len(told),
+    )
+
+
+def test_tokens_are_summed_and_averaged_over_rows_with_an_answer() -> None:
+    metrics = hook(FakeClock())
+    metrics.on_event(finished(prompt=100, completion=20, reasoning=7))
+    metrics.on_event(finished(prompt=300, completion=40, source="estimate"))
+    metrics.on_event(finished(ok=False, prompt=200, completion=0))
+    metrics.on_event(finished(ok=False, usage=False))
+    m = metrics.snapshot()
+    assert (m.prompt_tokens, m.completion_tokens, m.total_tokens) == (600, 60, 660)
+    assert (m.answers, m.estimated, m.reasoning_tokens, m.reasoning_reported) == (3, 1, 7, 1)
+    assert (m.prompt_tokens_mean, m.completion_tokens_mean) == (200.0, 20.0)
+
+
+def test_context_has_a_current_a_peak_and_a_limit_that_decisions_move() -> None:
+    metrics = hook(FakeClock(), num_ctx=8192)
+    for prompt in (500, 900, 100):
+        metrics.on_event(finished(prompt=prompt, completion=10))
+    metrics.on_event(Decision(kind="other", message="nothing about the context"))
+    before = metrics.snapshot()
+    metrics.on_event(Decision(kind="recovery", message="smaller", data={"num_ctx": 4096}))
+    after = metrics.snapshot()
+    assert (before.context_current, before.context_peak, before.context_limit) == (110, 910, 8192)
+    assert after.context_limit == 4096
+
+
+def test_trims_and_the_tokens_they_saved_are_counted() -> None:
+    metrics = hook(FakeClock())
+    metrics.on_event(finished(trim={"tokens_saved": 40}))
+    metrics.on_event(finished(trim={"tokens_before": 100, "tokens_after": 30}))
+    metrics.on_event(finished(trim={"strategy": "window"}))
+    metrics.on_event(finished())
+    m = metrics.snapshot()
+    assert (m.trims, m.trim_saved_tokens) == (3, 110)
+
+
+def test_latency_is_of_answered_rows_only() -> None:
+    metrics = hook(FakeClock())
+    for latency in (1.0, 2.0, 3.0):
+        metrics.on_event(finished(latency_s=latency))
+    metrics.on_event(finished(ok=False, usage=False, latency_s=600.0))
+    m = metrics.snapshot()
+    assert m.latency_mean_s == pytest.approx(2.0)
+    assert m.latency_p50_s == pytest.approx(2.0, rel=0.02)
+    assert m.latency_p99_s == pytest.approx(3.0, rel=0.02)
+    assert m.latency_max_s == 3.0
+
+
+def test_the_last_minute_forgets_what_is_older() -> None:
+    clock = FakeClock()
+    metrics = hook(clock, total=None)
+    for _ in range(100):
+        metrics.on_event(finished(prompt=100, completion=10))
+    clock.tick(30)
+    metrics.on_event(finished(prompt=50, completion=5))
+    clock.tick(45)
+    m = metrics.snapshot()
+    # At 75.0 s the window holds the buckets of seconds 16 to 75, which is 59 whole seconds and no part more.
+    assert m.requests_per_s_1m == pytest.approx(1 / 59)
+    assert m.tokens_per_s_1m == pytest.approx(55 / 59)
+    assert m.completion_tokens_per_s_1m == pytest.approx(5 / 59)
+    assert m.requests_per_s == pytest.approx(101 / 75)
+    assert m.tokens_per_s == pytest.approx((100 * 110 + 55) / 75)
+    clock.tick(3600)
+    assert metrics.snapshot().requests_per_s_1m == 0.0
+
+
+@pytest.mark.parametrize("pace", [0.25, 3.0, 20.0])
+def test_a_steady_pace_reads_the_same_overall_and_over_the_minute(pace: float) -> None:
+    clock = FakeClock()
+    metrics = hook(clock, total=10_000)
+    for _ in range(int(200 * pace)):
+        clock.tick(1 / pace)
+        metrics.on_event(finished())
+    m = metrics.snapshot()
+    assert m.requests_per_s == pytest.approx(pace, rel=0.001)
+    assert m.requests_per_s_1m == pytest.approx(pace, rel=0.08)
+    assert m.eta_s == pytest.approx((10_000 - m.completed) / pace, rel=0.08)
+
+
+def test_the_eta_follows_the_last_minute_once_it_says_enough() -> None:
+    clock = FakeClock()
+    metrics = hook(clock, total=1000)
+    for _ in range(10):
+        clock.tick(10)
+        metrics.on_event(finished())
+    assert metrics.snapshot().eta_s == pytest.approx(990 * 10)
+    for _ in range(120):
+        clock.tick(1)
+        metrics.on_event(finished())
+    assert metrics.snapshot().eta_s == pytest.approx(870, rel=0.05)
+
+
+def test_the_eta_is_unknown_until_there_is_something_to_go_by() -> None:
+    clock = FakeClock()
+    metrics = hook(clock, total=None)
+    clock.tick(10)
+    metrics.on_event(finished())
+    assert metrics.snapshot().eta_s is None
+    metrics.on_event(RowsFound(total=7, complete=False))
+    assert (metrics.snapshot().eta_s, metrics.snapshot().found, metrics.snapshot().total) == (None, 7, None)
+    metrics.on_event(RowsFound(total=11, complete=True))
+    assert metrics.snapshot().eta_s == pytest.approx(100.0)
+    metrics.on_event(started(total=5))
+    assert metrics.snapshot().eta_s is None
+
+
+def test_the_eta_of_a_run_with_every_row_done_is_zero() -> None:
+    metrics = hook(FakeClock(), total=3, resumed=3)
+    assert metrics.snapshot().eta_s == 0.0
+
+
+def test_pauses_are_counted_and_left_out_of_the_eta() -> None:
+    clock = FakeClock()
+    metrics = hook(clock, total=20)
+    for _ in range(10):
+        clock.tick(1)
+        metrics.on_event(finished())
+    metrics.on_event(RunPaused(reason="engine_down", message="connection refused"))
+    clock.tick(5)
+    metrics.on_event(RunPaused(reason="engine_down", message="still refused"))
+    clock.tick(95)
+    paused = metrics.snapshot()
+    assert (paused.state, paused.paused, paused.state_reason) == ("paused", True, "engine_down")
+    assert (paused.state_message, paused.state_s, paused.paused_s, paused.eta_s) == (
+        "still refused",
+        100.0,
+        100.0,
+        None,
+    )
+    metrics.on_event(RunResumed(reason="engine_down", paused_s=100.0))
+    clock.tick(2)
+    m = metrics.snapshot()
+    assert (m.state, m.paused, m.paused_s, m.elapsed_s) == ("running", False, 100.0, 112.0)
+    assert m.eta_s == pytest.approx(10 * 12 / 10)
+
+
+def test_a_stall_lasts_until_a_row_finishes() -> None:
+    clock = FakeClock()
+    metrics = hook(clock)
+    metrics.on_event(RunStalled(silent_s=60.0, in_flight=4))
+    clock.tick(5)
+    m = metrics.snapshot()
+    assert (m.state, m.state_s) == ("stalled", 65.0)
+    metrics.on_event(finished())
+    assert metrics.snapshot().state == "running"
+
+
+def test_a_finished_run_stands_still() -> None:
+    clock = FakeClock()
+    metrics = hook(clock, total=2)
+    clock.tick(4)
+    metrics.on_event(finished())
+    metrics.on_event(RunPaused(reason="engine_down", message="gone"))
+    clock.tick(6)
+    metrics.on_event(RunFinished(outcome="stopped", error="the engine did not come back", duration_s=10.0))
+    then = metrics.snapshot()
+    clock.tick(1000)
+    assert metrics.snapshot() == then
+    assert (then.state, then.state_message, then.elapsed_s, then.paused_s, then.in_flight, then.eta_s) == (
+        "stopped",
+        "the engine did not come back",
+        10.0,
+        6.0,
+        0,
+        None,
+    )
+
+
+def test_a_second_run_begins_anew() -> None:
+    metrics = hook(FakeClock())
+    metrics.on_event(finished(cached=5))
+    metrics.on_event(started(total=7, run_id="other"))
+    m = metrics.snapshot()
+    assert (m.completed, m.answers, m.cached_tokens, m.total, m.run_id) == (0, 0, None, 7, "other")
+
+
+def test_a_snapshot_is_plain_json_without_nan() -> None:
+    clock = FakeClock()
+    metrics = hook(clock)
+    metrics.on_event(finished(ok=False))
+    plain = metrics.snapshot().to_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["cached_tokens"] is None
+    assert plain["requests_per_s"] is None
+    assert plain["errors"] == {"request_timeout": 1}
+
+
+def test_snapshots_from_another_thread_are_of_one_moment() -> None:
+    metrics = MetricsHook()
+    metrics.on_event(started(total=None))
+    torn: list[BatchMetrics] = []
+    ready, done = threading.Event(), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            m = metrics.snapshot()
+            if m.prompt_tokens != 100 * m.completed or m.completion_tokens != 10 * m.completed:
+                torn.append(m)
+            ready.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert ready.wait(10)
+        for _ in range(5000):
+            metrics.on_event(finished())
+    finally:
+        done.set()
+        reader.join()
+    assert torn == []
+    assert metrics.snapshot().completed == 5000

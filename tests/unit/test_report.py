@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import builtins
+import json
+import pickle
+import re
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ollama_batch.errors import JournalError, MissingExtraError
+from ollama_batch.metrics import BatchMetrics
+from ollama_batch.report import BatchReport, ErrorExample, RowCounts, SourceFiles
+from ollama_batch.types import EngineInfo
+from visible_support import HOSTILE, FakeClock, finished, hook, results, sent
+
+ENGINE = EngineInfo("ollama", "http://127.0.0.1:11434", "0.14.2", "gemma3:12b", details={"flags": {"a", "b"}})
+
+
+def measured(ok: int = 9, failed: int = 1, cached: int | None = 400, **changed: Any) -> BatchMetrics:
+    """A session of one row a second."""
+    clock = FakeClock()
+    metrics = hook(clock, **changed)
+    for number in range(ok + failed):
+        metrics.on_event(sent())
+        clock.tick(1)
+        metrics.on_event(
+            finished(ok=number < ok, prompt=1000, completion=50, cached=cached, code="output_truncated")
+        )
+    return metrics.snapshot()
+
+
+def report(**changed: Any) -> BatchReport[Any]:
+    values: dict[str, Any] = {
+        "outcome": "completed",
+        "run_id": "3f2a",
+        "model": "gemma3:12b",
+        "engine": ENGINE,
+        "counts": RowCounts(total=10, ok=10, failed=0, sent=10),
+        "metrics": measured(10, 0),
+        "started_at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        "duration_s": 12.0,
+        "durable": True,
+        "journal": "results.jsonl.run.db",
+        "files": [SourceFiles(source="requests.jsonl", output="results.jsonl")],
+        "concurrency": 4,
+        "num_ctx": 8192,
+        "max_tokens": 1024,
+    }
+    return BatchReport(**{**values, **changed})
+
+
+def worst() -> BatchReport[Any]:
+    """Everything a report can have, more of each than is shown."""
+    return report(
+        outcome="stopped",
+        reason="because " * 100,
+        counts=RowCounts(total=None, ok=9, failed=1, resumed=3, sent=10),
+        metrics=measured(9, 1),
+        files=[
+            SourceFiles(source=f"{n}", output=f"o{n}", errors=f"e{n}", partial=f"p{n}") for n in range(50)
+        ],
+        notes=[f"note {n}" for n in range(50)],
+        error_examples=[
+            ErrorExample(code="output_truncated", count=60, custom_ids=["a", "b", "c"], message="m" * 1000),
+            *[ErrorExample(code=f"code_{n}", count=n + 1, custom_ids=["x" * 500]) for n in range(50)],
+        ],
+    )
+
+
+def test_a_completed_run_reads_like_this() -> None:
+    assert str(report()) == (
+        "Run 3f2a completed: 10 of 10 rows ok\n"
+        "  rows       10 sent, 0 from the journal\n"
+        "  model      gemma3:12b on ollama 0.14.2 at http://127.0.0.1:11434\n"
+        "  settings   concurrency 4, num_ctx 8,192, max_tokens 1,024\n"
+        "  time       12s, 1.00 requests/s\n"
+        "  tokens     10,000 prompt (1,000 a row), 500 answer (50.0 a row), 50.0 answer tokens/s\n"
+        "  cached     4,000 prompt tokens (40.0%)\n"
+        "  context    1,050 of 8,192 tokens at most\n"
+        "  latency    mean 1.0s, p50 1.0s, p90 1.0s, p95 1.0s, p99 1.0s, max 1.0s\n"
+        "  output     results.jsonl\n"
+        "  journal    results.jsonl.run.db"
+    )
+
+
+def test_a_partly_failed_run_says_which_rows_and_how_to_send_them_again() -> None:
+    text = str(
+        report(
+            counts=RowCounts(total=10, ok=7, failed=3, sent=10),
+            metrics=measured(7, 3, cached=None),
+            files=[SourceFiles(source="r", output="results.jsonl", errors="results.errors.jsonl")],
+            error_examples=[
+                ErrorExample(
+                    code="request_timeout", count=1, custom_ids=["r9"], message="no answer in 600 s"
+                ),
+                ErrorExample(code="output_truncated", count=2, custom_ids=["r1", "r2"], message="cut off"),
+            ],
+        )
+    )
+    assert text.startswith("Run 3f2a completed: 7 of 10 rows ok, 3 failed\n")
+    assert text.endswith(
+        "  failed     2 output_truncated (r1, r2): cut off\n"
+        "             1 request_timeout (r9): no answer in 600 s\n"
+        "  output     results.jsonl\n"
+        "  errors     results.errors.jsonl\n"
+        "  journal    results.jsonl.run.db\n"
+        "  next       to send the 3 failed rows again: retry_failed=True (command line: --retry-failed)\n"
+        "             answers were cut off: a new run (another output) with a larger max_tokens helps"
+    )
+    assert "  cached     not reported by the engine\n" in text
+
+
+def test_a_stopped_run_says_why_and_how_to_go_on() -> None:
+    text = str(
+        report(
+            outcome="stopped",
+            reason="the engine did not come back within 300 s",
+            counts=RowCounts(total=1000, ok=10, failed=0, sent=10),
+            files=[SourceFiles(source="r", partial="results.jsonl.partial.jsonl")],
+        )
+    )
+    assert text.startswith(
+        "Run 3f2a stopped: 10 of 1,000 rows ok, 990 left\n"
+        "  reason     the engine did not come back within 300 s\n"
+    )
+    assert text.endswith(
+        "  partial    results.jsonl.partial.jsonl\n"
+        "  journal    results.jsonl.run.db\n"
+        "  next       run the same call again: it sends the 990 rows left, nothing done is sent again"
+    )
+
+
+def test_a_resumed_run_tells_this_session_from_the_earlier_ones() -> None:
+    text = str(report(counts=RowCounts(total=110, ok=110, failed=0, resumed=100, sent=10)))
+    assert "  rows       10 sent, 100 from the journal\n" in text
+    assert "answer tokens/s (this session)\n" in text
+
+
+def test_a_finished_run_that_is_run_again_sends_nothing() -> None:
+    text = str(
+        report(
+            counts=RowCounts(total=200, ok=200, failed=0, resumed=200, sent=0),
+            metrics=measured(0, 0, total=200, resumed=200),
+            duration_s=0.04,
+        )
+    )
+    assert text == (
+        "Run 3f2a completed: 200 of 200 rows ok\n"
+        "  rows       0 sent, 200 from the journal\n"
+        "  model      gemma3:12b on ollama 0.14.2 at http://127.0.0.1:11434\n"
+        "  settings   concurrency 4, num_ctx 8,192, max_tokens 1,024\n"
+        "  time       0.04s\n"
+        "  output     results.jsonl\n"
+        "  journal    results.jsonl.run.db"
+    )
+
+
+def test_a_run_without_output_says_that_it_is_not_durable_once() -> None:
+    text = str(report(durable=False, journal=None, files=[]))
+    assert "  note       not durable: results are in memory only" in text
+    told = str(report(durable=False, journal=None, notes=["not durable: no output was given"]))
+    assert told.count("not durable") == 1
+    stopped = str(report(outcome="stopped", durable=False, journal=None))
+    assert "start over with output=" in stopped
+
+
+def test_partly_reported_and_estimated_figures_are_labelled() -> None:
+    metrics = hook(FakeClock())
+    metrics.on_event(finished(prompt=100, cached=25))
+    metrics.on_event(finished(prompt=100, source="estimate"))
+    text = str(report(metrics=metrics.snapshot()))
+    assert "cached     25 prompt tokens (25.0%); 1 of 2 answers told" in text
+    assert "; 1 of 2 answers estimated" in text
+
+
+def test_the_text_never_exceeds_25_lines() -> None:
+    text = str(worst())
+    lines = text.splitlines()
+    assert len(lines) == 25
+    assert max(map(len, lines)) < 230
+    assert "with 47 other codes" in text
+    assert "and 47 more in report.notes" in text
+
+
+def test_the_text_has_no_line_that_ends_in_space_and_repr_is_short() -> None:
+    assert not re.search(r" $", str(worst()), flags=re.MULTILINE)
+    assert repr(worst()) == "<BatchReport 3f2a stopped: 9 of ? rows ok, 1 failed>"
+
+
+class Cells(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_shown_and_not_obeyed(text: str) -> None:
+    hostile = report(
+        outcome="stopped",
+        reason=text,
+        model=text,
+        notes=[text],
+        journal=text,
+        files=[SourceFiles(source=text, output=text)],
+        error_examples=[ErrorExample(code=text, count=1, custom_ids=[text], message=text)],
+    )
+    assert all(char.isprintable() for char in str(hostile).replace("\n", ""))
+    page = hostile._repr_html_()
+    assert all(char.isprintable() for char in page)
+    cells = Cells()
+    cells.feed(page)
+    assert set(cells.tags) == {"table", "caption", "b", "tbody", "tr", "th", "td"}
+    if text.isprintable():
+        assert text in cells.texts
+
+
+def test_html_has_the_lines_of_the_text_and_no_colours_of_its_own() -> None:
+    cells = Cells()
+    page = worst()._repr_html_()
+    cells.feed(page)
+    assert cells.tags.count("tr") == len(str(worst()).splitlines()) - 1
+    assert set(re.findall(r"(?:color|background)[^;\"]*", page)) == {"color:inherit"}
+
+
+def test_ok_means_complete_and_without_a_failed_row() -> None:
+    assert report().ok
+    assert not report(outcome="stopped").ok
+    assert not report(counts=RowCounts(total=10, ok=9, failed=1)).ok
+
+
+def test_a_report_is_plain_json() -> None:
+    plain = worst().to_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["ok"] is False
+    assert plain["started_at"] == "2026-01-02T03:04:05+00:00"
+    assert plain["counts"] == {"total": None, "ok": 9, "failed": 1, "resumed": 3, "sent": 10}
+    assert plain["engine"]["address"] == "http://127.0.0.1:11434"
+    assert sorted(plain["engine"]["details"]["flags"]) == ["a", "b"]
+    assert plain["metrics"]["prompt_tokens"] == 10_000
+    assert "read_results" not in plain
+
+
+def rows() -> Any:
+    return results(
+        finished(custom_id="a", output="yes", cached=0),
+        finished(custom_id="b", ok=False, usage=False, latency_s=None),
+    )
+
+
+def test_results_are_read_lazily_and_as_often_as_asked(tmp_path: Path) -> None:
+    journal = tmp_path / "run.db"
+    journal.touch()
+    opened: list[str] = []
+
+    def read() -> Any:
+        opened.append("once")
+        return rows()
+
+    here = report(journal=str(journal), read_results=read)
+    assert opened == []
+    assert [result.custom_id for result in here.results()] == ["a", "b"]
+    assert [result.ok for result in here.results()] == [True, False]
+    assert len(opened) == 2
+
+
+def test_results_of_a_journal_that_is_gone_are_refused_by_name(tmp_path: Path) -> None:
+    path = str(tmp_path / "gone.db")
+    with pytest.raises(JournalError, match=r"gone\.db is gone") as caught:
+        report(journal=path, read_results=rows).results()
+    assert caught.value.path == path
+
+
+def test_a_report_survives_pickling_without_its_results() -> None:
+    original = report(journal=None, read_results=lambda: rows())
+    copy = pickle.loads(pickle.dumps(original))
+    assert copy == original
+    assert str(copy) == str(original)
+    with pytest.raises(JournalError, match="no results to read"):
+        copy.results()
+
+
+def test_a_data_frame_has_one_row_each_and_keeps_unknown_apart_from_zero() -> None:
+    pd = pytest.importorskip("pandas")
+    frame = report(journal=None, read_results=rows).to_pandas()
+    assert list(frame["custom_id"]) == ["a", "b"]
+    assert frame["output"][0] == "yes"
+    assert list(frame["output"].isna()) == [False, True]
+    assert list(frame["error_code"].isna()) == [True, False]
+    assert frame["cached_tokens"][0] == 0
+    assert frame["cached_tokens"][1] is pd.NA
+    assert str(frame["prompt_tokens"].dtype) == "Int64"
+    empty = report(journal=None, read_results=lambda: iter(())).to_pandas()
+    assert (len(empty), list(empty.columns)) == (0, list(frame.columns))
+
+
+def test_without_pandas_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "pandas":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtraError, match=r"ollama-batch\[report\]"):
+        report(journal=None, read_results=rows).to_pandas()
