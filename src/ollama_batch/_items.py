@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -124,8 +124,9 @@ def _request_line(request: BatchRequest, limits: Limits) -> dict[str, Any]:
         if key in request.params:
             message = f"{key!r} is a field of BatchRequest of its own, not one of its params"
             raise LineError("invalid_value", message, f"params.{key}", usable_id(custom_id, limits))
-    if isinstance(request.messages, str | bytes | Mapping):
-        name = type(request.messages).__name__
+    messages: object = request.messages
+    if not isinstance(messages, Iterable) or isinstance(messages, str | bytes | Mapping):
+        name = type(messages).__name__
         message = f"messages must be a list of messages, not a {name}: BatchRequest.chat(text) makes one"
         raise LineError("invalid_type", message, "body.messages", usable_id(custom_id, limits))
     return _copied(request.to_openai(), limits, "", custom_id)
@@ -166,10 +167,9 @@ def _plain(value: Any, path: str, depth: int) -> Any:
         for key, inner in value.items():
             if type(key) is not str:
                 raise LineError("invalid_type", f"keys must be strings, not {type(key).__name__}", path)
-            name = printable(key[:64])
-            if name != key[:64]:
-                raise LineError("invalid_value", f"the key {name!r} holds an unpaired surrogate", path)
-            copy[key] = _plain(inner, f"{path}.{name}" if path else name, depth - 1)
+            if not key.isascii() or "\x00" in key:
+                _plain(key, path, 0)
+            copy[key] = _plain(inner, f"{path}.{key[:64]}" if path else key[:64], depth - 1)
         return copy
     if isinstance(value, list | tuple):
         return [_plain(inner, f"{path}[{number}]", depth - 1) for number, inner in enumerate(value)]

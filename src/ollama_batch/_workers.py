@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from tenacity import RetryCallState
@@ -42,6 +42,7 @@ from ollama_batch.types import (
     BatchResult,
     ChatRequest,
     Completion,
+    RowError,
     RowRecord,
     Think,
     Timings,
@@ -188,9 +189,7 @@ class WorkerPool:
                     return
                 if taken is None:
                     return
-                outcome = await self._answer(*taken)
-                # A reply in hand is kept whatever happens: cancelling waits for the commit.
-                await asyncio.shield(self._settle(outcome))
+                await self._settle(await self._answer(*taken))
 
     async def _settle(self, outcome: _Outcome) -> None:
         """Record `outcome`, unless the engine may be to blame for it: then the next answer decides.
@@ -223,28 +222,33 @@ class WorkerPool:
             sleep=self._stop.sleep,
             before_sleep=lambda state: self._announce_retry(job, state),
         )
-        outcome: BatchResult[Any] = BatchResult(
-            custom_id=custom_id,
-            ok=False,
-            index=row.index,
-            metadata=request.metadata,
-            model_digest=self._settings.model_digest,
-        )
+        completion: Completion | None = None
+        failure: RowError | None = None
         try:
-            completion: Completion = await retry.retrying(self._attempt, job)
+            completion = await retry.call(self._attempt, job)
         except EngineError as error:
             if self._stop.draining.is_set() and not error.row_caused:
                 raise Abandoned from error
-            partial = error.completion if isinstance(error, OutcomeError) else None
-            kept = self._settings.on_length == "keep" and isinstance(error, OutputTruncatedError)
-            if not kept:
-                outcome = replace(outcome, error=error.to_row_error())
-        else:
-            partial = completion
-        outcome = replace(outcome, ok=outcome.error is None, attempts=job.attempts, latency_s=job.latency_s)
-        if partial is None:
-            return _Outcome(outcome, Timings())
-        return _Outcome(_with_completion(outcome, partial), partial.timings)
+            if isinstance(error, OutcomeError):
+                completion = error.completion
+            if not (self._settings.on_length == "keep" and isinstance(error, OutputTruncatedError)):
+                failure = error.to_row_error()
+        result: BatchResult[Any] = BatchResult(
+            custom_id=custom_id,
+            ok=failure is None,
+            output=None if completion is None else completion.output,
+            reasoning=None if completion is None else completion.reasoning,
+            error=failure,
+            usage=None if completion is None else completion.usage,
+            finish_reason=None if completion is None else completion.finish_reason,
+            attempts=job.attempts,
+            latency_s=job.latency_s,
+            metadata=request.metadata,
+            model_digest=self._settings.model_digest,
+            index=row.index,
+            body=None if completion is None else completion.body,
+        )
+        return _Outcome(result, Timings() if completion is None else completion.timings)
 
     async def _attempt(self, job: _Job) -> Completion:
         await self._gate.wait()
@@ -328,14 +332,3 @@ class WorkerPool:
         enough = self._failures.add(outcome.result, total=self._total())
         if enough is not None:
             self._stop.drain(enough)
-
-
-def _with_completion(result: BatchResult[Any], completion: Completion) -> BatchResult[Any]:
-    return replace(
-        result,
-        output=completion.output,
-        reasoning=completion.reasoning,
-        usage=completion.usage,
-        finish_reason=completion.finish_reason,
-        body=completion.body,
-    )

@@ -9,10 +9,14 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState
 
 from ollama_batch.errors import Budget, ConfigError, EngineError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +64,7 @@ class RetryPolicy:
 class RowRetry:
     """The retries of one row: counts what each budget has spent and tells tenacity what to do."""
 
-    __slots__ = ("_policy", "_spent", "retrying")
+    __slots__ = ("_before_sleep", "_policy", "_sleep", "_spent")
 
     def __init__(
         self,
@@ -71,11 +75,35 @@ class RowRetry:
     ) -> None:
         self._policy = policy
         self._spent: Counter[Budget] = Counter()
-        self.retrying = AsyncRetrying(
+        self._sleep = sleep
+        self._before_sleep = before_sleep
+
+    async def call(self, attempt: Callable[[T], Awaitable[R]], job: T) -> R:
+        """The result of `attempt(job)`, repeated as the policy allows; raises the last error.
+
+        Most rows succeed at once, so tenacity is called in only after a failure, which it is shown first.
+        """
+        try:
+            return await attempt(job)
+        except EngineError as error:
+            failed: EngineError | None = error
+
+        async def again() -> R:
+            nonlocal failed
+            if failed is not None:
+                first, failed = failed, None
+                raise first
+            return await attempt(job)
+
+        result: R = await self._retrying()(again)
+        return result
+
+    def _retrying(self) -> AsyncRetrying:
+        return AsyncRetrying(
             retry=self._worth_repeating,
             wait=self._wait,
-            sleep=sleep,
-            before_sleep=before_sleep,
+            sleep=self._sleep,
+            before_sleep=self._before_sleep,
             reraise=True,
         )
 

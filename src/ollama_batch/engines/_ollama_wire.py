@@ -5,6 +5,7 @@ The bodies given here have passed `check_params`, so nothing is checked twice.
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,11 @@ THINK_OF_EFFORT: Final[Mapping[str, bool | str]] = {
     "max": "max",
 }
 """`think` for each `reasoning_effort`, as ollama openai/openai.go has it."""
+
+
+# Unique without asking the system for randomness on every answer.
+_ID_PREFIX: Final = uuid.uuid4().hex[:20]
+_ids = itertools.count()
 
 
 def think_of(request: ChatRequest) -> bool | str:
@@ -145,7 +151,7 @@ def completion_of(reply: Mapping[str, Any], model: str) -> Completion:
     )
     logprobs = reply.get("logprobs")
     body = {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "id": f"chatcmpl-{_ID_PREFIX}{next(_ids):012x}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": answered_by,

@@ -216,8 +216,8 @@ def _facts_of(text: bytes) -> tuple[int, ...]:
 
 
 _MARK_ODDS: dict[str, dict[int, float]] = {
-    ".": {_ALWAYS: -6.0, _AFTER_WORD: 10.6},
-    "?": {_ALWAYS: -10.0, _AFTER_WORD: 10.6},
+    ".": {_ALWAYS: -6.0, _AFTER_WORD: 10.2},
+    "?": {_ALWAYS: -10.0, _AFTER_WORD: 10.2},
     ",": {_ALWAYS: -6.0, _AFTER_WORD: 10.0, _AFTER_QUOTE: 5.0, _AFTER_DIGIT: 5.0},
     ":": {_ALWAYS: -4.0},
     "\n": {_ALWAYS: -8.0, _AFTER_SENTENCE: 10.0, _AFTER_BREAK: -20.0},
@@ -255,7 +255,7 @@ def _write(
         ) from error
     rng = np.random.default_rng(seed)
     n_ff = _ff(n_embd)
-    head = 16 if n_embd < 256 else 64
+    head = 64 if n_embd % 64 == 0 else 32  # few and wide heads: an engine's cost of attention is per head
 
     def matrix(
         rows: int, columns: int, gain: float, *, keep_facts: bool = False
@@ -289,7 +289,7 @@ def _write(
     writer.add_add_bos_token(False)
     writer.add_chat_template(CHAT_TEMPLATE)
 
-    spread = 3.0  # of the residual stream at the end, in units of an embedding's; layers add up to it
+    spread = 3.9  # of the residual stream at the end, in units of an embedding's; layers add up to it
     rows = rng.standard_normal((len(tokens), n_embd), dtype=np.float32)
     rows[:, :_FACTS] = 0.0
     rows[:, _ALWAYS] = _FACT_SIZE
@@ -301,6 +301,8 @@ def _write(
     output *= np.float32(_WORD_SPREAD / n_embd**0.5)
     output[:, :_FACTS] = 0.0
     for index, token in enumerate(tokens):
+        if token.text in (b".", b'"', b"<|im_end|>"):
+            output[index] *= 0.6  # a prompt that dislikes one of them must not make all of its answers long
         for fact, nats in token.odds.items():
             output[index, fact] = nats * norm / _FACT_SIZE
             if nats == _NEVER:
@@ -310,7 +312,7 @@ def _write(
     writer.add_tensor("token_embd.weight", rows.astype(kind))
     writer.add_tensor("output_norm.weight", np.ones(n_embd, dtype=np.float32))
     writer.add_tensor("output.weight", output.astype(kind))
-    share = ((spread**2 - 1) / (2 * n_layer)) ** 0.5
+    share = ((spread**2 - 1) / (7 * n_layer)) ** 0.5
     for layer in range(n_layer):
         block = f"blk.{layer}"
         writer.add_tensor(f"{block}.attn_norm.weight", np.ones(n_embd, dtype=np.float32))
@@ -319,10 +321,10 @@ def _write(
         writer.add_tensor(f"{block}.attn_q.weight", matrix(n_embd, n_embd, 2.6))
         writer.add_tensor(f"{block}.attn_k.weight", matrix(n_embd, n_embd, 2.6))
         writer.add_tensor(f"{block}.attn_v.weight", matrix(n_embd, n_embd, 1.0))
-        writer.add_tensor(f"{block}.attn_output.weight", matrix(n_embd, n_embd, 2.0 * share, keep_facts=True))
-        writer.add_tensor(f"{block}.ffn_gate.weight", matrix(n_ff, n_embd, 1.5))
-        writer.add_tensor(f"{block}.ffn_up.weight", matrix(n_ff, n_embd, 1.5))
-        writer.add_tensor(f"{block}.ffn_down.weight", matrix(n_embd, n_ff, share, keep_facts=True))
+        writer.add_tensor(f"{block}.attn_output.weight", matrix(n_embd, n_embd, 1.1 * share, keep_facts=True))
+        writer.add_tensor(f"{block}.ffn_gate.weight", matrix(n_ff, n_embd, 2.0))
+        writer.add_tensor(f"{block}.ffn_up.weight", matrix(n_ff, n_embd, 2.0))
+        writer.add_tensor(f"{block}.ffn_down.weight", matrix(n_embd, n_ff, 0.87 * share, keep_facts=True))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
