@@ -167,6 +167,10 @@ class EngineError(OllamaBatchError):
     def __str__(self) -> str:
         return self.message
 
+    def __repr__(self) -> str:
+        # The arguments of an OutcomeError hold a whole answer, which belongs in no log.
+        return f"{type(self).__name__}({self.message!r})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.args, self.__dict__.copy()))
 

@@ -176,15 +176,16 @@ def _are_paths(items: Sequence[object]) -> bool:
         return False
     if any(isinstance(item, os.PathLike) for item in items):
         return True
-    named = [item for item in items if isinstance(item, str) and _has_file_suffix(item)]
-    if len(named) == len(items):
+    texts = [item for item in items if isinstance(item, str)]
+    if all(_has_file_suffix(text) or _is_file(text) for text in texts):
         return True
+    named = [text for text in texts if _has_file_suffix(text)]
     if named:
         raise InputError(
             f"a list of str is one of prompts, but {len(named)} of its {len(items)} items look like files "
             f"({named[0]!r}): pass files as pathlib.Path, or prompts as BatchRequest.chat(text)"
         )
-    return all(isinstance(item, str) and _is_file(item) for item in items)
+    return False
 
 
 def _has_file_suffix(text: str) -> bool:
