@@ -56,7 +56,8 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     if seconds < 9.95:
-        return f"{seconds:.1f}s" if seconds >= 0.995 or seconds == 0 else f"{seconds:.2g}s"
+        # Below half a millisecond two figures would be an exponent, and mean nothing here.
+        return f"{seconds:.2g}s" if 0.0005 <= seconds < 0.995 else f"{seconds:.1f}s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

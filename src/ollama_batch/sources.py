@@ -193,10 +193,8 @@ def _has_file_suffix(text: str) -> bool:
 
 
 def _is_file(text: str) -> bool:
-    try:
-        return len(text) < 4096 and Path(text).is_file()
-    except ValueError:  # an embedded NUL
-        return False
+    # os.path.isfile says False where Path.is_file raises: prompts are too long for a name, or hold NUL.
+    return os.path.isfile(text)  # noqa: PTH113 - see above
 
 
 def _files(items: Iterable[object], limits: Limits) -> list[Source]:

@@ -334,6 +334,12 @@ async def test_a_generator_may_reuse_the_object_it_yields() -> None:
     assert texts == ["a", "b"]
 
 
+@pytest.mark.parametrize("prompt", ["word " * 300, "x" * 5000, "a\nb", "a?", "*"])
+async def test_a_list_of_prompts_is_one_whatever_they_look_like(prompt: str) -> None:
+    rows = await drain(stream([prompt, prompt]))
+    assert [row.request.messages[0]["content"] for row in rows if isinstance(row, ScannedRow)] == [prompt] * 2
+
+
 async def test_a_series_gives_its_values_and_missing_ones_are_invalid() -> None:
     rows = await drain(stream(pd.Series(["a", None, "b"], index=[7, 8, 9])))
     assert ids(rows) == ["0", None, "2"]

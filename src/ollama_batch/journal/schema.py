@@ -79,7 +79,7 @@ def prepare(con: sqlite3.Connection, *, durable: bool) -> None:
     # The write-ahead log was switched on when the file was made and stays on.
     con.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
     con.execute("PRAGMA foreign_keys = ON")
-    con.execute("PRAGMA cache_size = -16000")  # KiB: holds the inner pages of the id index of a million rows
+    con.execute("PRAGMA cache_size = -4000")  # KiB: the inner pages of the id index of a million rows fit
     con.execute(
         "PRAGMA wal_autocheckpoint = 4000"
     )  # pages: fewer, larger moves from the log (16 MiB) to the file

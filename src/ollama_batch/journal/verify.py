@@ -1,4 +1,4 @@
-"""Whether every input row has exactly one line in the output or error file: by their ids alone."""
+"""Whether every input row has exactly one line in the output or error files: by their ids alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ollama_batch.errors import InputError, OutputError
+from ollama_batch.errors import OutputError
 
 _BATCH = 1000
+_UNNAMED = "(a row without a custom_id)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class VerifyReport:
 
     `missing`: input ids without a line. `extra`: line ids that are not in the input. `doubled`: ids with more
     than one line, in one file or in both. `unreadable`: lines that are not JSON objects with a custom_id, as
-    "file:line".
+    "file:line". An id that the input itself has twice has two lines, a row without an id a line without one.
     """
 
     rows: int
@@ -55,32 +56,34 @@ class VerifyReport:
         return "\n".join(told)
 
 
-def verify(ids: Iterable[str], output: Path, errors: Path | None = None, *, first: int = 10) -> VerifyReport:
+def verify(
+    ids: Iterable[str | None], output: Path, errors: Path | None = None, *, first: int = 10
+) -> VerifyReport:
     """Compare the custom_ids of the input with those in `output` and `errors`; memory is bounded.
 
-    An `errors` file that does not exist counts as empty. Raises OutputError if a file cannot be read,
-    InputError if the input names an id twice.
+    `ids` has one for every row of the input, None for a row without. An `errors` file that does not exist
+    counts as empty. Raises OutputError if a file cannot be read.
     """
     con = sqlite3.connect("", isolation_level=None)
     try:
         con.execute("PRAGMA synchronous = OFF")
         con.execute("PRAGMA journal_mode = OFF")
-        con.execute("CREATE TABLE input (id TEXT PRIMARY KEY) WITHOUT ROWID")
+        con.execute("CREATE TABLE input (id TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID")
         con.execute("CREATE TABLE line (id TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID")
         con.execute("BEGIN")
-        rows = _fill_input(con, ids)
+        rows, unnamed = _fill_input(con, ids)
         lines, unreadable = 0, 0
         where: list[str] = []
         for file in (output, errors):
             if file is None or (file is errors and not file.exists()):
                 continue
-            for number, custom_id in _read_ids(file):
+            for number, found_id in _read_ids(file):
                 lines += 1
-                if custom_id is not None:
-                    con.execute(
-                        "INSERT INTO line VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET n = n + 1",
-                        (custom_id,),
-                    )
+                if isinstance(found_id, str):
+                    con.execute(_COUNT.format(table="line"), (found_id,))
+                    continue
+                if found_id is None and unnamed:
+                    unnamed -= 1
                     continue
                 unreadable += 1
                 if len(where) < first:
@@ -91,32 +94,42 @@ def verify(ids: Iterable[str], output: Path, errors: Path | None = None, *, firs
             names = con.execute(f"SELECT id FROM {query} ORDER BY id LIMIT ?", (first,))  # noqa: S608 - as above
             return Found(count, tuple(name for (name,) in names))
 
+        missing = found("input LEFT JOIN line USING (id) WHERE ifnull(line.n, 0) < input.n")
+        if unnamed:
+            missing = Found(missing.count + unnamed, (*missing.first, _UNNAMED)[:first])
         return VerifyReport(
             rows=rows,
             lines=lines,
-            missing=found("input WHERE id NOT IN (SELECT id FROM line)"),
+            missing=missing,
             extra=found("line WHERE id NOT IN (SELECT id FROM input)"),
-            doubled=found("line WHERE n > 1"),
+            doubled=found("line LEFT JOIN input USING (id) WHERE line.n > ifnull(input.n, 1)"),
             unreadable=Found(unreadable, tuple(where)),
         )
     finally:
         con.close()
 
 
-def _fill_input(con: sqlite3.Connection, ids: Iterable[str]) -> int:
-    rows = 0
+_COUNT = "INSERT INTO {table} VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET n = n + 1"
+
+
+def _fill_input(con: sqlite3.Connection, ids: Iterable[str | None]) -> tuple[int, int]:
+    """Store the ids; returns how many rows there are, and how many of them have none."""
+    rows = unnamed = 0
     source = iter(ids)
     while batch := list(islice(source, _BATCH)):
-        try:
-            con.executemany("INSERT INTO input VALUES (?)", [(name,) for name in batch])
-        except sqlite3.IntegrityError as exc:
-            raise InputError("the input names a custom_id twice: `ollama-batch run` says where") from exc
+        named = [(name,) for name in batch if name is not None]
+        con.executemany(_COUNT.format(table="input"), named)
         rows += len(batch)
-    return rows
+        unnamed += len(batch) - len(named)
+    return rows, unnamed
 
 
-def _read_ids(file: Path) -> Iterator[tuple[int, str | None]]:
-    """Line number and custom_id of each line that is not blank; None for one that has no id."""
+class _NoResult:
+    """In place of the custom_id of a line that is none of a result."""
+
+
+def _read_ids(file: Path) -> Iterator[tuple[int, str | type[_NoResult] | None]]:
+    """Line number and custom_id of each line that is not blank; None where it is null."""
     try:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -126,13 +139,16 @@ def _read_ids(file: Path) -> Iterator[tuple[int, str | None]]:
         raise OutputError(f"{file} cannot be read: {exc.strerror}") from exc
 
 
-def _id_of(line: bytes) -> str | None:
+def _id_of(line: bytes) -> str | type[_NoResult] | None:
     try:
         value = json.loads(line)
-        name = value.get("custom_id") if isinstance(value, dict) else None
-        if isinstance(name, str):
-            name.encode()
-            return name
+        if isinstance(value, dict) and "custom_id" in value:
+            name = value["custom_id"]
+            if name is None:
+                return None
+            if isinstance(name, str):
+                name.encode()
+                return name
     except (ValueError, RecursionError):
         pass  # not JSON, or not text SQLite can hold: reported by its line
-    return None
+    return _NoResult

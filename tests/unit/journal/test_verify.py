@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ollama_batch.errors import InputError, OutputError
+from ollama_batch.errors import OutputError
 from ollama_batch.journal import Found, verify
 
 
@@ -54,8 +54,33 @@ def test_lines_that_are_no_results_are_named(tmp_path: Path) -> None:
     assert (report.missing, report.extra, report.lines) == (Found(), Found(), 7)
 
 
-def test_an_absent_output_and_a_doubled_input_are_named(tmp_path: Path) -> None:
+def test_an_absent_output_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"out\.jsonl cannot be read"):
         verify([], tmp_path / "out.jsonl")
-    with pytest.raises(InputError, match="twice"):
-        verify(["a", "b", "a"], write(tmp_path / "out.jsonl", ["a"]))
+
+
+@pytest.mark.parametrize(
+    ("lines", "missing", "doubled"),
+    [
+        (["a", "b", "a"], (), ()),
+        (["a", "b"], ("a",), ()),
+        (["a", "b", "a", "a"], (), ("a",)),
+        (["b"], ("a",), ()),
+    ],
+)
+def test_an_id_that_the_input_has_twice_has_two_lines(
+    tmp_path: Path, lines: list[str], missing: tuple[str, ...], doubled: tuple[str, ...]
+) -> None:
+    report = verify(["a", "b", "a"], write(tmp_path / "out.jsonl", lines))
+    assert (report.missing.first, report.doubled.first, report.extra.count) == (missing, doubled, 0)
+
+
+def test_a_row_without_an_id_has_a_line_without_one(tmp_path: Path) -> None:
+    output = write(tmp_path / "out.jsonl", ["a"])
+    errors = tmp_path / "errors.jsonl"
+    errors.write_text('{"custom_id": null}\n')
+    assert verify(["a", None], output, errors).ok
+    assert verify(["a"], output, errors).unreadable == Found(1, (f"{errors}:1",))
+    short = verify(["a", None, None], output, errors)
+    assert short.missing.count == 1
+    assert "without a custom_id" in str(short)
