@@ -11,7 +11,7 @@ from crash_support import Campaign
 from ollama_batch._points import POINTS
 
 # Only reached when a run is asked for something special, which has tests of its own.
-ELSEWHERE = frozenset({"file.remove"})
+ELSEWHERE = frozenset({"file.remove", "aside.before_rename"})
 
 
 @pytest.mark.slow
