@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from crash_support import Campaign
 
+from crash_support import Campaign
 from ollama_batch._points import POINTS
 
 # Only reached when a run is asked for something special, which has tests of its own.
