@@ -32,7 +32,7 @@ RUNNER_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"defaults": {"n": 2}}, "defaults['n']"),
     ({"defaults": {"logit_bias": {}}}, "defaults['logit_bias']"),
     ({"defaults": {"num_ctx": 4096}}, "defaults['num_ctx']"),
-    ({"defaults": {"user": object()}}, "cannot be written as JSON"),
+    ({"defaults": {"user": 1j}}, "cannot be written as JSON"),
     ({"defaults": {"messages": []}}, "no default for all rows; leave it out"),
     ({"defaults": {"max_tokens": 5}}, "use BatchRunner(max_tokens=)"),
     ({"defaults": {"max_completion_tokens": 5}}, "use BatchRunner(max_tokens=)"),
