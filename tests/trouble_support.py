@@ -59,7 +59,7 @@ class Recorder:
     def all(self, kind: type[E]) -> list[E]:
         return [event for event in self.events if isinstance(event, kind)]
 
-    def wait_for(self, kind: type[Event], count: int = 1, timeout: float = 10.0) -> None:
+    def wait_for(self, kind: type[Event], count: int = 1, timeout: float = 30.0) -> None:
         with self._news:
             assert self._news.wait_for(lambda: len(self.all(kind)) >= count, timeout), f"no {kind.__name__}"
 

@@ -17,6 +17,20 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+WAKE_S = 0.5
+
+
+def result_of(future: concurrent.futures.Future[T]) -> T:
+    """The future's result, however long it takes.
+
+    Waited for in short turns: a signal that comes just as a thread begins to wait for a lock is handled only
+    when that wait ends, so that one long wait could be deaf to Ctrl-C and SIGTERM.
+    """
+    while not concurrent.futures.wait([future], WAKE_S).done:
+        pass
+    return future.result()
+
+
 class AddressLimit:
     """How many requests may be out to one address at a time: the widest of the runs that use it.
 
@@ -107,7 +121,7 @@ class Portal:
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` on the loop and wait for it; not to be called on the loop itself."""
-        return self.submit(work).result()
+        return result_of(self.submit(work))
 
     def limit(self, address: str) -> AddressLimit:
         """The limit that all runs on `address` share."""

@@ -73,7 +73,7 @@ class Stop:
         finally:
             task.cancel()
             ending.cancel()
-            await asyncio.gather(task, ending, return_exceptions=True)
+            await asyncio.wait((task, ending), timeout=SOON_S)
 
     async def sleep(self, seconds: float) -> None:
         """Sleep; raises Abandoned as soon as the run is asked to end."""

@@ -43,6 +43,9 @@ SUSPECTS = "suspects"
 """The note a run leaves about the rows that stopped it."""
 
 
+CANCEL_AGAIN_S = 0.5
+
+
 class _Outcome(NamedTuple):
     """A result and where its time went."""
 
@@ -117,13 +120,18 @@ class WorkerPool:
             self._limit.leave(self._width)
 
     async def _cut_short(self) -> None:
-        """As the run ends, cancel what would wait too long; never a worker that is keeping a result."""
+        """As the run ends, cancel what would wait too long; never a worker that is keeping a result.
+
+        Again and again: somebody's code may swallow a cancellation, as `asyncio.wait_for` did before 3.12.
+        """
         await self._stop.draining.wait()
-        for worker in self._fetching:
-            worker.cancel()
-        await self._stop.stopping.wait()
-        for worker in self._asking:
-            worker.cancel()
+        while True:
+            stopping = self._stop.stopping.is_set()
+            for worker in (*self._fetching, *(self._asking if stopping else ())):
+                worker.cancel()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CANCEL_AGAIN_S):
+                    await (asyncio.Event() if stopping else self._stop.stopping).wait()
 
     async def _work(self) -> None:
         with suppress(Abandoned):

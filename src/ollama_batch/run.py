@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ollama_batch._gate import Gate
-from ollama_batch._portal import portal
+from ollama_batch._portal import portal, result_of
 from ollama_batch._stop import Stop
 from ollama_batch.engines.base import Engine
 from ollama_batch.errors import OllamaBatchError, RunCancelledError, RunInterrupted
@@ -93,6 +93,8 @@ class Run:
         """
         if portal().is_here and not self.done:
             raise RuntimeError("a hook cannot wait for a run: all runs wait for their hooks")
+        if timeout is None:
+            return result_of(self._future).result()
         return self._future.result(timeout).result()
 
     def __await__(self) -> Generator[Any, None, BatchReport[Any]]:

@@ -10,13 +10,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ollama_batch import RunJournal, _signals, _stop
+from ollama_batch import RunJournal, _portal, _signals, _stop
+from ollama_batch._portal import result_of
 from ollama_batch.errors import RunCancelledError, RunInterrupted
 from ollama_batch.events import RowFinished, RunStarted
 from ollama_batch.testing import FakeOllama, Fault
@@ -126,6 +128,8 @@ def delivered(recorder: Recorder, *numbers: int, gap_s: float = 0.0) -> Iterator
 
     def deliver() -> None:
         recorder.wait_for(RunStarted)
+        while signal.getsignal(numbers[0]) in (signal.SIG_DFL, signal.default_int_handler):
+            time.sleep(0.001)  # the run may begin before its caller waits for it
         for number in numbers:
             os.kill(os.getpid(), number)
             time.sleep(gap_s)
@@ -133,7 +137,7 @@ def delivered(recorder: Recorder, *numbers: int, gap_s: float = 0.0) -> Iterator
     thread = threading.Thread(target=deliver)
     thread.start()
     yield
-    thread.join(10)
+    thread.join(30)
 
 
 def test_sigterm_ends_the_run_in_time_even_if_the_whole_engine_hangs(
@@ -152,7 +156,7 @@ def test_sigterm_ends_the_run_in_time_even_if_the_whole_engine_hangs(
     fake_ollama.hold()
     with delivered(recorder, signal.SIGTERM), pytest.raises(RunCancelledError, match="SIGTERM"):
         quick_runner(fake_ollama, hooks=[recorder]).run(rows(20))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20  # its own limits are 0.3 and 0.1 s, a hanging engine's 30 s
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)])
@@ -173,6 +177,8 @@ def test_hanging_up_twice_is_still_a_drain(fake_ollama: FakeOllama) -> None:
 
     def release() -> None:
         fake_ollama.wait_until(lambda ledger: ledger.count() == WIDTH)
+        while signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            time.sleep(0.001)  # as in delivered()
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGHUP)
             time.sleep(0.1)  # two signals of one number at once are one
@@ -235,7 +241,7 @@ def test_in_another_thread_a_run_sets_no_handlers(fake_ollama: FakeOllama) -> No
     runner = quick_runner(fake_ollama, hooks=[recorder])
     thread = threading.Thread(target=lambda: oks.append(runner.run(rows(10)).ok))
     thread.start()
-    thread.join(10)
+    thread.join(30)
     assert oks == [True]
     assert set(during) == {before}
 
@@ -257,3 +263,36 @@ def test_an_exception_out_of_the_applications_handler_stops_the_run_first(fake_o
         signal.signal(signal.SIGTERM, before)
     fake_ollama.wait_until(lambda ledger: all(r.outcome == "aborted" for r in ledger.completions()))
     assert recorder.all(RowFinished) == []
+
+
+def test_a_signal_that_comes_as_the_wait_begins_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a wake-up now and then about one in 200 of these is handled only at the end of the wait."""
+    assert _portal.WAKE_S < 1
+    monkeypatch.setattr(_portal, "WAKE_S", 0.02)
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+
+    def send(future: Future[None], go: threading.Event, spin: int) -> None:
+        go.wait()
+        for _ in range(spin):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        until = time.monotonic() + 30
+        while not seen and time.monotonic() < until:
+            time.sleep(0.0002)
+        future.set_result(None)
+
+    try:
+        for n in range(1000):
+            seen.clear()
+            future: Future[None] = Future()
+            go = threading.Event()
+            thread = threading.Thread(target=send, args=(future, go, n % 60))
+            thread.start()
+            began = time.monotonic()
+            go.set()
+            result_of(future)
+            thread.join()
+            assert time.monotonic() - began < 20
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -80,7 +80,7 @@ def test_a_deadline_also_bounds_the_load_of_the_model(fake_ollama_factory: Facto
     began = time.monotonic()
     with pytest.raises(DeadlineReachedError):
         quick_runner(fake).run(rows(5), deadline=0.3)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20  # a hanging engine has half an hour to load
     assert fake.ledger.count() == 0
 
 
@@ -96,7 +96,7 @@ def test_cancel_lets_what_is_out_finish(fake_ollama: FakeOllama, tmp_path: Path)
     run.cancel()
     fake_ollama.release()
     with pytest.raises(RunCancelledError) as stopped:
-        run.wait(10)
+        run.wait(30)
     assert stopped.value.report.counts.ok == fake_ollama.ledger.count() == 4
     assert recorder.check_balance() == 0
     finish(fake_ollama, output, 30)
@@ -110,7 +110,7 @@ def test_cancel_now_gives_up_what_is_out(fake_ollama: FakeOllama, tmp_path: Path
     fake_ollama.wait_until(lambda ledger: ledger.count() == 4)
     run.cancel(now=True)
     with pytest.raises(RunCancelledError) as stopped:
-        run.wait(10)
+        run.wait(30)
     assert stopped.value.report.counts.ok == 0
     assert recorder.check_balance() == 4
     fake_ollama.release()
@@ -138,7 +138,7 @@ def test_a_reply_in_hand_is_committed_and_told_although_the_run_is_to_stop_at_on
     output = tmp_path / "out.jsonl"
     run = quick_runner(fake_ollama, hooks=[recorder]).start(rows(30), output=output)
     with pytest.raises(RunCancelledError) as stopped:
-        run.wait(10)
+        run.wait(30)
     monkeypatch.undo()
     assert stopped.value.report.counts.ok == len(recorder.all(RowFinished)) == fake_ollama.ledger.count() == 4
     assert recorder.check_balance() == 0
@@ -153,7 +153,7 @@ def test_a_wait_before_a_retry_is_cut_short(fake_ollama_factory: Factory) -> Non
     recorder.wait_for(RowRetried, 4)
     run.cancel()
     with pytest.raises(RunCancelledError) as stopped:
-        run.wait(10)
+        run.wait(30)
     assert stopped.value.report.counts.failed == 0
     assert fake.ledger.count() == 4
 
@@ -194,7 +194,7 @@ def test_a_paused_run_sends_nothing_and_goes_on(fake_ollama_factory: Factory) ->
     assert sent < 60
     fake.inject(Fault("reset", first=1, count=2))  # trouble after a pause finds the run patient
     run.resume()
-    assert run.wait(10).ok
+    assert run.wait(30).ok
     (resumed,) = recorder.all(RunResumed)
     assert resumed.reason == "user"
     assert resumed.paused_s > 0
@@ -222,7 +222,7 @@ def test_a_long_pause_is_not_taken_for_a_silent_engine(
     while time.monotonic() < until:  # longer than the run has patience with its engine
         time.sleep(0.05)
     run.resume()
-    assert run.wait(10).ok
+    assert run.wait(30).ok
 
 
 def test_a_run_that_waits_for_a_place_behind_another_sends_nothing_once_it_is_to_end(
@@ -235,9 +235,9 @@ def test_a_run_that_waits_for_a_place_behind_another_sends_nothing_once_it_is_to
     assert _settles(lambda: len(portal().limit(fake_ollama.url)._queue) == 1)
     second.cancel()
     fake_ollama.release()
-    assert first.wait(10).ok
+    assert first.wait(30).ok
     with pytest.raises(RunCancelledError):
-        second.wait(10)
+        second.wait(30)
     assert fake_ollama.ledger.keys() == {name(0)}
 
 
@@ -285,7 +285,7 @@ def test_a_full_disk_stops_the_sending_until_there_is_room(
     assert len(recorder.all(RunPaused)) == 1
     assert "waiting for room" in recorder.all(RunPaused)[0].message
     disk.full = False
-    report = run.wait(10)
+    report = run.wait(30)
     assert (report.counts.ok, fake.ledger.count()) == (100, 100)
     assert [event.reason for event in recorder.all(RunResumed)] == ["disk"]
     assert len(output.read_text().splitlines()) == 100
@@ -350,7 +350,7 @@ def test_cancelling_a_run_that_waits_for_room_ends_it(
     recorder.wait_for(RunPaused)
     run.cancel()
     with pytest.raises(RunCancelledError):
-        run.wait(10)
+        run.wait(30)
     assert recorder.all(RowFinished) == []
     assert recorder.all(RunResumed) == []
     disk.full = False
@@ -411,7 +411,7 @@ def test_a_bug_in_an_engine_ends_the_run_and_keeps_what_is_done(tmp_path: Path) 
     recorder = Recorder()
     output = tmp_path / "out.jsonl"
     with pytest.raises(Bug, match="of the engine"):
-        quick_runner(engine=engine, hooks=[recorder]).start(rows(40), output=output).wait(10)
+        quick_runner(engine=engine, hooks=[recorder]).start(rows(40), output=output).wait(30)
     assert recorder.all(RunFinished)[0].outcome == "stopped"
     with RunJournal.open_readonly(output.with_name("out.jsonl.run.db")) as journal:
         assert 17 <= journal.counts().ok <= 20
@@ -424,7 +424,7 @@ def test_a_bug_in_a_source_ends_the_run_and_keeps_what_is_out(fake_ollama: FakeO
         raise Bug("of the source")
 
     with pytest.raises(Exception, match="of the source"):
-        quick_runner(fake_ollama).start(broken()).wait(10)
+        quick_runner(fake_ollama).start(broken()).wait(30)
     assert fake_ollama.ledger.count() <= 8
 
 
@@ -461,19 +461,19 @@ def test_a_run_leaves_no_task_thread_or_socket(fake_ollama: FakeOllama, tmp_path
     threads_before, sockets_before = _threads(), _sockets()
     run = quick_runner(fake_ollama, recover_timeout=0.05).start(rows(40), output=tmp_path / "out.jsonl")
     if ending == "completed":
-        assert run.wait(10).ok
+        assert run.wait(30).ok
     elif ending == "cancelled":
         run.cancel(now=True)
         with pytest.raises(RunCancelledError):
-            run.wait(10)
+            run.wait(30)
     elif ending == "engine down":
         fake_ollama.stop()
         with pytest.raises((EngineDownError, Exception)):
-            run.wait(10)
+            run.wait(30)
         fake_ollama.restart()
     else:
         engine = ScriptedEngine(lambda request: Bug("b"))
-        run.wait(10)
+        run.wait(30)
         with pytest.raises(Bug):
             quick_runner(engine=engine).run(rows(9), output=tmp_path / "other.jsonl")
     assert _settles(lambda: portal().call(_tasks()) <= tasks_before)

@@ -432,7 +432,7 @@ def test_silence_of_all_workers_is_told_once_and_a_pause_is_no_silence(
     with caplog.at_level(logging.WARNING, "ollama_batch.run"):
         recorder.wait_for(RunStalled)
     fake_ollama.release()
-    assert run.wait(10).ok
+    assert run.wait(30).ok
     (stalled,) = recorder.all(RunStalled)
     assert stalled.in_flight == 4
     assert 0.15 < stalled.silent_s < 5
@@ -451,7 +451,7 @@ def test_silence_of_an_engine_that_is_gone_closes_the_gate(monkeypatch: pytest.M
     engine = Silent(lambda request: asyncio.sleep(30))
     recorder = Recorder()
     with pytest.raises(EngineDownError, match="does not answer health checks"):
-        quick_runner(engine=engine, recover_timeout=0.1, timeout=30, hooks=[recorder]).start(rows(2)).wait(10)
+        quick_runner(engine=engine, recover_timeout=0.1, timeout=30, hooks=[recorder]).start(rows(2)).wait(30)
     assert len(recorder.all(RunStalled)) == 1
 
 
