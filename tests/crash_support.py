@@ -17,7 +17,7 @@ from ollama_batch import RunJournal
 from ollama_batch.errors import JournalError
 from ollama_batch.testing import FakeOllama, Fault
 
-CHILD = Path(__file__).with_name("crash_child.py")
+CHILD = Path(__file__).with_name("run_child.py")
 LIFE_S = 60.0
 
 

@@ -17,6 +17,7 @@ import orjson
 
 from ollama_batch.types import BatchRequest
 
+TOY = "toy"
 MAX_TOKENS = 512
 NUM_CTX = 2048
 
@@ -135,6 +136,7 @@ def run_demo(folder: Path, *, rows: int = 200) -> int:
 
     folder.mkdir(parents=True, exist_ok=True)
     source, output = folder / "requests.jsonl", folder / "results.jsonl"
+    _forget_finished(output)
     with source.open("wb") as file:
         for request in demo_requests(rows):
             file.write(orjson.dumps(request.to_openai()) + b"\n")
@@ -142,7 +144,7 @@ def run_demo(folder: Path, *, rows: int = 200) -> int:
     _say(_TOY)
     engine = EmbeddedEngine.toy(num_ctx=NUM_CTX)
     try:
-        runner = BatchRunner(model="toy", engine=engine, num_ctx=NUM_CTX, max_tokens=MAX_TOKENS)
+        runner = BatchRunner(model=TOY, engine=engine, num_ctx=NUM_CTX, max_tokens=MAX_TOKENS)
         report = runner.run(source, output=output, overwrite=True)
         _say(f"\n{report}\n")
         _say("Three of the results (meaningless, as said):")
@@ -158,9 +160,24 @@ def run_demo(folder: Path, *, rows: int = 200) -> int:
     return 0 if report.ok else 1
 
 
+def _forget_finished(output: Path) -> None:
+    """Remove what a finished demonstration left, so that the next shows more than that it is finished."""
+    from ollama_batch.journal import RunJournal
+
+    journal = output.with_name(f"{output.name}.run.db")
+    if not journal.exists():
+        return
+    with RunJournal.open_readonly(journal) as earlier:
+        if earlier.state != "finished" or earlier.identity.get("model") != TOY:
+            return
+    journal.unlink()
+    output.unlink(missing_ok=True)
+
+
 _TOY = """
   *** TOY MODEL: random weights, the answers mean nothing. ***
   The engine is a real llama.cpp; the run, its report and its files are real.
+  Ctrl-C stops it, and the same command goes on where it stopped.
 """
 
 _NEXT = """

@@ -14,14 +14,17 @@ HOPELESS_ROWS = 50
 class FailureWatch:
     """Counts results and says when to stop: at `max_failures`, or when the run looks hopeless.
 
-    `max_failures` of 1 or more is a number of rows, below 1 a share of `total`; None (the default)
-    stops only a run whose first 50 rows all fail for one row-caused reason. 0 stops at the first.
+    `max_failures` of 1 or more is a number of rows, below 1 a share of `total`; 0 stops at the first. A
+    share of a stream, whose length is not known, is one of the rows so far, judged from the 50th on.
+    None (the default) stops only a run whose first 50 rows all fail for one row-caused reason; with
+    `ok_before`, good rows of earlier sessions, it is known to be worth going on.
     """
 
-    def __init__(self, max_failures: float | None) -> None:
+    def __init__(self, max_failures: float | None, *, ok_before: int = 0) -> None:
         self._max = max_failures
         self._ok = 0
         self._failed = 0
+        self._ok_before = ok_before
         self._codes: set[str] = set()
 
     def add(self, result: BatchResult[Any], *, total: int | None) -> TooManyFailuresError | None:
@@ -31,16 +34,25 @@ class FailureWatch:
             self._ok += 1
             return None
         self._failed += 1
+        what = self._hopeless(error.code if error.row_caused else None)
         if self._max is not None:
-            share = 0 < self._max < 1 and total is not None
-            allowed = self._max * total if share and total is not None else self._max
-            if self._failed <= allowed:
+            what = self._too_many(self._max, total)
+        return None if what is None else TooManyFailuresError(f"{what} with {error.code}: {error.message}")
+
+    def _too_many(self, most: float, total: int | None) -> str | None:
+        allowed = most
+        if 0 < most < 1:
+            seen = self._ok + self._failed
+            if total is None and seen < HOPELESS_ROWS:
                 return None
-            what = f"{self._failed} rows failed, max_failures={self._max:g} allows {allowed:g}; the last"
-        else:
-            self._codes.add(error.code if error.row_caused else "")
-            hopeless = self._ok == 0 and self._failed >= HOPELESS_ROWS and len(self._codes) == 1
-            if not hopeless or "" in self._codes:
-                return None
-            what = f"the first {self._failed} rows all failed"
-        return TooManyFailuresError(f"{what} with {error.code}: {error.message}")
+            allowed = most * (seen if total is None else total)
+        if self._failed <= allowed:
+            return None
+        return f"{self._failed} rows failed, max_failures={most:g} allows {allowed:g}; the last"
+
+    def _hopeless(self, code: str | None) -> str | None:
+        self._codes.add(code or "")
+        if self._ok or self._ok_before or self._failed < HOPELESS_ROWS:
+            return None
+        alike = len(self._codes) == 1 and "" not in self._codes
+        return f"the first {self._failed} rows all failed" if alike else None

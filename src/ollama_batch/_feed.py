@@ -8,21 +8,24 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from ollama_batch._intake import record_invalid
+from ollama_batch._intake import record_invalid, refuse_fewer
 from ollama_batch._items import Check, ScannedRow
 from ollama_batch._options import RunnerOptions, RunOptions
-from ollama_batch.errors import InputError
+from ollama_batch.errors import InputChangedError, InputError
 from ollama_batch.journal import RunJournal
 from ollama_batch.sources import FileSource, Source, StreamSource
-from ollama_batch.types import BatchRequest, InvalidRow, RowRecord
+from ollama_batch.types import BatchRequest, BatchResult, InvalidRow, RowRecord
 
 Retry: TypeAlias = frozenset[str] | Literal[True] | None
 Taken: TypeAlias = tuple[RowRecord, BatchRequest]
 
-FILE_ROWS = 128
+FILE_ROWS, FILE_BYTES = 128, 8 * 2**20
 """Rows read ahead from a file: enough to hide the read, about half a megabyte of typical rows."""
+
+STREAM_ROWS = 16
+"""Items taken from a stream at a time if that many are there: they are journaled together."""
 
 
 class Feed(ABC):
@@ -43,6 +46,14 @@ class Feed(ABC):
                         return None
         return self._ready.popleft()
 
+    async def has_rows(self) -> bool:
+        """Whether `next` has a row to give."""
+        async with self._refilling:
+            while not self._ready:
+                if not await self._refill():
+                    return False
+        return True
+
     @abstractmethod
     async def _refill(self) -> bool:
         """Look further for rows; False at the end of the input."""
@@ -51,8 +62,8 @@ class Feed(ABC):
 class FileFeed(Feed):
     """Pending rows of files that were validated into the journal, in input order.
 
-    `wanted` passes over rows that belong to another phase of the run. Raises InputChangedError if a
-    file is no longer what was validated.
+    `wanted` passes over rows that belong to another phase of the run. `validated` has size and time of
+    each file when it was; InputChangedError is raised once they, or the bytes of a row, are others.
     """
 
     def __init__(
@@ -61,10 +72,12 @@ class FileFeed(Feed):
         sources: Sequence[FileSource],
         *,
         retry: Retry,
+        validated: Sequence[tuple[int, int]],
         wanted: Callable[[BatchRequest], bool] | None = None,
     ) -> None:
         super().__init__(journal, retry)
         self._sources = sources
+        self._validated = validated
         self._wanted = wanted
         self._after = -1
 
@@ -72,22 +85,42 @@ class FileFeed(Feed):
         rows = await self._journal.pending(after=self._after, limit=FILE_ROWS, retry=self._retry)
         if not rows:
             return False
+        rows = _at_most(FILE_BYTES, rows)
         self._after = rows[-1].index
         valid = (row for row in rows if row.custom_id is not None)
         for number, same_source in groupby(valid, key=attrgetter("source")):
             group = list(same_source)
+            self._refuse_changed(number)
             requests = await asyncio.to_thread(self._sources[number].read, group)
             for row, request in zip(group, requests, strict=True):
                 if self._wanted is None or self._wanted(request):
                     self._ready.append((row, request))
         return True
 
+    def _refuse_changed(self, number: int) -> None:
+        source = self._sources[number]
+        if source.stat() != self._validated[number]:
+            raise InputChangedError(
+                f"{source.name} has changed since it was validated (another size or time); what is done is "
+                "kept, run again to have it looked at anew"
+            )
+
+
+def _at_most(size: int, rows: list[RowRecord]) -> list[RowRecord]:
+    """The first of `rows`, as many as hold `size` bytes together; one at least."""
+    for n, row in enumerate(rows):
+        size -= row.length
+        if size < 0:
+            return rows[: max(1, n)]
+    return rows
+
 
 class StreamFeed(Feed):
     """Rows of one stream after another, journaled as they come; rows done before are passed over.
 
     `found(rows, complete)` is told how far the streams have come. An invalid item ends the run with
-    InputError, or with `skip_invalid` goes to the error file.
+    InputError, or with `skip_invalid` goes to the error file and to `failed`. JournalMismatchError if the
+    items are not those the run began with, or fewer.
     """
 
     def __init__(
@@ -101,6 +134,7 @@ class StreamFeed(Feed):
         skip_invalid: bool,
         limit: int | None,
         found: Callable[[int, bool], None],
+        failed: Callable[[BatchResult[Any]], None],
     ) -> None:
         super().__init__(journal, retry)
         self._sources = deque(enumerate(sources))
@@ -109,6 +143,7 @@ class StreamFeed(Feed):
         self._skip_invalid = skip_invalid
         self._left = limit
         self._found = found
+        self._failed = failed
         self._next_index = 0
 
     async def _refill(self) -> bool:
@@ -119,6 +154,8 @@ class StreamFeed(Feed):
         items = await source.next_rows(at_once, check=self._check) if at_once else []
         if not items:
             self._sources.popleft()
+            if not self._sources:
+                refuse_fewer(self._journal, self._next_index)
             self._found(self._next_index, not self._sources)
             return True
         self._left = None if self._left is None else self._left - len(items)
@@ -149,7 +186,8 @@ class StreamFeed(Feed):
                 list(invalid.values()),
             )
         if invalid:
-            await record_invalid(self._journal, number, invalid)
+            for result in await record_invalid(self._journal, number, invalid):
+                self._failed(result)
         pending = await self._journal.pending(after=first - 1, limit=len(items), retry=self._retry)
         self._ready.extend((row, requests[row.index]) for row in pending if row.index in requests)
 
@@ -161,23 +199,25 @@ def make_feed(
     *,
     model: str,
     runner: RunnerOptions,
-    at_once: int,
     check: Check,
     found: Callable[[int, bool], None],
+    failed: Callable[[BatchResult[Any]], None],
 ) -> Feed:
     """The feed of the rows of `model`: of files, or of streams (which have one model)."""
     files = [source for source in sources if isinstance(source, FileSource)]
     if len(files) == len(sources):
         phases = bool(runner.allow_models)
         wanted = (lambda request: (request.params.get("model") or runner.model) == model) if phases else None
-        return FileFeed(journal, files, retry=options.retry, wanted=wanted)
+        validated = [(source["size"], source["mtime_ns"]) for source in journal.get("sources")]
+        return FileFeed(journal, files, retry=options.retry, validated=validated, wanted=wanted)
     return StreamFeed(
         journal,
         [source for source in sources if isinstance(source, StreamSource)],
         retry=options.retry,
-        at_once=at_once,
+        at_once=STREAM_ROWS if runner.concurrency == "auto" else max(STREAM_ROWS, runner.concurrency),
         check=check,
         skip_invalid=options.on_invalid == "skip",
         limit=options.limit,
         found=found,
+        failed=failed,
     )

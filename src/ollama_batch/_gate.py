@@ -16,15 +16,19 @@ from ollama_batch.events import Event, RunPaused, RunResumed
 log = logging.getLogger("ollama_batch.run")
 
 ENGINE = "engine"
-FIRST_PROBE_S, LONGEST_PROBE_S = 0.25, 10.0
+FIRST_PROBE_S, LONGEST_PROBE_S = 0.25, 5.0
+"""Seconds between two looks at an engine in trouble: growing, yet its return is soon noticed."""
+
+PROBE_S = 30.0
+"""Seconds a health check may take before it counts as failed."""
 
 
 class Gate:
-    """Workers pass one by one before each attempt; while anything holds the gate they wait.
+    """Workers pass before each attempt; while anything holds the gate they wait.
 
-    `hold(reason)` and `release(reason)` are for whoever wants a pause. `engine_trouble` holds the gate
-    itself, probes the engine until it is healthy again, and ends the run (resumably) when that takes
-    longer than `patience_s`.
+    `hold(reason)` and `release(reason)` are for whoever wants a pause. `engine_trouble` closes the gate
+    by itself, probes the engine until it is healthy again, and ends the run (resumably) when that takes
+    longer than `patience_s`. A trouble that is over at the first probe is not worth a `RunPaused`.
     """
 
     def __init__(
@@ -34,10 +38,17 @@ class Gate:
         self._stop = stop
         self._emit = emit
         self._patience_s = patience_s
-        self._held: dict[str, float] = {}
-        self._changed = asyncio.Event()
+        self._held: set[str] = set()
+        self._told: set[str] = set()
+        self._closed_at = 0.0
+        self._opened = asyncio.Event()  # set as long as the gate is open, so that no waiter can miss it
+        self._opened.set()
         self._watcher: asyncio.Task[None] | None = None
-        self.engine_absences = 0
+        self._next_probe_s = 0.0
+        self.opened_at = 0.0
+        """When the gate last opened (`time.monotonic()`)."""
+        self.resumed_at = 0.0
+        """When a hold that was not the engine's last ended: silence before it means nothing."""
 
     @property
     def open(self) -> bool:
@@ -46,25 +57,33 @@ class Gate:
 
     def hold(self, reason: str, message: str) -> None:
         """Send nothing until `release(reason)`; a second hold for the same reason changes nothing."""
-        if reason not in self._held:
-            self._held[reason] = time.monotonic()
+        self._close(reason)
+        if reason not in self._told:
+            self._told.add(reason)
             self._emit(RunPaused(reason=reason, message=message))
 
     def release(self, reason: str) -> None:
-        """Take back a hold."""
-        first = min(self._held.values(), default=0.0)
-        if self._held.pop(reason, None) is None or self._held:
+        """Take back a hold; sending goes on once nothing else holds the gate."""
+        if reason not in self._held:
             return
-        self._emit(RunResumed(reason=reason, paused_s=time.monotonic() - first))
-        self._changed.set()
-        self._changed.clear()
+        self._held.discard(reason)
+        now = time.monotonic()
+        if reason != ENGINE:
+            self.resumed_at = now
+        if self._held:
+            return
+        self.opened_at = now
+        if self._told:
+            self._told.clear()
+            self._emit(RunResumed(reason=reason, paused_s=now - self._closed_at))
+        self._opened.set()
 
     async def wait(self) -> None:
         """Return when the gate is open; raises Abandoned when the run is asked to end."""
         while not self._stop.draining.is_set():
             if self.open:
                 return
-            opened = asyncio.ensure_future(self._changed.wait())
+            opened = asyncio.ensure_future(self._opened.wait())
             ending = asyncio.ensure_future(self._stop.draining.wait())
             try:
                 await asyncio.wait((opened, ending), return_when=asyncio.FIRST_COMPLETED)
@@ -74,50 +93,76 @@ class Gate:
         raise Abandoned
 
     def engine_trouble(self, error: EngineError) -> None:
-        """Hold the gate until the engine is healthy; `error` is what made us doubt it."""
+        """Close the gate until the engine is healthy; `error` is what made us doubt it."""
         if isinstance(error, EngineStoppedError):
-            self.hold(ENGINE, str(error))
             self._stop.drain(EngineDownError(str(error)))
         elif self._watcher is None or self._watcher.done():
-            self.hold(ENGINE, str(error))
+            self._close(ENGINE)
             self._watcher = asyncio.create_task(self._watch(error))
 
+    def engine_answered(self) -> None:
+        """The engine has answered a request: the next trouble is a new one, and probed at once."""
+        self._next_probe_s = 0.0
+
+    async def close(self) -> None:
+        """End the watch, if one is on, and its hold."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        if not self._stop.draining.is_set():
+            self.release(ENGINE)
+
+    def _close(self, reason: str) -> None:
+        if not self._held:
+            self._closed_at = time.monotonic()
+            self._opened.clear()
+        self._held.add(reason)
+
     async def _watch(self, error: EngineError) -> None:
-        began, delay = time.monotonic(), FIRST_PROBE_S
+        """Probe until the engine is healthy. The waits go on growing from one trouble to the next until
+        something is answered: an engine may pass every probe and still answer nothing.
+        """
+        gives_up_at = time.monotonic() + self._patience_s
         try:
-            while not await self._healthy():
-                self.engine_absences += delay == FIRST_PROBE_S
-                waited = time.monotonic() - began
-                if waited > self._patience_s:
-                    self._stop.drain(
+            while True:
+                await self._wait_for_probe(gives_up_at)
+                if await self._healthy():
+                    break
+                self.hold(ENGINE, str(error))
+                if time.monotonic() >= gives_up_at:
+                    self._stop.now(  # nothing that is still out will be answered any more
                         EngineDownError(
                             f"the engine at {self._engine.address} did not come back within "
-                            f"{self._patience_s:.0f} s ({error}); run again to go on"
+                            f"{self._patience_s:g} s ({error}); run again to go on"
                         )
                     )
                     return
-                await self._stop.sleep(random.uniform(delay / 2, delay))  # noqa: S311 - spreads probes
-                delay = min(2 * delay, LONGEST_PROBE_S)
+        except Abandoned:
+            return
         except EngineStoppedError as gone:
             self._stop.drain(EngineDownError(str(gone)))
-        except Abandoned:
-            pass
-        else:
-            self.release(ENGINE)
+            return
+        except Exception as bug:  # nobody waits for this task: unsaid, the run would hang at the gate
+            log.exception("the engine's health check failed")
+            self._stop.drain(EngineDownError(f"the engine's health check failed: {bug!r}"))
+            return
+        self.release(ENGINE)
+
+    async def _wait_for_probe(self, gives_up_at: float) -> None:
+        delay = self._next_probe_s
+        self._next_probe_s = min(max(2 * delay, FIRST_PROBE_S), LONGEST_PROBE_S)
+        delay = min(random.uniform(delay / 2, delay), max(0.0, gives_up_at - time.monotonic()))  # noqa: S311 - spreads probes
+        if delay:
+            await self._stop.sleep(delay)
 
     async def _healthy(self) -> bool:
         if not isinstance(self._engine, Probed):
             return True  # nothing to ask: the next attempt is the probe
         try:
-            return await self._engine.healthy()
+            async with asyncio.timeout(PROBE_S):
+                return await self._engine.healthy()
         except EngineStoppedError:
             raise
-        except EngineError as error:
+        except (EngineError, TimeoutError) as error:
             log.debug("the engine is not healthy yet: %s", type(error).__name__)
             return False
-
-    async def close(self) -> None:
-        """End the watch, if one is on."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)

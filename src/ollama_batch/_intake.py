@@ -7,14 +7,14 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from ollama_batch._items import Check, ScannedRow
 from ollama_batch._options import RunnerOptions
 from ollama_batch.errors import InputError, JournalMismatchError
 from ollama_batch.journal import RunJournal
 from ollama_batch.jsonl import fingerprint
 from ollama_batch.records import encode_result
-from ollama_batch._items import Check, ScannedRow
 from ollama_batch.sources import FileSource, Source
 from ollama_batch.types import BatchRequest, BatchResult, InvalidRow, RowError, RowRecord
 
@@ -43,28 +43,45 @@ class Intake:
     largest_tokens: int = STREAM_TOKENS
     models: Counter[str] = dataclasses.field(default_factory=Counter)
 
+    def phases(self, own: str) -> list[str]:
+        """The models to send rows to, the runner's `own` first; every row of a stream is for that."""
+        if self.total is None:
+            return [own]
+        return sorted(self.models, key=lambda model: (model != own, model))
+
 
 def upper_tokens(request: BatchRequest, max_tokens: int) -> int:
     """An upper estimate of the tokens of `request`, prompt and answer."""
+    params = request.params
     tokens = 0.0
     for message in request.messages:
-        content = message.get("content")
-        for part in [content] if not isinstance(content, list) else content:
-            text = part.get("text") if isinstance(part, Mapping) else part
-            if isinstance(text, str):
-                tokens += len(text) / CHARS_PER_TOKEN if text.isascii() else len(text.encode()) / 2
-            elif part is not None:
-                tokens += IMAGE_TOKENS
         tokens += MESSAGE_TOKENS
-    params = request.params
-    tokens += len(str(params["tools"])) / CHARS_PER_TOKEN if "tools" in params else 0
+        for name, value in message.items():
+            if name != "role":
+                tokens += sum(
+                    map(_tokens, value if name == "content" and isinstance(value, list) else [value])
+                )
+    tokens += _tokens(params.get("tools"))
     answer = params.get("max_completion_tokens") or params.get("max_tokens") or max_tokens
     return int(tokens) + int(answer)
+
+
+def _tokens(part: Any) -> float:
+    """Of a text, a part of a message, or anything that becomes text."""
+    if part is None:
+        return 0.0
+    if isinstance(part, Mapping):
+        if "image_url" in part:
+            return IMAGE_TOKENS
+        part = part.get("text", part)
+    text = part if isinstance(part, str) else str(part)
+    return len(text) / CHARS_PER_TOKEN if text.isascii() else len(text.encode("utf-8", "replace")) / 2
 
 
 def row_check(options: RunnerOptions, engine_check: Check) -> Check:
     """What a body must satisfy beyond OpenAI's form: the run's model, and fields the engine can honour."""
     allowed = {options.model, *options.allow_models}
+    defaults = options.defaults
 
     def check(body: Mapping[str, Any]) -> tuple[str, str] | None:
         model = body.get("model")
@@ -73,10 +90,18 @@ def row_check(options: RunnerOptions, engine_check: Check) -> Check:
                 "body.model",
                 f"names {model!r}, the run is for {options.model!r} (allow_models= takes more)",
             )
-        refused = engine_check(body)
+        # Some fields need each other, and the other one may come from the defaults.
+        refused = engine_check({**defaults, **body} if defaults else body)
         return None if refused is None else (f"body.{refused[0]}", refused[1])
 
     return check
+
+
+class _Chunk(NamedTuple):
+    """Some rows as they were found: those for the journal, and the invalid ones by their position."""
+
+    rows: list[RowRecord]
+    invalid: dict[int, InvalidRow]
 
 
 class _FileIntake:
@@ -88,56 +113,70 @@ class _FileIntake:
         self._journal = journal
         self._options = options
         self._skip = on_invalid == "skip"
+        self._tools = len(str(options.defaults.get("tools", "")))
         self._next_index = 0
         self.listed: list[InvalidRow] = []
         self.found = Intake(largest_tokens=0)
 
-    def scan(self, items: Iterator[ScannedRow | InvalidRow]) -> list[ScannedRow | InvalidRow]:
-        """The next items, in a worker thread; tallies sizes and models there as well."""
-        chunk = list(islice(items, CHUNK_ROWS))
-        found = self.found
-        for item in chunk:
-            if isinstance(item, ScannedRow):
-                model = item.request.params.get("model") or self._options.model
-                found.models[model] += 1
-                tokens = upper_tokens(item.request, self._options.max_tokens)
-                found.largest_tokens = max(found.largest_tokens, tokens)
-        return chunk
+    @property
+    def rows(self) -> int:
+        """How many rows were found, valid or not."""
+        return self._next_index
 
-    async def take(self, number: int, source: FileSource, chunk: Sequence[ScannedRow | InvalidRow]) -> None:
-        """Journal a chunk of `source`, the `number`-th one."""
-        rows: list[RowRecord] = []
-        invalid: dict[int, InvalidRow] = {}
-        for item in chunk:
+    def scan(self, number: int, items: Iterator[ScannedRow | InvalidRow]) -> _Chunk:
+        """The next items of source `number`, in a worker thread; requests are measured and let go."""
+        chunk = _Chunk([], {})
+        found = self.found
+        for item in islice(items, CHUNK_ROWS):
             index = self._next_index
             self._next_index += 1
             if isinstance(item, InvalidRow):
-                invalid[index] = item
-            else:
-                rows.append(item.to_record(index, number))
-        for row, holder in await self._journal.add_rows(rows):
-            invalid[row.index] = source.duplicate(row, holder.line)
-        if invalid:
-            await self._take_invalid(number, invalid)
+                chunk.invalid[index] = item
+                continue
+            model = item.request.params.get("model") or self._options.model
+            found.models[model] += 1
+            tokens = upper_tokens(item.request, self._options.max_tokens) + int(self._tools / CHARS_PER_TOKEN)
+            found.largest_tokens = max(found.largest_tokens, tokens)
+            chunk.rows.append(item.to_record(index, number))
+        return chunk
 
-    async def _take_invalid(self, number: int, invalid: Mapping[int, InvalidRow]) -> None:
+    async def take(self, number: int, source: FileSource, chunk: _Chunk) -> None:
+        """Journal a chunk of `source`, the `number`-th one."""
+        invalid = dict(chunk.invalid)
+        for row, holder in await self._journal.add_rows(chunk.rows):
+            invalid[row.index] = source.duplicate(row, holder.line)
+        if not invalid:
+            return
         self.found.invalid += len(invalid)
-        self.listed.extend(islice(invalid.values(), LISTED - len(self.listed)))
+        first = sorted(invalid)[: LISTED - len(self.listed)]
+        self.listed.extend(invalid[index] for index in first)
         if self._skip:
             await record_invalid(self._journal, number, invalid)
 
 
-async def record_invalid(journal: RunJournal, source: int, invalid: Mapping[int, InvalidRow]) -> None:
-    """Give invalid rows their place in the journal and their line in the error file."""
+async def record_invalid(
+    journal: RunJournal, source: int, invalid: Mapping[int, InvalidRow]
+) -> list[BatchResult[Any]]:
+    """Give invalid rows their place in the journal and their line in the error file; returns what is new."""
+    # Not the name of the file: the same lines may come from another folder when the run is resumed.
     rows = [
-        RowRecord(index, source, item.line, None, fingerprint(str(item).encode()))
+        RowRecord(
+            index,
+            source,
+            item.line,
+            None,
+            fingerprint(
+                repr((item.code, item.field, item.custom_id, item.message)).encode("utf-8", "replace")
+            ),
+        )
         for index, item in invalid.items()
     ]
     await journal.add_rows(rows)
     ahead = await journal.pending(after=min(invalid) - 1, limit=max(invalid) - min(invalid) + 1)
     pending = {row.index for row in ahead}
-    results = [invalid_result(index, item) for index, item in invalid.items() if index in pending]
+    results = [invalid_result(index, invalid[index]) for index in sorted(invalid) if index in pending]
     await asyncio.gather(*(journal.commit(encode_result(result)) for result in results))
+    return results
 
 
 def invalid_result(index: int, invalid: InvalidRow) -> BatchResult[Any]:
@@ -172,7 +211,7 @@ async def take_in(
         raise JournalMismatchError(
             f"the run was begun with {len(known)} inputs, now there are {len(present)}; "
             "give the same inputs, or another output for a new run",
-            str(journal.path),
+            None if journal.path is None else str(journal.path),
             {"inputs": (len(known), len(present))},
         )
     if streams:
@@ -185,27 +224,38 @@ async def take_in(
     for number, source in enumerate(sources):
         assert isinstance(source, FileSource)  # noqa: S101 - streams were dealt with above
         items = source.scan(check=check)
-        while chunk := await asyncio.to_thread(files.scan, items if left is None else islice(items, left)):
-            left = None if left is None else left - len(chunk)
+        while True:
+            before = files.rows
+            some = items if left is None else islice(items, left)
+            chunk = await asyncio.to_thread(files.scan, number, some)
+            if files.rows == before:
+                break
+            left = None if left is None else left - (files.rows - before)
             await files.take(number, source, chunk)
     found = files.found
     if found.invalid and on_invalid == "fail":
         raise InputError(
-            f"{found.invalid} of {files._next_index} rows are invalid; nothing was sent "
+            f"{found.invalid} of {files.rows} rows are invalid; nothing was sent "
             '(on_invalid="skip" runs the others)',
             files.listed,
             found.invalid,
         )
-    found.total = files._next_index
-    if known is not None and journal.counts().rows != found.total:
-        raise JournalMismatchError(
-            f"the run was begun with {journal.counts().rows} rows, now there are {found.total}; "
-            "give the same input, or another output for a new run",
-            str(journal.path),
-            {"rows": (journal.counts().rows, found.total)},
-        )
+    found.total = files.rows
+    refuse_fewer(journal, found.total)
     _remember(journal, found, present)
     return found
+
+
+def refuse_fewer(journal: RunJournal, rows: int) -> None:
+    """Raise JournalMismatchError if the input ended after `rows` rows and the run was begun with more."""
+    before = journal.counts().rows
+    if rows < before:
+        raise JournalMismatchError(
+            f"the run was begun with {before} rows, now there are {rows}; give the same input (and no "
+            "smaller limit=), or another output for a new run",
+            None if journal.path is None else str(journal.path),
+            {"rows": (before, rows)},
+        )
 
 
 def _identity(source: Source) -> dict[str, Any]:
@@ -223,4 +273,7 @@ def _remember(journal: RunJournal, found: Intake, sources: Sequence[Mapping[str,
 
 def _recall(journal: RunJournal) -> Intake:
     recorded = dict(journal.get("intake"))
-    return Intake(**{**recorded, "models": Counter(recorded["models"])})
+    found = Intake(**{**recorded, "models": Counter(recorded["models"])})
+    # A longer file may have been looked at in between, and been refused for its last lines.
+    refuse_fewer(journal, found.total or 0)
+    return found

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ollama_batch import __version__
 from ollama_batch._intake import Intake
 from ollama_batch._options import NUM_CTX_BUCKETS, RunnerOptions
 from ollama_batch.engines.base import Engine, Loadable
-from ollama_batch.errors import EngineError
+from ollama_batch.errors import ConfigError, EngineError
 from ollama_batch.journal import RunJournal
 from ollama_batch.types import EngineInfo
 
@@ -45,24 +46,49 @@ class Meeting:
 
 
 async def meet_engine(
-    engine: Engine, model: str, *, options: RunnerOptions, journal: RunJournal, intake: Intake
-) -> Meeting:
-    """Describe the engine, compare it with the journal, load the model.
+    engine: Engine, models: Sequence[str], *, options: RunnerOptions, journal: RunJournal, intake: Intake
+) -> dict[str, Meeting]:
+    """Ask who answers for each of `models` and compare with the journal; nothing is loaded yet.
 
-    Raises JournalMismatchError if other weights or another kind of engine answer than when the run
-    began, and the EngineErrors of `describe` and `load`.
+    Raises JournalMismatchError if other weights, another kind of engine or another setting of it answer than
+    when the run began, ConfigError if a model cannot do what the run wants, and EngineErrors.
     """
-    info = await engine.describe(model)
-    journal.pin("engine", info.engine)
-    journal.pin(f"digest of {model}", info.digest)
-    num_ctx = None
+    meetings: dict[str, Meeting] = {}
+    for model in models:
+        info = await engine.describe(model)
+        _refuse_no_thinker(info, options)
+        journal.pin("engine", info.engine)
+        journal.pin(f"digest of {model}", info.digest)
+        if "extra_body" in info.details:
+            journal.pin("extra_body", info.details["extra_body"])
+        num_ctx = None
+        if isinstance(engine, Loadable):
+            num_ctx = choose_num_ctx(options, intake, info.context_length, journal.identity.get("num_ctx"))
+            journal.pin("num_ctx", num_ctx)
+        meetings[model] = Meeting(info, num_ctx, choose_width(options, info))
+    return meetings
+
+
+async def load_model(
+    engine: Engine, model: str, meeting: Meeting, *, options: RunnerOptions, journal: RunJournal
+) -> Meeting:
+    """Have `model` loaded as its rows need it; returns what is known then. Raises EngineErrors."""
     if isinstance(engine, Loadable):
-        num_ctx = choose_num_ctx(options, intake, info.context_length, journal.identity.get("num_ctx"))
-        journal.pin("num_ctx", num_ctx)
         deadline = time.monotonic() + options.load_timeout
-        info = await engine.load(model, num_ctx=num_ctx, deadline=deadline)
-    journal.put("engine", dataclasses.asdict(info))
-    return Meeting(info, num_ctx, choose_width(options, info))
+        info = await engine.load(model, num_ctx=meeting.num_ctx, deadline=deadline)
+        meeting = Meeting(info, meeting.num_ctx, choose_width(options, info))
+    journal.put("engine", dataclasses.asdict(meeting.info))
+    await journal.note("session", meeting.to_note(model))
+    return meeting
+
+
+def _refuse_no_thinker(info: EngineInfo, options: RunnerOptions) -> None:
+    able = info.details.get("capabilities")
+    if options.think and isinstance(able, list) and "thinking" not in able:
+        raise ConfigError(
+            f"think={options.think!r}: {info.model} cannot think (it can do: {', '.join(map(str, able))}); "
+            "leave think out, or take another model"
+        )
 
 
 def choose_num_ctx(options: RunnerOptions, intake: Intake, longest: int | None, recorded: int | None) -> int:
@@ -88,12 +114,10 @@ def choose_width(options: RunnerOptions, info: EngineInfo) -> int:
     return OLLAMA_WIDTH if info.engine == "ollama" else OPENAI_WIDTH
 
 
-async def part_from_engine(
-    engine: Engine, model: str, *, num_ctx: int | None, options: RunnerOptions
-) -> None:
+async def part_from_engine(engine: Engine, model: str, *, num_ctx: int | None, unload: bool) -> None:
     """Let the server have its memory back in its own time; a server that is gone needs no goodbye."""
     if isinstance(engine, Loadable):
         try:
-            await engine.release(model, num_ctx=num_ctx, unload=options.unload_after)
+            await engine.release(model, num_ctx=num_ctx, unload=unload)
         except EngineError as error:
             log.debug("the engine could not be told that the run is over: %s", type(error).__name__)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ollama_batch._outputs import Place, Places
 from ollama_batch.errors import DiskFullError, JournalCorruptError, JournalMismatchError, OutputError
-from ollama_batch.journal import RunJournal
+from ollama_batch.journal import RunJournal, set_aside
 from ollama_batch.sources import FileSource, Source
 
-RESULT_BYTES = 2048
-"""Room a row takes in journal and output together, at least, before it is known (a short answer, twice)."""
-
 SPARE_BYTES = 64 * 2**20
+"""Room there must be beyond what the input suggests."""
+
+RESULT_BYTES = 2048
+"""Room a row that is done has taken already, at least: a short answer in journal and partial output."""
 
 
 def open_journal(
@@ -26,26 +28,32 @@ def open_journal(
     of others may be replaced. Raises OutputError and JournalError, naming what is in the way.
     """
     _check_paths(places, sources)
-    partial = [place.partial for place in places.sources]
-    if places.journal is None:
-        journal = RunJournal.open(None, identity=identity, partial=partial)
-    else:
-        try:
-            journal = RunJournal.open(places.journal, identity=identity, partial=partial)
-        except (JournalMismatchError, JournalCorruptError):
-            if not overwrite:
-                raise
-            set_aside(places.journal)
-            journal = RunJournal.open(places.journal, identity=identity, partial=partial)
     try:
-        journal.put("places", [_paths(place) for place in places.sources])
+        journal = _open(places, identity)
+    except (JournalMismatchError, JournalCorruptError):
+        if not overwrite or places.journal is None:
+            raise
+        set_aside(places.journal)
+        journal = _open(places, identity)
+    try:
         if not overwrite:
             _refuse_foreign(journal, places)
         _check_room(journal, sources)
+        _note_places(journal, places)
     except BaseException:
         discard_if_new(journal)
         raise
     return journal
+
+
+def begin_anew(journal: RunJournal, places: Places, *, identity: dict[str, Any]) -> RunJournal:
+    """Set `journal` aside, for a run that may overwrite and is another one, and make a new one."""
+    assert journal.path is not None  # noqa: S101 - a temporary journal was not there before
+    journal.close()
+    set_aside(journal.path)
+    fresh = _open(places, identity)
+    _note_places(fresh, places)
+    return fresh
 
 
 def discard_if_new(journal: RunJournal) -> None:
@@ -56,16 +64,14 @@ def discard_if_new(journal: RunJournal) -> None:
         journal.discard()
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a journal and its log out of the way, so that nothing is lost; returns the new name."""
-    n = 1
-    while (new := path.with_name(f"{path.name}.old{n}")).exists():
-        n += 1
-    for tail in ("", "-wal", "-shm"):
-        old = path.with_name(path.name + tail)
-        if old.exists():
-            old.replace(new.with_name(new.name + tail))
-    return new
+def _open(places: Places, identity: dict[str, Any]) -> RunJournal:
+    return RunJournal.open(
+        places.journal, identity=identity, partial=[place.partial for place in places.sources]
+    )
+
+
+def _note_places(journal: RunJournal, places: Places) -> None:
+    journal.put("places", [_paths(place) for place in places.sources])
 
 
 def _paths(place: Place) -> dict[str, str | None]:
@@ -76,37 +82,50 @@ def _paths(place: Place) -> dict[str, str | None]:
 
 
 def _check_paths(places: Places, sources: Sequence[Source]) -> None:
-    inputs = {source.path.resolve() for source in sources if isinstance(source, FileSource)}
+    inputs = {_input(source).resolve() for source in sources}
+    for path in places.files:
+        if path.resolve() in inputs:
+            raise OutputError(
+                f"{path} is an input of this run, and would be written to; give output= another name"
+            )
     for place in places.sources:
-        for path in (place.output, place.errors):
-            if path is None:
-                continue
-            if path.resolve() in inputs:
-                raise OutputError(f"{path} is an input of this run; give output= another name")
+        for path in place.files:
             if path.is_dir():
                 raise OutputError(f"{path} is a folder; give output= a file name in it")
             if not path.parent.is_dir():
                 raise OutputError(
                     f"the folder {path.parent} does not exist; make it, or give another output="
                 )
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                raise OutputError(f"no file can be made in {path.parent}: permission denied")
+
+
+def _input(source: Source) -> Path:
+    # An open file is called by its path, which it will still be read from; "<list>" is the path of nothing.
+    return source.path if isinstance(source, FileSource) else Path(source.name)
 
 
 def _refuse_foreign(journal: RunJournal, places: Places) -> None:
     for place in places.sources:
         for path in (place.output, place.errors):
-            if path is not None and path.exists() and not journal.owns(path):
+            if path is not None and os.path.lexists(path) and not journal.owns(path):
                 raise OutputError(
                     f"{path} exists and is not what this run wrote; move it, give another output=, "
                     "or overwrite=True (--overwrite)"
                 )
+        if place.partial is not None and not journal.resumed and os.path.lexists(place.partial):
+            raise OutputError(
+                f"{place.partial} exists, and the journal it came from is gone; move it, give another "
+                "output=, or overwrite=True (--overwrite)"
+            )
 
 
 def _check_room(journal: RunJournal, sources: Sequence[Source]) -> None:
     if not journal.durable:
         return
-    # A row of input is rarely under 256 bytes; so many results must at least fit.
+    # Answers are rarely longer than what was asked.
     size = sum(source.stat()[0] for source in sources if isinstance(source, FileSource))
-    needed = SPARE_BYTES + min(size, size // 256 * RESULT_BYTES) - journal.counts().done * RESULT_BYTES
+    needed = SPARE_BYTES + max(0, size - journal.counts().done * RESULT_BYTES)
     free = journal.free_bytes()
     if free < needed:
         raise DiskFullError(

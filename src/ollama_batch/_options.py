@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import AsyncIterable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import IO, Any, Literal, TypeAlias, TypedDict
 
 from ollama_batch._outputs import PathLike
 from ollama_batch.errors import ConfigError
+from ollama_batch.retry import RetryPolicy
 from ollama_batch.types import BatchRequest, Think
+
+MOST_AT_ONCE = 4096
+"""Above this, requests out at a time are a slip of the keyboard."""
 
 NUM_CTX_BUCKETS = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
 """Context lengths, in tokens, that num_ctx="auto" chooses from."""
@@ -22,9 +27,24 @@ def _refuse(name: str, value: object, rule: str) -> None:
     raise ConfigError(f"{name}={value!r}: must be {rule}")
 
 
-def _whole(name: str, value: object, least: int = 1) -> None:
-    if type(value) is not int or value < least:
-        _refuse(name, value, f"a whole number, {least} or more")
+def _whole(name: str, value: object, least: int = 1, most: int = 2**31 - 1) -> None:
+    if type(value) is not int or not least <= value <= most:
+        _refuse(name, value, f"a whole number from {least:,} to {most:,}")
+
+
+def _name(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value.strip():
+        _refuse(name, value, 'the name of a model, as in "gemma3:12b"')
+
+
+def _share(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        _refuse(name, value, "a number of rows, or a share between 0 and 1")
+
+
+def _truth(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        _refuse(name, value, "True or False")
 
 
 def _seconds(name: str, value: object) -> None:
@@ -50,8 +70,8 @@ class RunnerOptions:
     unload_after: bool = False
 
     def __post_init__(self) -> None:
-        if not str(self.model).strip():
-            _refuse("model", self.model, 'the name of a model, as in "gemma3:12b"')
+        for model in (self.model, *self.allow_models):
+            _name("model", model)
         for name in RUN_FIELDS:
             if name in self.defaults:
                 where = "BatchRunner(max_tokens=)" if name.startswith("max_") else f"BatchRunner({name}=)"
@@ -64,14 +84,16 @@ class RunnerOptions:
         if self.num_ctx != "auto":
             _whole("num_ctx", self.num_ctx, 16)
         _whole("max_tokens", self.max_tokens)
-        if self.think not in (True, False, "low", "medium", "high", "max"):
+        # 1 == True, but is another setting when written down and compared.
+        if not isinstance(self.think, bool) and self.think not in ("low", "medium", "high", "max"):
             _refuse("think", self.think, 'True, False, "low", "medium", "high" or "max"')
         if self.concurrency != "auto":
-            _whole("concurrency", self.concurrency)
+            _whole("concurrency", self.concurrency, most=MOST_AT_ONCE)
         for name in ("timeout", "load_timeout", "recover_timeout"):
             _seconds(name, getattr(self, name))
         if self.on_length not in ("fail", "keep"):
             _refuse("on_length", self.on_length, '"fail" or "keep"')
+        _truth("unload_after", self.unload_after)
 
     def identity(self) -> dict[str, Any]:
         """The settings that change answers, compared when a run is resumed."""
@@ -83,6 +105,42 @@ class RunnerOptions:
             "mode": "independent",
             "on_length": self.on_length,
         }
+
+
+def check_parts(engine: object, retry: object, hooks: Sequence[object]) -> None:
+    """Raise ConfigError unless each is what a runner can work with."""
+    if isinstance(engine, type) or not callable(getattr(engine, "complete", None)):
+        raise ConfigError(f"engine={engine!r}: must be an engine, as in OllamaEngine(url)")
+    if not isinstance(retry, RetryPolicy):
+        raise ConfigError(f"retry={retry!r}: must be a RetryPolicy, as in RetryPolicy(server=5)")
+    for hook in hooks:
+        if isinstance(hook, type) or not callable(getattr(hook, "on_event", None)):
+            raise ConfigError(f"hooks: {hook!r} has no on_event(event)")
+
+
+def checked_defaults(defaults: object) -> dict[str, Any]:
+    """A copy of `defaults` made of JSON's own types; raises ConfigError if it is no such thing."""
+    if defaults is None:
+        return {}
+    if not isinstance(defaults, Mapping):
+        _refuse("defaults", defaults, 'body fields and their values, as in {"temperature": 0}')
+    assert isinstance(defaults, Mapping)  # noqa: S101 - checked above
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(dict(defaults), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"defaults={defaults!r}: cannot be written as JSON ({error})") from error
+    return copy
+
+
+def checked_models(models: object) -> frozenset[str]:
+    """The names in `models`; raises ConfigError for a single one, whose letters are no models."""
+    if isinstance(models, str) or not isinstance(models, Collection):
+        _refuse("allow_models", models, 'a list of names, as in ["gemma3:12b"]')
+    assert isinstance(models, Collection)  # noqa: S101 - checked above
+    try:
+        return frozenset(models)
+    except TypeError as error:
+        raise ConfigError(f"allow_models={models!r}: must be a list of names") from error
 
 
 Item: TypeAlias = BatchRequest | Mapping[str, Any] | str
@@ -101,12 +159,13 @@ class RunArguments(TypedDict, total=False):
     `on_invalid`: invalid rows refuse the whole run ("fail", the default: nothing is sent) or go to the
     error file ("skip").
     `retry_failed`: send the failed rows of earlier sessions again: True, or a set of error codes.
-    `max_failures`: stop after more failed rows than this number, or share (below 1) of all rows; by default
-    a run stops whose first 50 rows all fail for one reason of their own.
-    `deadline`: stop after so many seconds, or at a time (with time zone).
+    `max_failures`: stop after more failed rows than this number, or share (below 1) of all rows (skipped
+    ones not counted); by default a run stops whose first 50 rows all fail for one reason of their own.
+    `deadline`: stop after so many seconds, validation and loading included, or at a time (with time zone).
     `limit`: only the first so many rows; a later run of the same with more, or without, goes on.
     `overwrite`: begin anew where another run, or a foreign file, is in the way; that run's journal is
-    renamed, never deleted.
+    renamed, never deleted. A run that is the same is resumed. Other items of an iterable are refused all
+    the same: which they are shows only while they come.
     """
 
     output: PathLike | Sequence[PathLike] | None
@@ -135,15 +194,12 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.on_invalid not in ("fail", "skip"):
             _refuse("on_invalid", self.on_invalid, '"fail" or "skip"')
-        if isinstance(self.retry_failed, str):
-            _refuse(
-                "retry_failed",
-                self.retry_failed,
-                'True, False or a set of error codes such as {"request_timeout"}',
-            )
-        limit = self.max_failures
-        if limit is not None and (isinstance(limit, bool) or not limit >= 0):
-            _refuse("max_failures", limit, "a number of rows, or a share between 0 and 1")
+        again = self.retry_failed
+        codes = isinstance(again, Collection) and not isinstance(again, str | bytes)
+        if not isinstance(again, bool) and not (codes and all(isinstance(code, str) for code in again)):
+            _refuse("retry_failed", again, 'True, False or a set of error codes such as {"request_timeout"}')
+        if self.max_failures is not None:
+            _share("max_failures", self.max_failures)
         if isinstance(self.deadline, dt.datetime):
             if self.deadline.tzinfo is None:
                 _refuse("deadline", self.deadline, "a time with a time zone, or a number of seconds")
@@ -151,6 +207,7 @@ class RunOptions:
             _seconds("deadline", self.deadline)
         if self.limit is not None:
             _whole("limit", self.limit)
+        _truth("overwrite", self.overwrite)
 
     @classmethod
     def of(cls, arguments: RunArguments) -> RunOptions:
@@ -159,6 +216,7 @@ class RunOptions:
             if name not in RunArguments.__annotations__:
                 known = ", ".join(sorted(RunArguments.__annotations__))
                 raise ConfigError(f"{name}= is no option of a run; those are {known}")
+        _truth("partial", arguments.get("partial", True))
         mine = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in arguments.items() if name in mine})  # type: ignore[arg-type]  # the names were checked above
 

@@ -21,6 +21,11 @@ class Place:
     errors: Path | None = None
     partial: Path | None = None
 
+    @property
+    def files(self) -> list[Path]:
+        """Those of the three that there will be."""
+        return [path for path in (self.output, self.errors, self.partial) if path is not None]
+
 
 @dataclass(frozen=True, slots=True)
 class Places:
@@ -28,6 +33,14 @@ class Places:
 
     journal: Path | None
     sources: tuple[Place, ...]
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file the run may write."""
+        return [
+            *([] if self.journal is None else [self.journal]),
+            *(path for place in self.sources for path in place.files),
+        ]
 
 
 def plan_places(
@@ -59,21 +72,26 @@ def plan_places(
         places.append(
             Place(out, given or beside, out.with_name(f"{out.name}.partial.jsonl") if partial else None)
         )
-    files = [path.absolute() for place in places for path in (place.output, place.errors) if path is not None]
-    if len(set(files)) != len(files):
-        raise ConfigError("output= and errors= name the same file twice")
-    return Places(_journal(journal, outputs, folder), tuple(places))
+    planned = Places(_journal(journal, outputs, folder), tuple(places))
+    seen: set[str] = set()
+    for path in planned.files:
+        where = os.path.abspath(path)  # noqa: PTH100 - a/../b and b are one file; resolve() would touch the disk
+        if where in seen:
+            raise ConfigError(
+                f"output=, errors= and journal= come to the same file twice: {path}; give each its own"
+            )
+        seen.add(where)
+    return planned
 
 
 def _outputs(
     names: Sequence[str], output: PathLike | Sequence[PathLike] | None
 ) -> tuple[list[Path | None], Path | None]:
-    if output is None:
-        return [None] * len(names), None
     if isinstance(output, str | os.PathLike):
-        path = Path(output)
-        if path.is_dir() or str(output).endswith(("/", os.sep)):
-            stems = [Path(name).name.removesuffix(".jsonl") for name in names]
+        path = _path(output, "output")
+        if path.is_dir() or os.fspath(output).endswith(("/", os.sep)):
+            # A stream is called <list> or <stdin>: no name for a file.
+            stems = [Path(name).name.removesuffix(".jsonl").strip("<>") for name in names]
             if len(set(stems)) != len(stems):
                 raise ConfigError("two inputs have the same file name: give output= one path for each")
             return [path / f"{stem}.results.jsonl" for stem in stems], path
@@ -82,28 +100,36 @@ def _outputs(
                 f"{len(names)} inputs need a folder, or one path each, as output=, not {output}"
             )
         return [path], None
-    paths = _spread(output, len(names), "output")
-    return paths, None
+    return _spread(output, len(names), "output"), None
 
 
 def _spread(paths: PathLike | Sequence[PathLike] | None, count: int, option: str) -> list[Path | None]:
     if paths is None:
         return [None] * count
+    if not isinstance(paths, str | os.PathLike | list | tuple):
+        raise ConfigError(f"{option}={paths!r}: must be a path, or a list with one path for each input")
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if len(given) != count:
         raise ConfigError(f"{option}= names {len(given)} files for {count} inputs")
-    return [Path(path) for path in given]
+    return [_path(path, option) for path in given]
+
+
+def _path(given: object, option: str) -> Path:
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(text, str) or not text.strip() or "\x00" in text:
+        raise ConfigError(f"{option}={given!r}: must be the path of a file")
+    return Path(text)
 
 
 def _journal(
     journal: PathLike | Literal["auto"] | None, outputs: Sequence[Path | None], folder: Path | None
 ) -> Path | None:
-    if journal is None or (journal == "auto" and outputs[0] is None):
+    first = outputs[0]
+    if journal is None or (journal == "auto" and first is None):
         return None
     if journal != "auto":
-        return Path(journal)
+        return _path(journal, "journal")
     if folder is not None:
         return folder / "batch.run.db"
-    first = outputs[0]
     assert first is not None  # noqa: S101 - said above
     return first.with_name(f"{first.name}.run.db")

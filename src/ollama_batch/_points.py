@@ -43,6 +43,7 @@ POINTS: tuple[str, ...] = (
     "export.begin",
     "export.before_flush",
     "close.begin",
+    "aside.before_rename",
 )
 
 _listener: Callable[[str], None] | None = None

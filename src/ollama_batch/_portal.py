@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
+from collections import deque
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -25,12 +26,17 @@ class AddressLimit:
     def __init__(self) -> None:
         self._widths: list[int] = []
         self._out = 0
-        self._queue: list[asyncio.Future[None]] = []
+        self._queue: deque[asyncio.Future[None]] = deque()
 
     @property
     def width(self) -> int:
         """The present limit."""
         return max(self._widths, default=1)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a run goes on at this address."""
+        return bool(self._widths)
 
     def join(self, width: int) -> None:
         """A run that wants `width` requests out begins."""
@@ -53,7 +59,7 @@ class AddressLimit:
             if turn.done() and not turn.cancelled():
                 self._out -= 1  # the place was ours already: pass it on
                 self._wake()
-            else:
+            elif turn in self._queue:  # else it was passed over already: one that is cancelled counts as done
                 self._queue.remove(turn)
             raise
 
@@ -63,7 +69,7 @@ class AddressLimit:
 
     def _wake(self) -> None:
         while self._queue and self._out < self.width:
-            turn = self._queue.pop(0)
+            turn = self._queue.popleft()
             if not turn.done():
                 self._out += 1
                 turn.set_result(None)
@@ -81,7 +87,19 @@ class Portal:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        while True:
+            try:
+                self.loop.run_forever()
+                return
+            except (SystemExit, KeyboardInterrupt):
+                # Raised by somebody's hook, engine or generator, it ends the loop; the run it came from
+                # has it as its error by now, and the other runs go on.
+                continue
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is on the loop's own thread, where waiting would stop everything."""
+        return threading.current_thread() is self._thread
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run `work` on the loop; its result or error arrives in the future."""
@@ -97,7 +115,7 @@ class Portal:
 
 
 _portal: Portal | None = None
-_starting = threading.Lock()
+_starting = threading.RLock()  # a signal handler may come here while its own thread is here already
 
 
 def portal() -> Portal:

@@ -4,75 +4,89 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ollama_batch._intake import Intake
 from ollama_batch._meeting import Meeting
+from ollama_batch._opening import discard_if_new
 from ollama_batch._options import RunnerOptions
 from ollama_batch._outputs import Place, Places
-from ollama_batch.errors import OllamaBatchError, RunInterrupted, RunStoppedError
-from ollama_batch.events import Decision, Event, RowFinished, RowsFound, RunFinished, RunStarted
-from ollama_batch.journal import RunJournal
+from ollama_batch.errors import InputError, JournalError, OllamaBatchError, RunInterrupted, RunStoppedError
+from ollama_batch.events import RowFinished, RowsFound, RunFinished, RunStarted
+from ollama_batch.journal import JournalCounts, RunJournal
 from ollama_batch.records import decode_result
 from ollama_batch.report import BatchReport, ErrorExample, RowCounts, SourceFiles
 from ollama_batch.run import Ended, Run
-from ollama_batch.types import BatchResult, EngineInfo, RowError
+from ollama_batch.types import BatchResult, EngineInfo, ResultRecord, RowRecord, Timings
 
 EXAMPLES = 3
+"""Rows named for each error code."""
 
 
 class Reporter:
     """Follows one run: tells when it begins, keeps what the report needs, makes the report at its end."""
 
-    def __init__(self, run: Run, options: RunnerOptions, *, names: Sequence[str], places: Places) -> None:
+    def __init__(
+        self,
+        run: Run,
+        options: RunnerOptions,
+        *,
+        names: Sequence[str],
+        places: Places,
+        retry: frozenset[str] | Literal[True] | None,
+    ) -> None:
         self._run = run
         self._options = options
         self._names = names
         self._places = places
+        self._retry = retry
         self._began = time.monotonic()
         self._began_at = datetime.now(UTC)
         self._intake = Intake()
         self._meeting: Meeting | None = None
         self._complete = False
         self._journal: RunJournal | None = None
+        self._before = JournalCounts()
+        self._again = 0
         self._notes: list[str] = []
-        self._errors: dict[str, tuple[list[str], RowError]] = {}
-
-    def on_event(self, event: Event) -> None:
-        """A hook of the run: keeps examples of what failed, and decisions."""
-        if isinstance(event, RowFinished) and event.result.error is not None:
-            error = event.result.error
-            ids, _ = self._errors.setdefault(error.code, ([], error))
-            if len(ids) < EXAMPLES:
-                ids.append(event.result.custom_id)
-        elif isinstance(event, Decision):
-            self._notes.append(event.message)
+        self.started = False
 
     def opened(self, journal: RunJournal) -> None:
-        """The journal is open."""
+        """The journal is open: what it has was done in earlier sessions."""
         self._journal = journal
+        self._before = journal.counts()
+        self._again = journal.count_again(self._retry)
 
-    def begin(self, intake: Intake) -> None:
+    def took_in(self, intake: Intake) -> None:
         """The input is known (files) or about to come (streams)."""
         self._intake = intake
         self._complete = intake.total is not None
 
     def met(self, meeting: Meeting) -> None:
         """The engine is ready; a run over several models meets it once for each."""
-        first, self._meeting = self._meeting is None, meeting
+        self._meeting = meeting
         note = meeting.info.details.get("note")
         if isinstance(note, str):
             self._notes.append(note)
-        if first:
-            self._tell_start()
+        self.start()
 
     def found(self, rows: int, complete: bool) -> None:
         """A stream has given so many rows."""
         self._complete = complete
-        self._run._emit(RowsFound(total=rows, complete=complete))
+        self._intake.total = rows if complete else None
+        if self.started:
+            self._run._emit(RowsFound(total=rows, complete=complete))
+
+    def failed(self, result: BatchResult[Any]) -> None:
+        """An item of a stream was no valid request, and is in the journal."""
+        if self.started:  # else `start` finds it there
+            self._tell(result, in_flight=self._run.metrics.in_flight)
+
+    def _tell(self, result: BatchResult[Any], *, in_flight: int) -> None:
+        self._run._emit(RowFinished(result=result, timings=Timings(), in_flight=in_flight))
 
     def broke(self, error: BaseException) -> None:
         """The run ends with an error that is no orderly stop."""
@@ -80,40 +94,53 @@ class Reporter:
             RunFinished(outcome="stopped", error=str(error), duration_s=time.monotonic() - self._began)
         )
 
-    def end(self) -> Ended:
-        """Tell the end and make the report; the journal's file is closed, a temporary one stays readable."""
-        journal, error = self._journal, self._run._stop.reason
+    def end(self) -> tuple[str, float]:
+        """Tell the end: outcome and duration in seconds, for the report."""
+        error = self._run._stop.reason
         outcome = "completed"
         if error is not None:
             outcome = "interrupted" if isinstance(error, RunInterrupted) else "stopped"
         duration_s = time.monotonic() - self._began
-        assert journal is not None  # noqa: S101 - a run without a journal ends in `broke`
-        if self._meeting is None:
-            self._tell_start()  # nothing was sent
+        self.start()  # if nothing was sent
         self._run._emit(
             RunFinished(outcome=outcome, error=None if error is None else str(error), duration_s=duration_s)
         )
-        report = self._report(journal, outcome, error, duration_s)
-        if journal.durable:
+        return outcome, duration_s
+
+    def report(self, outcome: str, duration_s: float) -> Ended:
+        """Make the report; the journal's file is closed, a temporary one stays readable. Blocks."""
+        journal, error = self._journal, self._run._stop.reason
+        assert journal is not None  # noqa: S101 - a run without a journal ends in `broke`
+        try:
+            report = self._report(journal, outcome, error, duration_s)
+        except BaseException:
             journal.close()
-        else:
+            raise
+        if not journal.durable:
             weakref.finalize(report, journal.close)
+        elif isinstance(error, InputError):
+            discard_if_new(journal)
+        else:
+            journal.close()
         if isinstance(error, RunStoppedError | RunInterrupted):
             error.report = report
         return Ended(report, error)
 
-    def _tell_start(self) -> None:
+    def start(self) -> None:
+        """Tell that the run begins, once, and which rows were found invalid before that."""
         journal, meeting, place = self._journal, self._meeting, self._places.sources[0]
-        assert journal is not None  # noqa: S101 - set by begin()
-        counts = journal.counts()
+        if self.started:
+            return
+        self.started = True
+        assert journal is not None  # noqa: S101 - set by opened()
         self._run._emit(
             RunStarted(
                 run_id=journal.run_id,
                 model=self._options.model,
                 engine=None if meeting is None else meeting.info,
                 total=self._intake.total,
-                resumed=counts.done,
-                resumed_failed=counts.failed,
+                resumed=self._before.done - self._again,
+                resumed_failed=self._before.failed - self._again,
                 concurrency=0 if meeting is None else meeting.width,
                 num_ctx=None if meeting is None else meeting.num_ctx,
                 max_tokens=self._options.max_tokens,
@@ -122,6 +149,9 @@ class Reporter:
                 output=None if place.output is None else str(place.output),
             )
         )
+        if journal.counts().done > self._before.done:
+            for row, record in journal.fresh_results():
+                self._tell(decode_result(record, row.custom_id), in_flight=0)
 
     def _report(
         self,
@@ -156,27 +186,48 @@ class Reporter:
             duration_s=duration_s,
             notes=tuple(dict.fromkeys(self._notes)),
             error_examples=[
-                self._example(code, count)
+                _example(journal, code, count)
                 for code, count in sorted(counts.codes.items(), key=lambda item: -item[1])
             ],
             read_results=lambda: read_results(journal),
         )
 
-    def _example(self, code: str, count: int) -> ErrorExample:
-        ids, error = self._errors.get(code, ([], None))
-        return ErrorExample(
-            code=code, count=count, custom_ids=tuple(ids), message="" if error is None else error.message
-        )
+
+def _example(journal: RunJournal, code: str, count: int) -> ErrorExample:
+    try:
+        failed = journal.first_failed(code, count=EXAMPLES)
+        first = [decode_result(record, row.custom_id) for row, record in failed]
+    except JournalError:
+        first = []  # a damaged row is named when it is read or exported
+    error = first[0].error if first else None
+    return ErrorExample(
+        code=code,
+        count=count,
+        custom_ids=tuple(result.custom_id for result in first),
+        message="" if error is None else error.message,
+    )
 
 
-def read_results(journal: RunJournal) -> Iterator[BatchResult[Any]]:
-    """Every result of the journal, in input order; a durable one is opened again, beside its writer."""
+def read_results(
+    journal: RunJournal, *, retry: frozenset[str] | Literal[True] | None = None
+) -> Iterator[BatchResult[Any]]:
+    """Every result of the journal, in input order, less the failed ones that `retry` sends again.
+
+    A durable journal is opened once more, beside its writer, and may be closed.
+    """
     if journal.path is None:
-        for row, record in journal.results():
-            yield decode_result(record, row.custom_id)
+        yield from _decoded(journal.results(), retry)
         return
     with RunJournal.open_readonly(journal.path) as reader:
-        for row, record in reader.results():
+        yield from _decoded(reader.results(), retry)
+
+
+def _decoded(
+    pairs: Iterable[tuple[RowRecord, ResultRecord]], retry: frozenset[str] | Literal[True] | None
+) -> Iterator[BatchResult[Any]]:
+    for row, record in pairs:
+        again = retry is not None and (retry is True or record.code in retry)
+        if record.ok or row.custom_id is None or not again:
             yield decode_result(record, row.custom_id)
 
 

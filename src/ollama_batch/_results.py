@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any
+from typing import Any, Literal
 
 from ollama_batch._gate import Gate
 from ollama_batch._reporting import read_results
@@ -20,7 +20,7 @@ class ResultQueue:
     """A hook that keeps finished results until they are read, and holds the run when the reader lags.
 
     At most 1,000 results (plus those in flight) wait; sending goes on when half of them were read.
-    Lives on the run's loop.
+    What was finished before `replay` comes from the journal. Lives on the run's loop.
     """
 
     def __init__(self) -> None:
@@ -28,27 +28,30 @@ class ResultQueue:
         self._waiting: deque[BatchResult[Any]] = deque()
         self._news = asyncio.Event()
         self._taken = asyncio.Event()
+        self._replayed = False
         self._ended = False
 
     def on_event(self, event: Event) -> None:
         """Keep the result of a finished row."""
-        if isinstance(event, RowFinished):
-            self.put(event.result)
+        if isinstance(event, RowFinished) and self._replayed:
+            self._put(event.result)
+            if len(self._waiting) >= HIGH and self.gate is not None:
+                self.gate.hold(CONSUMER, f"{HIGH} results wait to be read")
 
-    def put(self, result: BatchResult[Any]) -> None:
-        """Add one result."""
+    def _put(self, result: BatchResult[Any]) -> None:
         self._waiting.append(result)
         self._news.set()
-        if len(self._waiting) == HIGH and self.gate is not None:
-            self.gate.hold(CONSUMER, f"{HIGH} results wait to be read")
 
-    async def replay(self, journal: RunJournal) -> None:
-        """Add the results of earlier sessions, never more than the queue may hold."""
-        for result in read_results(journal):
-            self.put(result)
+    async def replay(self, journal: RunJournal, *, retry: frozenset[str] | Literal[True] | None) -> None:
+        """Add the results there are, never more than the queue may hold, less those that `retry` replaces."""
+        if self._replayed:
+            return
+        for result in read_results(journal, retry=retry):
+            self._put(result)
             while len(self._waiting) >= HIGH:
                 self._taken.clear()
                 await self._taken.wait()
+        self._replayed = True
 
     def end(self) -> None:
         """No result will follow."""
@@ -56,7 +59,7 @@ class ResultQueue:
         self._news.set()
 
     async def take(self) -> list[BatchResult[Any]]:
-        """All that wait, at least one; empty at the end."""
+        """All that wait, at least one and at most 500; empty at the end."""
         while not self._waiting and not self._ended:
             self._news.clear()
             await self._news.wait()

@@ -10,8 +10,9 @@ from types import FrameType
 
 from ollama_batch.errors import OllamaBatchError, RunCancelledError, RunInterrupted
 
-TERM_GRACE_S = 8.0
-"""How long SIGTERM lets requests finish: less than the 10 s that container runtimes allow by default."""
+TERM_GRACE_S = 7.0
+"""How long SIGTERM lets requests finish: container runtimes kill after 10 s by default, and a silent engine
+may take another second to part from."""
 
 
 def _reason(number: int) -> OllamaBatchError | RunInterrupted:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-from ollama_batch._gate import Gate
+from ollama_batch._gate import PROBE_S, Gate
 from ollama_batch._stop import Stop
 from ollama_batch._workers import WorkerPool
 from ollama_batch.engines.base import Engine, Probed
@@ -22,21 +22,33 @@ STALL_S = 120.0
 """Silence of all workers together that is worth a word: any usable card answers in less."""
 
 
+@contextmanager
+def deadline(stop: Stop, seconds_left: float | None) -> Iterator[None]:
+    """Drain the run once `seconds_left` have passed (None: never), whatever it does by then."""
+    if seconds_left is None:
+        yield
+        return
+    reached = DeadlineReachedError("the deadline of the run has passed; run again to go on")
+    timer = asyncio.get_running_loop().call_later(seconds_left, stop.drain, reached)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 @asynccontextmanager
 async def watched(
     pool: WorkerPool,
     *,
     engine: Engine,
     gate: Gate,
-    stop: Stop,
     emit: Callable[[Event], None],
-    seconds_left: float | None,
-    stall_s: float = STALL_S,
+    stall_s: float | None = None,
 ) -> AsyncIterator[None]:
-    """Watch `pool` during the block: drain the run at its deadline; when nothing finishes for `stall_s`
-    seconds although requests are out, say so and doubt the engine.
+    """Watch `pool` during the block: when nothing finishes for `stall_s` seconds (STALL_S) although requests
+    are out, say so and doubt the engine.
     """
-    task = asyncio.create_task(_watch(pool, engine, gate, stop, emit, seconds_left, stall_s))
+    task = asyncio.create_task(_watch(pool, engine, gate, emit, STALL_S if stall_s is None else stall_s))
     try:
         yield
     finally:
@@ -46,35 +58,37 @@ async def watched(
 
 
 async def _watch(
-    pool: WorkerPool,
-    engine: Engine,
-    gate: Gate,
-    stop: Stop,
-    emit: Callable[[Event], None],
-    seconds_left: float | None,
-    stall_s: float,
+    pool: WorkerPool, engine: Engine, gate: Gate, emit: Callable[[Event], None], stall_s: float
 ) -> None:
-    ends = None if seconds_left is None else time.monotonic() + seconds_left
     told_for = -1.0
     while True:
-        if ends is not None and time.monotonic() >= ends:
-            stop.drain(DeadlineReachedError("the deadline of the run has passed; run again to go on"))
-            ends = None
-        silent_s = time.monotonic() - pool.last_finished
-        stalled = silent_s > stall_s and pool.in_flight > 0 and gate.open
-        if stalled and told_for != pool.last_finished:
-            told_for = pool.last_finished
+        # While the gate was closed there was nothing to finish.
+        since = max(pool.last_finished, gate.opened_at)
+        silent_s = time.monotonic() - since
+        if silent_s > stall_s and pool.in_flight > 0 and gate.open and told_for != since:
+            told_for = since
             log.warning("no row has finished for %.0f s, %d requests are out", silent_s, pool.in_flight)
             emit(RunStalled(silent_s=silent_s, in_flight=pool.in_flight))
             await _doubt(engine, gate)
-        await asyncio.sleep(TICK_S)
+        await asyncio.sleep(min(TICK_S, stall_s))
 
 
 async def _doubt(engine: Engine, gate: Gate) -> None:
     if not isinstance(engine, Probed):
         return
     try:
-        if not await engine.healthy():
-            gate.engine_trouble(EngineUnreachableError("the engine does not answer health checks"))
+        async with asyncio.timeout(PROBE_S):
+            healthy = await engine.healthy()
     except EngineError as error:
         gate.engine_trouble(error)
+    except TimeoutError:
+        gate.engine_trouble(_silent())
+    except Exception:  # a bug of the engine; its requests have timeouts of their own
+        log.exception("the engine's health check failed")
+    else:
+        if not healthy:
+            gate.engine_trouble(_silent())
+
+
+def _silent() -> EngineUnreachableError:
+    return EngineUnreachableError("the engine does not answer health checks")

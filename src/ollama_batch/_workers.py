@@ -4,114 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from tenacity import RetryCallState
 
 from ollama_batch._failures import FailureWatch
 from ollama_batch._feed import Feed
 from ollama_batch._gate import Gate
-from ollama_batch._meeting import Meeting
-from ollama_batch._options import RunnerOptions
-from ollama_batch._points import reached
 from ollama_batch._portal import AddressLimit
+from ollama_batch._room import DiskRoom
+from ollama_batch._sender import Job, Sender, SendSettings
 from ollama_batch._stop import Abandoned, Stop
 from ollama_batch.engines.base import Engine
 from ollama_batch.errors import (
-    DiskFullError,
-    EngineAuthError,
-    EngineConnectionError,
+    EngineBusyError,
     EngineDownError,
     EngineError,
-    EngineStoppedError,
-    EngineUnreachableError,
-    ModelNotFoundError,
+    EngineLoadingError,
     OllamaBatchError,
     OutcomeError,
     OutputTruncatedError,
 )
-from ollama_batch.events import Event, RowFinished, RowRetried, RowSent
+from ollama_batch.events import Event, RowFinished, RowRetried
 from ollama_batch.journal import RunJournal
 from ollama_batch.records import encode_result
 from ollama_batch.retry import RetryPolicy, RowRetry
-from ollama_batch.types import (
-    BatchRequest,
-    BatchResult,
-    ChatRequest,
-    Completion,
-    RowError,
-    RowRecord,
-    Think,
-    Timings,
-)
+from ollama_batch.types import BatchRequest, BatchResult, Completion, RowError, RowRecord, Timings
+
+T = TypeVar("T")
 
 SUSPECT_ROWS = 5
 """So many rows that spent all repeats on engine trouble, with no answer in between, stop a run."""
 
-FULL_DISK, FULL_DISK_RETRY_S = "disk", 1.0
-
-FATAL = (EngineStoppedError, EngineAuthError, ModelNotFoundError)
-"""Errors that every further row would meet as well."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SendSettings:
-    """What turns a row into a request, the same for the whole run."""
-
-    model: str
-    defaults: Mapping[str, Any]
-    max_tokens: int
-    num_ctx: int | None
-    think: Think
-    timeout_s: float
-    on_length: Literal["fail", "keep"]
-    patience_s: float
-    model_digest: str | None = None
-
-    @classmethod
-    def of(cls, options: RunnerOptions, *, model: str, meeting: Meeting) -> SendSettings:
-        """The settings of one phase of a run."""
-        return cls(
-            model=model,
-            defaults=options.defaults,
-            max_tokens=options.max_tokens,
-            num_ctx=meeting.num_ctx,
-            think=options.think,
-            timeout_s=options.timeout,
-            on_length=options.on_length,
-            patience_s=options.recover_timeout,
-            model_digest=meeting.info.digest,
-        )
-
-    def to_chat(self, custom_id: str, request: BatchRequest) -> ChatRequest:
-        """The request as an engine gets it; the row's own fields win over the defaults."""
-        params = {**self.defaults, **request.params}
-        limits = [params.pop("max_completion_tokens", None), params.pop("max_tokens", None)]
-        return ChatRequest(
-            custom_id=custom_id,
-            model=params.pop("model", None) or self.model,
-            messages=request.messages,
-            params=params,
-            max_tokens=next((limit for limit in limits if limit is not None), self.max_tokens),
-            num_ctx=self.num_ctx,
-            think=self.think,
-        )
-
-
-class _Job:
-    """One row on its way: how often it was sent, since when, and how the last attempt went."""
-
-    __slots__ = ("attempts", "begun", "latency_s", "request", "row")
-
-    def __init__(self, row: RowRecord, request: ChatRequest) -> None:
-        self.row = row
-        self.request = request
-        self.attempts = 0
-        self.begun = time.monotonic()
-        self.latency_s: float | None = None
+SUSPECTS = "suspects"
+"""The note a run leaves about the rows that stopped it."""
 
 
 class _Outcome(NamedTuple):
@@ -122,7 +51,11 @@ class _Outcome(NamedTuple):
 
 
 class WorkerPool:
-    """Answers every row of a feed with `width` workers, until it is empty or the run is to end."""
+    """Answers every row of a feed with `width` workers, until it is empty or the run is to end.
+
+    A row that has spent its repeats on the engine's trouble is a suspect: it fails only once something
+    else was answered, which shows that the engine works.
+    """
 
     def __init__(
         self,
@@ -142,48 +75,61 @@ class WorkerPool:
     ) -> None:
         self._width = width
         self._feed = feed
-        self._engine = engine
         self._journal = journal
         self._settings = settings
         self._retry = retry
         self._limit = limit
-        self._gate = gate
         self._stop = stop
         self._emit = emit
         self._failures = failures
         self._total = total
+        self._sender = Sender(
+            engine=engine, settings=settings, retry=retry, limit=limit, gate=gate, stop=stop, emit=emit
+        )
+        self._room = DiskRoom(gate=gate, stop=stop, patience_s=settings.patience_s)
         self._suspects: list[_Outcome] = []
-        self.in_flight = 0
+        self._fetching: set[asyncio.Task[None]] = set()
+        self._asking: set[asyncio.Task[None]] = set()
         self.last_finished = time.monotonic()
-        self.last_answer = time.monotonic()
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are out."""
+        return self._sender.in_flight
 
     async def run(self) -> None:
-        """Work until the feed is empty; returns early, leaving rows pending, when the run is to end."""
+        """Work until the feed is empty; returns early, leaving rows pending, when the run is to end.
+
+        What a worker raises ends the others and is raised here.
+        """
         self._limit.join(self._width)
         workers = [asyncio.create_task(self._work()) for _ in range(self._width)]
-        ending = asyncio.create_task(self._stop.stopping.wait())
+        cutter = asyncio.create_task(self._cut_short())
         try:
-            everyone = asyncio.gather(*workers)
-            await asyncio.wait((everyone, ending), return_when=asyncio.FIRST_COMPLETED)
-            if not everyone.done():
-                for worker in workers:
-                    worker.cancel()
-            with suppress(asyncio.CancelledError):
-                await everyone
-            if not self._stop.draining.is_set():
-                for suspect in self._suspects:
-                    await self._record(suspect)
+            await _all_of(workers)
+            last = asyncio.create_task(self._judge_the_last())
+            workers.append(last)
+            await _all_of([last])
         finally:
-            for task in (*workers, ending):
+            for task in (*workers, cutter):
                 task.cancel()
-            await asyncio.gather(*workers, ending, return_exceptions=True)
+            await asyncio.gather(*workers, cutter, return_exceptions=True)
             self._limit.leave(self._width)
+
+    async def _cut_short(self) -> None:
+        """As the run ends, cancel what would wait too long; never a worker that is keeping a result."""
+        await self._stop.draining.wait()
+        for worker in self._fetching:
+            worker.cancel()
+        await self._stop.stopping.wait()
+        for worker in self._asking:
+            worker.cancel()
 
     async def _work(self) -> None:
         with suppress(Abandoned):
             while not self._stop.draining.is_set():
                 try:
-                    taken = await self._feed.next()
+                    taken = await _listed(self._fetching, self._feed.next())
                 except OllamaBatchError as error:  # the input failed: keep what is out, then say so
                     self._stop.drain(error)
                     return
@@ -191,41 +137,20 @@ class WorkerPool:
                     return
                 await self._settle(await self._answer(*taken))
 
-    async def _settle(self, outcome: _Outcome) -> None:
-        """Record `outcome`, unless the engine may be to blame for it: then the next answer decides.
-
-        An answer to another row shows that the engine works, so the suspects failed by themselves.
-        Without one, `SUSPECT_ROWS` of them stop the run and stay pending.
-        """
-        error = outcome.result.error
-        if error is None or error.row_caused:
-            suspects, self._suspects = self._suspects, []
-            for each in (*suspects, outcome):
-                await self._record(each)
-            return
-        self._suspects.append(outcome)
-        if len(self._suspects) >= SUSPECT_ROWS:
-            self._suspects.clear()
-            self._stop.drain(
-                EngineDownError(
-                    f"{SUSPECT_ROWS} rows in a row got no answer in spite of repeats, the last: "
-                    f"{error.message} ({error.code}); see the engine's log, then run again to go on"
-                )
-            )
-
     async def _answer(self, row: RowRecord, request: BatchRequest) -> _Outcome:
         """The row's outcome, good or bad; raises Abandoned if the row is to stay pending."""
         custom_id = row.custom_id if row.custom_id is not None else str(row.index)
-        job = _Job(row, self._settings.to_chat(custom_id, request))
+        job = Job(row.index, self._settings.to_chat(custom_id, request))
         retry = RowRetry(
             self._retry,
             sleep=self._stop.sleep,
-            before_sleep=lambda state: self._announce_retry(job, state),
+            before_sleep=partial(self._announce_retry, job),
+            patience_s=self._settings.patience_s,
         )
         completion: Completion | None = None
         failure: RowError | None = None
         try:
-            completion = await retry.call(self._attempt, job)
+            completion = await _listed(self._asking, retry.call(self._sender.send, job))
         except EngineError as error:
             if self._stop.draining.is_set() and not error.row_caused:
                 raise Abandoned from error
@@ -241,7 +166,7 @@ class WorkerPool:
             error=failure,
             usage=None if completion is None else completion.usage,
             finish_reason=None if completion is None else completion.finish_reason,
-            attempts=job.attempts,
+            attempts=job.attempts - job.unsent,
             latency_s=job.latency_s,
             metadata=request.metadata,
             model_digest=self._settings.model_digest,
@@ -250,57 +175,58 @@ class WorkerPool:
         )
         return _Outcome(result, Timings() if completion is None else completion.timings)
 
-    async def _attempt(self, job: _Job) -> Completion:
-        await self._gate.wait()
-        async with self._limit:
-            job.attempts += 1
-            self.in_flight += 1
-            self._emit(
-                RowSent(
-                    index=job.row.index,
-                    custom_id=job.request.custom_id,
-                    attempt=job.attempts,
-                    in_flight=self.in_flight,
-                )
-            )
-            reached("row.before_send")
-            sent = time.monotonic()
-            try:
-                completion = await self._engine.complete(
-                    job.request, deadline=sent + self._settings.timeout_s
-                )
-            except OutcomeError:
-                self.last_answer = time.monotonic()
-                raise
-            except EngineError as error:
-                self._notice(error)
-                raise
-            finally:
-                job.latency_s = time.monotonic() - sent
-                self.in_flight -= 1
-            reached("row.after_reply")
-            self.last_answer = time.monotonic()
-            return completion
+    async def _settle(self, outcome: _Outcome) -> None:
+        """Record `outcome`, and the suspects that it clears; or suspect its row."""
+        error = outcome.result.error
+        if error is None or error.row_caused:
+            suspects, self._suspects = self._suspects, []
+            for each in (*suspects, outcome):
+                await self._record(each)
+            return
+        self._suspects.append(outcome)
+        # A row that was refused as long as the run has patience has shown enough by itself.
+        busy = error.code in (EngineBusyError.code, EngineLoadingError.code)
+        if busy or len(self._suspects) >= SUSPECT_ROWS:
+            suspects, self._suspects = self._suspects, []
+            await self._judge(suspects, ask=busy or await self._stopped_before(suspects))
 
-    def _notice(self, error: EngineError) -> None:
-        """What one failed attempt says about the engine."""
-        if isinstance(error, FATAL):
-            self._stop.drain(EngineDownError(str(error)))
-        if isinstance(error, EngineUnreachableError | EngineConnectionError | EngineStoppedError):
-            self._gate.engine_trouble(error)
-        silent_s = time.monotonic() - self.last_answer
-        if not error.row_caused and silent_s > self._settings.patience_s:
-            self._stop.drain(
-                EngineDownError(
-                    f"no answer from the engine for {silent_s:.0f} s ({error}); run again to go on"
-                )
+    async def _judge(self, suspects: Sequence[_Outcome], *, ask: bool) -> None:
+        """Nothing was answered since the first suspect: stop the run, and leave them pending; or, with
+        `ask`, give them up if the engine answers a question of our own.
+        """
+        if ask and await _listed(self._asking, self._sender.engine_answers()):
+            for each in suspects:
+                await self._record(each)
+            return
+        await self._journal.note(SUSPECTS, {"rows": [each.result.index for each in suspects]})
+        error = suspects[-1].result.error
+        assert error is not None  # noqa: S101 - that is what makes a suspect
+        rows = "a row" if len(suspects) == 1 else f"{len(suspects)} rows in a row"
+        self._stop.drain(
+            EngineDownError(
+                f"{rows} got no answer in spite of repeats, the last: {error.message} ({error.code}); "
+                "see the engine's log, then run again to go on"
             )
+        )
 
-    def _announce_retry(self, job: _Job, state: RetryCallState) -> None:
+    async def _stopped_before(self, suspects: Sequence[_Outcome]) -> bool:
+        """Whether each has stopped an earlier session: it would stop every one at the same place."""
+        notes = await asyncio.to_thread(self._journal.notes, SUSPECTS)
+        return {each.result.index for each in suspects} <= {
+            row for note in notes for row in note.data["rows"]
+        }
+
+    async def _judge_the_last(self) -> None:
+        """The input is at its end: no further row will clear the suspects."""
+        if self._suspects and not self._stop.draining.is_set():
+            with suppress(Abandoned):
+                await self._judge(self._suspects, ask=True)
+
+    def _announce_retry(self, job: Job, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
         self._emit(
             RowRetried(
-                index=job.row.index,
+                index=job.index,
                 custom_id=job.request.custom_id,
                 attempt=job.attempts,
                 code=error.code if isinstance(error, EngineError) else "engine_error",
@@ -309,26 +235,29 @@ class WorkerPool:
         )
 
     async def _record(self, outcome: _Outcome) -> None:
-        """Make the result durable, then tell; on a full disk wait for room and hold everything."""
-        record = encode_result(outcome.result)
-        waited_since = time.monotonic()
-        while True:
-            try:
-                await self._journal.commit(record)
-            except DiskFullError as error:
-                self._gate.hold(FULL_DISK, f"{error}; waiting for room")
-                if (
-                    self._stop.stopping.is_set()
-                    or time.monotonic() - waited_since > self._settings.patience_s
-                ):
-                    self._stop.now(error)
-                    raise Abandoned from error
-                await asyncio.sleep(FULL_DISK_RETRY_S)
-            else:
-                break
-        self._gate.release(FULL_DISK)
+        """Make the result durable, then tell."""
+        await self._room.keep(partial(self._journal.commit, encode_result(outcome.result)))
         self.last_finished = time.monotonic()
         self._emit(RowFinished(result=outcome.result, timings=outcome.timings, in_flight=self.in_flight))
         enough = self._failures.add(outcome.result, total=self._total())
         if enough is not None:
             self._stop.drain(enough)
+
+
+async def _all_of(workers: list[asyncio.Task[None]]) -> None:
+    """Return when all have ended, raise as soon as one has failed; being cancelled is an end as well."""
+    ended, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+    for worker in ended:
+        if not worker.cancelled():
+            worker.result()
+
+
+async def _listed(tasks: set[asyncio.Task[None]], work: Awaitable[T]) -> T:
+    """The result of `work`; while it goes on, this task is among `tasks`."""
+    task: asyncio.Task[None] | None = asyncio.current_task()
+    assert task is not None  # noqa: S101 - workers are tasks
+    tasks.add(task)
+    try:
+        return await work
+    finally:
+        tasks.discard(task)

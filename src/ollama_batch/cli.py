@@ -18,7 +18,7 @@ from contextlib import suppress
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from ollama_batch._arguments import THINK as THINK_LEVELS
 from ollama_batch._arguments import body_defaults, fallback_model, input_paths, make_engine, make_parser
@@ -107,7 +107,7 @@ def _run(arguments: Namespace) -> int:
             progress=arguments.progress,
         )
         report = runner.run(
-            sys.stdin.buffer if stdin else input_paths(arguments.inputs),
+            _standard_input() if stdin else input_paths(arguments.inputs),
             output=arguments.output,
             errors=arguments.errors,
             journal="auto" if arguments.journal is None else arguments.journal,
@@ -123,6 +123,11 @@ def _run(arguments: Namespace) -> int:
         asyncio.run(engine.aclose())
     _print_report(report)
     return OK if report.ok else SOME_FAILED
+
+
+def _standard_input() -> BinaryIO:
+    # Not `sys.stdin`, which Python closes at its exit: that waits for, or dies of, a thread still reading it.
+    return open("<stdin>", "rb", opener=lambda *_: os.dup(0))
 
 
 def _status(arguments: Namespace) -> int:

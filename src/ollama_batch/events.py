@@ -99,6 +99,13 @@ class RunStalled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnding:
+    """The run was asked to end early: nothing more is sent, requests that are out may finish."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """The run changed a setting by itself; also in the journal."""
 
@@ -125,6 +132,7 @@ Event: TypeAlias = (
     | RunPaused
     | RunResumed
     | RunStalled
+    | RunEnding
     | Decision
     | RunFinished
 )

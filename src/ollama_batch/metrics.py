@@ -17,6 +17,7 @@ from ollama_batch.events import (
     RowFinished,
     RowSent,
     RowsFound,
+    RunEnding,
     RunFinished,
     RunPaused,
     RunResumed,
@@ -40,7 +41,8 @@ class BatchMetrics:
     is of this session alone. `sent` counts requests handed to the engine, `retried` those of them that were
     not the first attempt of their row, `errors` the failed rows by error code.
 
-    State: "waiting", "running", "paused", "stalled", or the outcome "completed", "stopped", "interrupted";
+    State: "waiting", "running", "paused", "stalled", "ending" (asked to end early, and requests are out), or
+    the outcome "completed", "stopped", "interrupted";
     `state_reason` is a stable word, `state_message` for people, `state_s` how long it has lasted (seconds).
 
     Tokens are sums over the `answers`, the rows whose answer came with a usage (failed rows may have one);
@@ -201,6 +203,7 @@ class MetricsHook:
         self._paused_s = 0.0
         self._stall: RunStalled | None = None
         self._stall_at = 0.0
+        self._ending: RunEnding | None = None
 
     def on_event(self, event: Event) -> None:
         """Take note of `event`."""
@@ -227,6 +230,8 @@ class MetricsHook:
             elif isinstance(event, RunStalled):
                 self._stall = event
                 self._stall_at = self._clock()
+            elif isinstance(event, RunEnding):
+                self._ending = event
             elif isinstance(event, Decision):
                 num_ctx = event.data.get("num_ctx")
                 if isinstance(num_ctx, int):
@@ -238,9 +243,11 @@ class MetricsHook:
                 self._in_flight = 0
 
     def _run_started(self, event: RunStarted) -> None:
+        pause, ending = self._pause, self._ending  # asked for while the model was loaded: they hold
         self._reset()
         self._started = event
-        self._start = self._clock()
+        self._start = self._pause_start = self._clock()
+        self._pause, self._ending = pause, ending
         self._total = event.total
         self._found = event.total or event.resumed
         self._context_limit = event.num_ctx
@@ -367,6 +374,8 @@ class MetricsHook:
     def _state(self, now: float) -> tuple[str, str | None, str | None, float | None]:
         if self._finished is not None:
             return self._finished.outcome, None, self._finished.error, None
+        if self._ending is not None:
+            return "ending", None, self._ending.message, None
         if self._pause is not None:
             return "paused", self._pause.reason, self._pause.message, now - self._pause_start
         if self._stall is not None:

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, TextIO, runtime_checkable
 
 from ollama_batch._views import notebook_view, plain_line, terminal_view
 from ollama_batch.errors import ConfigError
-from ollama_batch.events import Event, Hook, RowFinished, RunStarted
+from ollama_batch.events import Event, Hook, RowFinished, RunEnding, RunStarted
 from ollama_batch.metrics import MetricsHook
 
 _log = logging.getLogger("ollama_batch.progress")
@@ -187,7 +187,7 @@ class _Ticking:
 
 
 class PlainProgress(_Ticking):
-    """One line when the run starts, every 5 seconds or 1,000 rows, and when it ends."""
+    """A line at the start, every 5 seconds or 1,000 rows, when the run is asked to end, and at its end."""
 
     def __init__(
         self,
@@ -204,12 +204,12 @@ class PlainProgress(_Ticking):
         self._due = False
 
     def on_event(self, event: Event) -> None:
-        """Print the first line; wake the printing thread every 1,000 rows."""
+        """Print a line when the run starts or is asked to end; wake the printing thread every 1,000 rows."""
         if isinstance(event, RowFinished):
             self._rows += 1
             if self._rows >= _LINE_ROWS:
                 self._wake.set()
-        elif isinstance(event, RunStarted):
+        elif isinstance(event, RunStarted | RunEnding):
             self._rows = 0
             self._due = True
             self.tick()

@@ -65,8 +65,9 @@ def encode_result(result: BatchResult[Any], *, request_id: str | None = None) ->
 
 
 def decode_result(record: ResultRecord, custom_id: str | None) -> BatchResult[Any]:
-    """The result in `record`, a row called `custom_id`; `parsed` is None."""
-    values = _read_back(orjson.loads(record.line), record.ok)
+    """The result in `record`, a row called `custom_id` (None: as its line says); `parsed` is None."""
+    line = orjson.loads(record.line)
+    values = _read_back(line, record.ok)
     told = orjson.loads(record.info)
     for name, kind in _PARTLY_TOLD.items():
         part = told.pop(name, _ABSENT)
@@ -76,7 +77,7 @@ def decode_result(record: ResultRecord, custom_id: str | None) -> BatchResult[An
         elif part is None:
             values[name] = None
     return BatchResult(
-        custom_id=custom_id or "",
+        custom_id=custom_id or line["custom_id"] or "",
         ok=record.ok,
         index=record.index,
         attempts=record.attempts,

@@ -25,9 +25,11 @@ class RetryPolicy:
 
     `transport`: connections lost in mid-answer. `server`: 5xx. `reply`: replies that are no complete
     answer. `timeout`: no answer in time. Rejections and useless answers are never repeated unchanged;
-    an engine that is down, busy or loading costs a row nothing (see `BatchRunner(recover_timeout=)`).
-    Waits double from `wait_s` to `wait_max_s` seconds with full jitter ("Exponential Backoff And
-    Jitter", AWS architecture blog, 2015); a Retry-After is honoured up to `retry_after_max_s`.
+    an engine that is down, busy or loading costs a row nothing, as long as it does not last for
+    `BatchRunner(recover_timeout=)`.
+    Waits double from `wait_s` to `wait_max_s` seconds; each is drawn from the upper half of its range
+    ("equal jitter": "Exponential Backoff And Jitter", AWS architecture blog, 2015). A Retry-After is
+    honoured up to `retry_after_max_s`; when it has not helped, the longer of the two waits counts.
     """
 
     transport: int = 5
@@ -41,8 +43,11 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                raise ConfigError(f"RetryPolicy({field.name}={value!r}): must be a number, 0 or more")
+            seconds = field.name.endswith("_s")
+            number = isinstance(value, int | float) if seconds else isinstance(value, int)
+            if not number or isinstance(value, bool) or not 0 <= value < float("inf"):
+                rule = "a number of seconds" if seconds else "a whole number"
+                raise ConfigError(f"RetryPolicy({field.name}={value!r}): must be {rule}, 0 or more")
 
     def allowed(self, budget: Budget) -> int | None:
         """How many repeats `budget` allows; None = as long as the run goes on."""
@@ -55,25 +60,34 @@ class RetryPolicy:
         """Seconds to wait before the `repeat`-th (from 1) repeat after `error`."""
         if error.budget == "none":
             return 0.0  # the gate holds the row until the engine is back
-        if error.retry_after_s is not None:
-            return min(error.retry_after_s, self.retry_after_max_s)
+        asked = error.retry_after_s
+        if asked is not None and repeat == 1:
+            return min(asked, self.retry_after_max_s)
         ceiling = min(self.wait_max_s, self.wait_s * 2 ** min(repeat - 1, 30))
-        return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - spreading retries, not a secret
+        wait = random.uniform(ceiling / 2, ceiling)  # noqa: S311 - spreading retries, not a secret
+        return wait if asked is None else max(wait, min(asked, self.retry_after_max_s))
 
 
 class RowRetry:
-    """The retries of one row: counts what each budget has spent and tells tenacity what to do."""
+    """The retries of one row: counts what each budget has spent and tells tenacity what to do.
 
-    __slots__ = ("_before_sleep", "_policy", "_sleep", "_spent")
+    A row is given up as well once it has waited `patience_s` seconds in all for a busy engine: others are
+    answered meanwhile, or the run would have been stopped.
+    """
+
+    __slots__ = ("_before_sleep", "_busy_s", "_patience_s", "_policy", "_sleep", "_spent")
 
     def __init__(
         self,
         policy: RetryPolicy,
         *,
         sleep: Callable[[float], Awaitable[None]],
-        before_sleep: Callable[[RetryCallState], None],
+        before_sleep: Callable[[RetryCallState], None] | None = None,
+        patience_s: float,
     ) -> None:
         self._policy = policy
+        self._patience_s = patience_s
+        self._busy_s = 0.0
         self._spent: Counter[Budget] = Counter()
         self._sleep = sleep
         self._before_sleep = before_sleep
@@ -111,13 +125,20 @@ class RowRetry:
         error = _error(state)
         if error is None or not error.retryable:
             return False
+        if error.budget == "busy" and self._busy_s >= self._patience_s:
+            return False
         self._spent[error.budget] += 1
         allowed = self._policy.allowed(error.budget)
         return allowed is None or self._spent[error.budget] <= allowed
 
     def _wait(self, state: RetryCallState) -> float:
         error = _error(state)
-        return 0.0 if error is None else self._policy.wait(error, self._spent[error.budget])
+        if error is None:
+            return 0.0
+        wait = self._policy.wait(error, self._spent[error.budget])
+        if error.budget == "busy":
+            self._busy_s += max(wait, 0.01)  # also a policy without waits comes to an end
+        return wait
 
 
 def _error(state: RetryCallState) -> EngineError | None:

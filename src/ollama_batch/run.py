@@ -13,7 +13,7 @@ from ollama_batch._portal import portal
 from ollama_batch._stop import Stop
 from ollama_batch.engines.base import Engine
 from ollama_batch.errors import OllamaBatchError, RunCancelledError, RunInterrupted
-from ollama_batch.events import Event, Hook
+from ollama_batch.events import Event, Hook, RunEnding
 from ollama_batch.metrics import BatchMetrics, MetricsHook
 from ollama_batch.progress import make_progress
 from ollama_batch.report import BatchReport
@@ -58,7 +58,7 @@ class Run:
         self._progress = make_progress(progress, metrics=self._metrics)
         self._hooks = (self._metrics, self._progress, *hooks)
         self._blamed: set[int] = set()
-        self._stop = Stop()
+        self._stop = Stop(self._ending)
         self._gate = Gate(engine=engine, stop=self._stop, emit=self._emit, patience_s=patience_s)
         self._future: concurrent.futures.Future[Ended] = concurrent.futures.Future()
 
@@ -91,6 +91,8 @@ class Run:
         Raises TimeoutError after `timeout` seconds (the run goes on), RunStoppedError if the run ended
         early, and whatever kept it from starting.
         """
+        if portal().is_here and not self.done:
+            raise RuntimeError("a hook cannot wait for a run: all runs wait for their hooks")
         return self._future.result(timeout).result()
 
     def __await__(self) -> Generator[Any, None, BatchReport[Any]]:
@@ -115,6 +117,14 @@ class Run:
                     self._blamed.add(id(hook))
                     log.exception("the hook %r failed; the run goes on", type(hook).__name__)
 
+    def _ending(self, reason: OllamaBatchError | RunInterrupted) -> None:
+        waiting = "waiting for the requests that are out"
+        if isinstance(reason, RunInterrupted):
+            message = f"{waiting}; interrupt once more to give them up"
+        else:
+            message = f"{reason}; {waiting}"
+        self._emit(RunEnding(message=message))
+
     def _drain(self, reason: OllamaBatchError | RunInterrupted, grace_s: float | None) -> None:
         self._tell(self._stop.drain, reason)
         if grace_s is not None:
@@ -123,10 +133,14 @@ class Run:
     def _now(self, reason: OllamaBatchError | RunInterrupted) -> None:
         self._tell(self._stop.now, reason)
 
+    def _give_up(self) -> None:
+        if not self.done:
+            self.cancel(now=True)
+
     def _abort(self) -> None:
         """Stop at once if the run still goes, and wait until its files are closed."""
         if not self.done:
-            self.cancel(now=True)
+            self._give_up()
             concurrent.futures.wait([self._future], ABORT_S)
 
     async def _aabort(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self
@@ -12,24 +12,35 @@ from weakref import WeakSet
 from typing_extensions import Unpack
 
 from ollama_batch._failures import FailureWatch
-from ollama_batch._feed import make_feed
+from ollama_batch._feed import Feed, make_feed
 from ollama_batch._intake import Intake, row_check, take_in
-from ollama_batch._meeting import meet_engine, part_from_engine
-from ollama_batch._opening import discard_if_new, open_journal
-from ollama_batch._options import Requests, RunArguments, RunnerOptions, RunOptions
+from ollama_batch._meeting import Meeting, load_model, meet_engine, part_from_engine
+from ollama_batch._opening import begin_anew, discard_if_new, open_journal
+from ollama_batch._options import (
+    Requests,
+    RunArguments,
+    RunnerOptions,
+    RunOptions,
+    check_parts,
+    checked_defaults,
+    checked_models,
+)
 from ollama_batch._outputs import Places, plan_places
 from ollama_batch._portal import portal
 from ollama_batch._reporting import Reporter
 from ollama_batch._results import ResultQueue
+from ollama_batch._sender import SendSettings
 from ollama_batch._signals import stop_on_signals
 from ollama_batch._stop import Abandoned
-from ollama_batch._watch import watched
-from ollama_batch._workers import SendSettings, WorkerPool
+from ollama_batch._watch import deadline, watched
+from ollama_batch._workers import WorkerPool
 from ollama_batch.engines.base import Engine
 from ollama_batch.engines.ollama import OllamaEngine
-from ollama_batch.errors import ConfigError
+from ollama_batch.errors import ConfigError, JournalMismatchError
 from ollama_batch.events import Hook
 from ollama_batch.journal import RunJournal
+from ollama_batch.metrics import MetricsHook
+from ollama_batch.progress import make_progress
 from ollama_batch.report import BatchReport
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.run import Ended, Run
@@ -87,11 +98,11 @@ class BatchRunner:
     ) -> None:
         self.options = RunnerOptions(
             model=model,
-            defaults=dict(defaults or {}),
+            defaults=checked_defaults(defaults),
             num_ctx=num_ctx,
             max_tokens=max_tokens,
             think=think,
-            allow_models=frozenset(allow_models),
+            allow_models=checked_models(allow_models),
             concurrency=concurrency,
             timeout=timeout,
             load_timeout=load_timeout,
@@ -101,13 +112,19 @@ class BatchRunner:
         )
         self.retry = RetryPolicy() if retry is None else retry
         self.engine = engine
-        if engine is not None and base_url is not None:
-            raise ConfigError("base_url= is for the default engine; give it to the engine you pass instead")
         self._default_engine = partial(OllamaEngine, base_url, keep_alive=keep_alive)
-        refused = (engine or self._default_engine()).check_params({**self.options.defaults, "messages": []})
+        if engine is None:
+            engine = self._default_engine()
+        elif base_url is not None or keep_alive != -1:
+            raise ConfigError(
+                "base_url= and keep_alive= are for the default engine; give them to the one you pass instead"
+            )
+        self._hooks = tuple(hooks)
+        check_parts(engine, self.retry, self._hooks)
+        refused = engine.check_params({**self.options.defaults, "messages": []})
         if refused is not None and refused[0] != "messages":
             raise ConfigError(f"defaults[{refused[0]!r}]: {refused[1]}")
-        self._hooks = tuple(hooks)
+        make_progress(progress, metrics=MetricsHook())  # refuses what it does not know
         self._progress = progress
         self._under_way: WeakSet[Run] = WeakSet()
 
@@ -117,14 +134,14 @@ class BatchRunner:
         """Run all `requests`; the report comes once every row has a result.
 
         `requests`: path(s) or a glob of OpenAI batch files, an open file, or any (async) iterable of
-        BatchRequest, dict or str; see RunArguments for the rest. Works in scripts and in notebooks. The
-        first Ctrl-C (or SIGTERM) lets requests that are out finish, the second stops at once; running
-        the same again goes on.
+        BatchRequest, dict or str; see RunArguments for the rest. An iterable without items makes an empty
+        report, an empty file is an error. Works in scripts and in notebooks. The first Ctrl-C (or SIGTERM)
+        lets requests that are out finish, the second stops at once; running the same again goes on.
 
         Raises ConfigError, InputError (nothing was sent), OutputError, JournalError, EngineError if the
         engine cannot be met, and, with the `.report` so far, RunStoppedError or RunInterrupted.
         """
-        run = self.start(requests, **arguments)
+        run = self._begin(requests, arguments, None, waits=True)
         with stop_on_signals(run._drain, run._now):
             try:
                 return run.wait()
@@ -162,7 +179,7 @@ class BatchRunner:
     ) -> Iterator[BatchResult[Any]]:
         """`stream` for code that is not async; signals are treated as `run` treats them."""
         results = ResultQueue()
-        run = self._begin(requests, arguments, results)
+        run = self._begin(requests, arguments, results, waits=True)
         with stop_on_signals(run._drain, run._now):
             try:
                 while batch := portal().call(results.take()):
@@ -182,22 +199,38 @@ class BatchRunner:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for run in list(self._under_way):
+        runs = list(self._under_way)
+        for run in runs:
+            run._give_up()
+        for run in runs:
             run._abort()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        for run in list(self._under_way):
-            await run._aabort()
+        await asyncio.gather(*(run._aabort() for run in list(self._under_way)))
 
     # The way of a request
 
-    def _begin(self, requests: Requests, arguments: RunArguments, results: ResultQueue | None) -> Run:
-        options = RunOptions.of(arguments)
-        engine = self._default_engine() if self.engine is None else self.engine
-        sources = open_sources(requests, loop=_running_loop())
+    def _begin(
+        self,
+        requests: Requests,
+        arguments: RunArguments,
+        results: ResultQueue | None,
+        *,
+        waits: bool = False,
+    ) -> Run:
+        """Start a run; `waits` says that the caller's thread will wait for it."""
+        options, loop = RunOptions.of(arguments), _running_loop()
+        if waits and isinstance(requests, AsyncIterable) and loop is not None:
+            raise ConfigError(
+                "an async iterable is read on the loop that runs here, which this call would stop: "
+                "use `await runner.arun(...)` or `runner.stream(...)`"
+            )
+        sources = open_sources(requests, loop=loop)
+        if len({isinstance(source, FileSource) for source in sources}) > 1:
+            raise ConfigError("files and pipes cannot be inputs of one run: run them one after another")
         if self.options.allow_models and not all(isinstance(source, FileSource) for source in sources):
             raise ConfigError("allow_models= needs files: the models run one after another")
         places = plan_places(
@@ -207,6 +240,7 @@ class BatchRunner:
             journal=arguments.get("journal", "auto"),
             partial=arguments.get("partial", True),
         )
+        engine = self._default_engine() if self.engine is None else self.engine
         hooks = self._hooks if results is None else (*self._hooks, results)
         run = Run(
             engine=engine, hooks=hooks, progress=self._progress, patience_s=self.options.recover_timeout
@@ -214,33 +248,43 @@ class BatchRunner:
         if results is not None:
             results.gate = run._gate
         job = _Job(run, engine, sources, places, options, results)
-        run._future = portal().submit(self._execute(job))
+        run._future = portal().submit(self._show(job))
         self._under_way.add(run)
         return run
 
+    async def _show(self, job: _Job) -> Ended:
+        """The run with its progress on display, to its very end."""
+        job.run._progress.start()
+        try:
+            with deadline(job.run._stop, job.options.seconds_left()):
+                return await self._execute(job)
+        finally:
+            job.run._progress.stop()
+
     async def _execute(self, job: _Job) -> Ended:
         """All that happens in a run, in order; every step is explained where it is defined."""
-        run, stop = job.run, job.run._stop
-        run._progress.start()
+        run, stop, identity = job.run, job.run._stop, self.options.identity()
         reporter = Reporter(
-            run, self.options, names=[source.name for source in job.sources], places=job.places
+            run,
+            self.options,
+            names=[source.name for source in job.sources],
+            places=job.places,
+            retry=job.options.retry,
         )
         journal: RunJournal | None = None
         try:
             journal = await asyncio.to_thread(
-                open_journal,
-                job.places,
-                job.sources,
-                identity=self.options.identity(),
-                overwrite=job.options.overwrite,
+                open_journal, job.places, job.sources, identity=identity, overwrite=job.options.overwrite
             )
             reporter.opened(journal)
-            intake = await stop.unless_draining(self._take_in(job, journal))
-            reporter.begin(intake)
-            if job.results is not None:
-                await stop.unless_draining(job.results.replay(journal))
-            for model in await self._models_to_run(job, journal, intake):
-                await self._send(model, job, journal, intake, reporter)
+            try:
+                await self._work(job, journal, reporter)
+            except JournalMismatchError:
+                if not job.may_begin_anew(journal) or reporter.started:
+                    raise
+                journal = await asyncio.to_thread(begin_anew, journal, job.places, identity=identity)
+                reporter.opened(journal)
+                await self._work(job, journal, reporter)
             if stop.reason is None:
                 await asyncio.to_thread(_export, journal, job.places)
                 journal.put("state", "finished")
@@ -256,76 +300,91 @@ class BatchRunner:
                 await source.aclose()
             if self.engine is None:
                 await job.engine.aclose()
-            run._progress.stop()
             if job.results is not None:
                 job.results.end()
-        return await asyncio.to_thread(reporter.end)
+        return await asyncio.to_thread(reporter.report, *reporter.end())
 
-    async def _take_in(self, job: _Job, journal: RunJournal) -> Intake:
-        return await take_in(
-            job.sources,
-            journal,
-            options=self.options,
-            check=row_check(self.options, job.engine.check_params),
-            on_invalid=job.options.on_invalid,
-            limit=job.options.limit,
+    async def _work(self, job: _Job, journal: RunJournal, reporter: Reporter) -> None:
+        """Take the input in, meet the engine if there is something to send, send it model by model."""
+        stop, check = job.run._stop, row_check(self.options, job.engine.check_params)
+        intake = await stop.unless_draining(
+            take_in(
+                job.sources,
+                journal,
+                options=self.options,
+                check=check,
+                on_invalid=job.options.on_invalid,
+                limit=job.options.limit,
+            )
         )
+        reporter.took_in(intake)
+        failures = FailureWatch(job.options.max_failures, ok_before=journal.counts().ok)
+        feeds: dict[str, Feed] = {}
+        for model in intake.phases(self.options.model):
+            feed = make_feed(
+                journal,
+                job.sources,
+                job.options,
+                model=model,
+                runner=self.options,
+                check=check,
+                found=reporter.found,
+                failed=reporter.failed,
+            )
+            if await stop.unless_draining(feed.has_rows()):
+                feeds[model] = feed
+        meetings = await stop.unless_draining(
+            meet_engine(job.engine, list(feeds), options=self.options, journal=journal, intake=intake)
+        )
+        for model, feed in feeds.items():
+            try:
+                meeting = await stop.unless_draining(
+                    load_model(job.engine, model, meetings[model], options=self.options, journal=journal)
+                )
+                reporter.met(meeting)
+                await self._replay(job, journal)
+                await self._send(model, feed, meeting, job, journal, failures, intake)
+            finally:
+                # Others at this address may be using the model.
+                unload = self.options.unload_after and not portal().limit(job.engine.address).in_use
+                goodbye = part_from_engine(job.engine, model, num_ctx=meetings[model].num_ctx, unload=unload)
+                await stop.or_soon(goodbye)
+        if not feeds:
+            reporter.start()
+            await self._replay(job, journal)
 
-    async def _models_to_run(self, job: _Job, journal: RunJournal, intake: Intake) -> list[str]:
-        """The models that have rows to be sent, the runner's own first; none if all is done."""
-        if intake.total is None:
-            return [self.options.model]
-        if not await journal.pending(after=-1, limit=1, retry=job.options.retry):
-            return []
-        others = sorted(self.options.allow_models & set(intake.models) - {self.options.model})
-        return [self.options.model, *others] if self.options.model in intake.models else others
+    async def _replay(self, job: _Job, journal: RunJournal) -> None:
+        if job.results is not None:
+            await job.run._stop.unless_draining(job.results.replay(journal, retry=job.options.retry))
 
     async def _send(
-        self, model: str, job: _Job, journal: RunJournal, intake: Intake, reporter: Reporter
+        self,
+        model: str,
+        feed: Feed,
+        meeting: Meeting,
+        job: _Job,
+        journal: RunJournal,
+        failures: FailureWatch,
+        intake: Intake,
     ) -> None:
         """Send every pending row of `model`; returns early when the run is to end."""
-        run, settings, stop = job.run, self.options, job.run._stop
-        meeting = await stop.unless_draining(
-            meet_engine(job.engine, model, options=settings, journal=journal, intake=intake)
-        )
-        await journal.note("session", meeting.to_note(model))
-        reporter.met(meeting)
-        feed = make_feed(
-            journal,
-            job.sources,
-            job.options,
-            model=model,
-            runner=settings,
-            at_once=meeting.width,
-            check=row_check(settings, job.engine.check_params),
-            found=reporter.found,
-        )
+        run = job.run
         pool = WorkerPool(
             width=meeting.width,
             feed=feed,
             engine=job.engine,
             journal=journal,
-            settings=SendSettings.of(settings, model=model, meeting=meeting),
+            settings=SendSettings.of(self.options, model=model, meeting=meeting),
             retry=self.retry,
             limit=portal().limit(job.engine.address),
             gate=run._gate,
-            stop=stop,
+            stop=run._stop,
             emit=run._emit,
-            failures=FailureWatch(job.options.max_failures),
+            failures=failures,
             total=lambda: intake.total,
         )
-        try:
-            async with watched(
-                pool,
-                engine=job.engine,
-                gate=run._gate,
-                stop=stop,
-                emit=run._emit,
-                seconds_left=job.options.seconds_left(),
-            ):
-                await pool.run()
-        finally:
-            await part_from_engine(job.engine, model, num_ctx=meeting.num_ctx, options=settings)
+        async with watched(pool, engine=job.engine, gate=run._gate, emit=run._emit):
+            await pool.run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +397,11 @@ class _Job:
     places: Places
     options: RunOptions
     results: ResultQueue | None
+
+    def may_begin_anew(self, journal: RunJournal) -> bool:
+        """Whether a journal that is another run's may make room; a stream can be read only once."""
+        again = all(isinstance(source, FileSource) for source in self.sources)
+        return self.options.overwrite and journal.resumed and again
 
 
 def _export(journal: RunJournal, places: Places) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_batch._histogram import LogHistogram
-from ollama_batch.events import Decision, RowsFound, RunFinished, RunPaused, RunResumed, RunStalled
+from ollama_batch.events import Decision, RowsFound, RunEnding, RunFinished, RunPaused, RunResumed, RunStalled
 from ollama_batch.metrics import BatchMetrics, MetricsHook
 from visible_support import FakeClock, finished, hook, sent, started
 
@@ -255,6 +255,16 @@ def test_a_stall_lasts_until_a_row_finishes() -> None:
     assert (m.state, m.state_s) == ("stalled", 65.0)
     metrics.on_event(finished())
     assert metrics.snapshot().state == "running"
+
+
+def test_a_run_that_was_asked_to_end_says_so_until_it_has_ended() -> None:
+    metrics = hook(FakeClock())
+    metrics.on_event(RunEnding(message="interrupted; requests that are out may finish"))
+    metrics.on_event(finished())
+    m = metrics.snapshot()
+    assert (m.state, m.state_message) == ("ending", "interrupted; requests that are out may finish")
+    metrics.on_event(RunFinished(outcome="interrupted", error="interrupted", duration_s=1.0))
+    assert metrics.snapshot().state == "interrupted"
 
 
 def test_a_finished_run_stands_still() -> None:

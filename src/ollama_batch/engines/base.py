@@ -1,7 +1,7 @@
 """What a runner needs from an engine: one required protocol, and small optional ones.
 
-An engine owns its wire format and its error map: it takes a `ChatRequest`, returns a `Completion` or raises an
-`EngineError`. Engines hold no event loop until first used and may serve several loops. Who makes an
+An engine owns its wire format and its error map: it takes a `ChatRequest`, returns a `Completion` or raises
+an `EngineError`. Engines hold no event loop until first used and may serve several loops. Who makes an
 engine closes it.
 """
 
@@ -29,7 +29,7 @@ class Engine(Protocol):
         ...
 
     async def describe(self, model: str) -> EngineInfo:
-        """Who answers for `model`. Raises ModelNotFoundError, EngineUnreachableError and other EngineErrors."""
+        """Who answers for `model`. Raises ModelNotFoundError, EngineUnreachableError, other EngineErrors."""
         ...
 
     async def complete(self, request: ChatRequest, *, deadline: float) -> Completion:
@@ -63,5 +63,5 @@ class Probed(Protocol):
     """An engine whose health can be asked without spending a completion."""
 
     async def healthy(self) -> bool:
-        """True if the server answers and is able to take requests; raises EngineStoppedError if it never will."""
+        """Whether the server answers and can take requests; raises EngineStoppedError if it never will."""
         ...

@@ -21,6 +21,7 @@ from ollama_batch.errors import (
     ConfigError,
     EngineError,
     EngineServerError,
+    EngineUnreachableError,
     InvalidReplyError,
     UnsupportedParamError,
 )
@@ -97,7 +98,12 @@ class OllamaEngine:
         Raises ModelNotFoundError, with the `ollama pull` line, if the server does not have it.
         """
         deadline = time.monotonic() + ASK_S
-        version = (await self._ask("GET", "/api/version", None, model, deadline)).get("version")
+        try:
+            version = (await self._ask("GET", "/api/version", None, model, deadline)).get("version")
+        except EngineUnreachableError as exc:
+            raise EngineUnreachableError(
+                f"{exc}\nStart Ollama with:\nollama serve\nor give its address (base_url=, OLLAMA_HOST)"
+            ) from exc
         shown, tags = await asyncio.gather(
             self._ask("POST", "/api/show", {"model": model}, model, deadline),
             self._ask("GET", "/api/tags", None, model, deadline),

@@ -1,5 +1,6 @@
 """The durable run: one SQLite file that holds every row and every result."""
 
+from ollama_batch.journal.aside import set_aside
 from ollama_batch.journal.data import ExportCounts, JournalCounts, Note
 from ollama_batch.journal.readonly import ReadOnlyJournal
 from ollama_batch.journal.run import RunJournal
@@ -13,5 +14,6 @@ __all__ = [
     "ReadOnlyJournal",
     "RunJournal",
     "VerifyReport",
+    "set_aside",
     "verify",
 ]

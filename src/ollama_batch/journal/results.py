@@ -127,7 +127,13 @@ Reader = Callable[[str, Sequence[Any]], list[Any]]
 
 
 def iterate(
-    read: Reader, *, ok: bool | None, source: int | None, path: Path | None, damaged: list[int] | None
+    read: Reader,
+    *,
+    ok: bool | None,
+    source: int | None,
+    path: Path | None,
+    damaged: list[int] | None,
+    session: int | None = None,
 ) -> Iterator[Pair]:
     """Results in input order, a page at a time, so that no read transaction stays open between two.
 
@@ -138,8 +144,9 @@ def iterate(
         " WHERE x.idx > ?"
         + ("" if ok is None else " AND x.ok = ?")
         + ("" if source is None else " AND r.source = ?")
+        + ("" if session is None else " AND x.session = ?")
     )
-    filters = [*([] if ok is None else [int(ok)]), *([] if source is None else [source])]
+    filters = [int(value) for value in (ok, source, session) if value is not None]
     after = -1
     while True:
         try:
@@ -165,6 +172,13 @@ def iterate(
         if len(page) < _PAGE:
             return
         after = page[-1][0]
+
+
+def first_failed(read: Reader, code: str, count: int, path: Path | None) -> list[Pair]:
+    """The first `count` rows in input order that failed with `code`."""
+    chosen = "SELECT idx FROM results WHERE code = ? ORDER BY idx LIMIT ?"
+    page = read(f"{_SELECT} WHERE x.idx IN ({chosen}) ORDER BY x.idx", [code, count])
+    return [check_pair(columns, path) for columns in page]
 
 
 def _salvage(

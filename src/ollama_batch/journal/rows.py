@@ -14,6 +14,8 @@ from ollama_batch.types import RowRecord
 
 _COLUMNS = "r.idx, r.source, r.line, r.custom_id, r.fingerprint, r.offset, r.length"
 
+_CODES = "x.code IN (SELECT value FROM json_each(?))"
+
 Retry = frozenset[str] | Literal[True] | None
 """Which failed rows count as pending: those of the codes given, all, or none."""
 
@@ -85,23 +87,35 @@ def select_pending(
     con: sqlite3.Connection, *, after: int, limit: int, retry: Retry, session: int
 ) -> list[RowRecord]:
     """Rows to be sent, in input order, from the first whose index is above `after`."""
-    where, values = "x.idx IS NULL", [after]
+    where = "x.idx IS NULL"
+    values: list[Any] = []
     if retry is not None:
-        where += " OR (NOT x.ok AND x.session < ?"
-        values.append(session)
-        if retry is not True:
-            where += " AND x.code IN (SELECT value FROM json_each(?))"
-        where += ")"
-    bound: list[Any] = [
-        *values,
-        *([json.dumps(sorted(retry))] if isinstance(retry, frozenset) else []),
-        limit,
-    ]
+        again, values = _again(retry, session)
+        where += f" OR ({again})"
+    bound: list[Any] = [after, *values, limit]
     query = (
         f"SELECT {_COLUMNS} FROM rows r LEFT JOIN results x ON x.idx = r.idx "  # noqa: S608 - constants of ours
         f"WHERE r.idx > ? AND ({where}) ORDER BY r.idx LIMIT ?"
     )
     return [row_of(columns) for columns in con.execute(query, bound)]
+
+
+def count_again(con: sqlite3.Connection, *, retry: Retry, session: int) -> int:
+    """How many rows that failed in earlier sessions are to be sent again."""
+    if retry is None:
+        return 0
+    where, values = _again(retry, session)
+    query = f"SELECT count(*) FROM rows r JOIN results x ON x.idx = r.idx WHERE {where}"  # noqa: S608 - constants of ours
+    found: int = con.execute(query, values).fetchone()[0]
+    return found
+
+
+def _again(retry: frozenset[str] | Literal[True], session: int) -> tuple[str, list[Any]]:
+    # A line that is no valid request has no id here: there is nothing to send.
+    where, values = "NOT x.ok AND x.session < ? AND r.custom_id IS NOT NULL", [session]
+    if retry is True:
+        return where, values
+    return f"{where} AND {_CODES}", [*values, json.dumps(sorted(retry))]
 
 
 def roll_back(con: sqlite3.Connection) -> None:

@@ -22,7 +22,7 @@ from ollama_batch.journal.lock import WriterLock
 from ollama_batch.journal.partial import PartialFile
 from ollama_batch.journal.place import check_place, remove_file, sync_folder
 from ollama_batch.journal.readonly import ReadOnlyJournal, read_results
-from ollama_batch.journal.results import Pair, Written, count, iterate, write_results
+from ollama_batch.journal.results import Pair, Written, count, first_failed, iterate, write_results
 from ollama_batch.journal.writer import Outcome, Writer
 from ollama_batch.types import ResultRecord, RowRecord
 
@@ -98,28 +98,6 @@ class RunJournal:
     def open_readonly(cls, path: Path | str) -> ReadOnlyJournal:
         """Read a journal, from any process, also while it is being written."""
         return ReadOnlyJournal(Path(path))
-
-    @classmethod
-    def remove(cls, path: Path) -> None:
-        """Remove the journal `path`, for a run that is to begin anew; harmless if there is none.
-
-        Refuses as `open` does: whatever is in use, or is no journal, stays.
-        """
-        path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a symbolic link
-        check_place(path)
-        lock = WriterLock(path)
-        lock.acquire()
-        try:
-            if path.exists():
-                with faults.named(path):
-                    con = schema.connect(path)
-                    try:
-                        schema.check(con, path)
-                    finally:
-                        con.close()
-                _remove_files(path)
-        finally:
-            lock.release()
 
     # What it is
 
@@ -202,10 +180,6 @@ class RunJournal:
         """
         return await asyncio.wrap_future(self._submit(lambda con: self._insert(con, new)))
 
-    def add_rows_sync(self, new: Sequence[RowRecord]) -> list[tuple[RowRecord, RowRecord]]:
-        """`add_rows` for a thread without an event loop."""
-        return self._call(lambda con: self._insert(con, new))
-
     async def pending(self, *, after: int = -1, limit: int, retry: rows.Retry = None) -> list[RowRecord]:
         """At most `limit` rows without a result whose index is above `after`, in input order.
 
@@ -219,6 +193,10 @@ class RunJournal:
                 )
             )
         )
+
+    def count_again(self, retry: rows.Retry) -> int:
+        """How many rows that failed in earlier sessions `pending` gives with `retry`."""
+        return self._call(lambda con: rows.count_again(con, retry=retry, session=self._session))
 
     # Results
 
@@ -251,6 +229,16 @@ class RunJournal:
             return iterate(self._read, ok=ok, source=source, path=None, damaged=None if strict else [])
         self._check()
         return read_results(self._path, ok=ok, source=source, damaged=None if strict else [])
+
+    def fresh_results(self) -> Iterator[Pair]:
+        """`results` of this session alone."""
+        self._check()
+        return iterate(self._read, ok=None, source=None, path=self._path, damaged=None, session=self._session)
+
+    def first_failed(self, code: str, *, count: int) -> list[Pair]:
+        """The first `count` rows in input order that failed with `code`, in whichever session."""
+        with faults.named(self._path):
+            return first_failed(self._read, code, count, self._path)
 
     def export(self, source: int, output: Path, errors: Path | None = None) -> ExportCounts:
         """Write the output file of `source` and, if rows failed, its error file; atomic, in input order.

@@ -147,6 +147,8 @@ class Writer:
 
 
 def _run(con: sqlite3.Connection, job: _Job) -> None:
+    if not job.future.set_running_or_notify_cancel():
+        return  # nobody waits for it any more
     try:
         result = job.run(con)
     except BaseException as exc:  # goes to the caller, who waits

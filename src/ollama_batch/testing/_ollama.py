@@ -75,6 +75,7 @@ class Runner:
         self.drained: asyncio.Event | None = None
 
     def leave(self, keep_s: float) -> None:
+        """One request less uses the model, which stays loaded for `keep_s` more seconds."""
         self.active -= 1
         self.keep_s = keep_s
         self.expires = monotonic() + keep_s

@@ -17,7 +17,8 @@ from ollama_batch._points import POINTS
 from ollama_batch.journal import RunJournal
 
 SOURCE = "".join(file.read_text() for file in Path(journal_package.__file__).parent.glob("*.py"))
-JOURNAL_POINTS = [name for name in POINTS if f'reached("{name}")' in SOURCE]
+# Journals are set aside by a runner that begins anew, whose tests kill it there.
+JOURNAL_POINTS = [name for name in POINTS if f'reached("{name}")' in SOURCE and not name.startswith("aside.")]
 # The moments a point is reached again: amid the results, in the second session, in the second export.
 LATER = [
     ("result.after_insert", 7),

@@ -132,7 +132,7 @@ async def test_rows_that_are_no_requests_have_no_id_and_do_not_collide(journal: 
 async def test_the_same_rows_again_are_fine_and_others_are_refused(journal: RunJournal) -> None:
     rows = [row(n) for n in range(4)]
     await journal.add_rows(rows)
-    assert journal.add_rows_sync(rows) == []
+    assert await journal.add_rows(rows) == []
     with pytest.raises(JournalMismatchError, match="source 0, line 3: the request 'row-2' is not the one"):
         await journal.add_rows([row(1), row(2, text="changed"), row(4)])
     with pytest.raises(JournalMismatchError, match="line 4: the request is 'new', not 'row-3'"):
@@ -362,11 +362,22 @@ async def test_only_a_journal_without_results_is_discarded(tmp_path: Path) -> No
         await journal.commit(result(0))
         with pytest.raises(JournalError, match="results"):
             journal.discard()
-        with pytest.raises(JournalError, match="in use"):
-            RunJournal.remove(tmp_path / "run.db")
-    RunJournal.remove(tmp_path / "run.db")
-    RunJournal.remove(tmp_path / "run.db")
-    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_journal_set_aside_keeps_its_results_under_the_next_free_name(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    for n in (1, 2):
+        with RunJournal.open(path, identity=IDENTITY) as journal:
+            await journal.add_rows([row(0)])
+            await journal.commit(result(0, text=f"answer {n}"))
+            with pytest.raises(JournalError, match="in use"):
+                public.set_aside(path)
+        assert public.set_aside(path) == tmp_path / f"run.db.old{n}"
+    assert public.set_aside(path) is None
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.db.old1", "run.db.old2"]
+    for n in (1, 2):
+        with RunJournal.open_readonly(tmp_path / f"run.db.old{n}") as old:
+            assert [record.line for _, record in old.results()] == [result(0, text=f"answer {n}").line]
 
 
 def test_a_log_without_its_journal_is_not_replayed_into_a_new_one(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run that can be told where to die: `python crash_child.py '{"input": ..., "output": ..., ...}'`."""
+"""A run that can be told where to die: `python run_child.py '{"input": ..., "output": ..., ...}'`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from ollama_batch import BatchRunner, _points
@@ -35,7 +36,16 @@ def main(settings: dict[str, Any]) -> None:
         progress="none",
     )
     report = runner.run(settings["input"], output=settings["output"], retry_failed=True)
-    print(json.dumps({"ok": report.counts.ok, "failed": report.counts.failed}))
+    told = {"ok": report.counts.ok, "failed": report.counts.failed, "peak_rss_bytes": peak_rss_bytes()}
+    print(json.dumps(told))
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process ever held; not what it inherited, as ru_maxrss is."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no VmHWM")
 
 
 if __name__ == "__main__":

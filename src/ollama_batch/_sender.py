@@ -1,0 +1,218 @@
+"""Sends requests, one attempt at a time: through the gate, within the address's limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ollama_batch._gate import Gate
+from ollama_batch._meeting import Meeting
+from ollama_batch._options import RunnerOptions
+from ollama_batch._points import reached
+from ollama_batch._portal import AddressLimit
+from ollama_batch._stop import Stop
+from ollama_batch.engines.base import Engine
+from ollama_batch.errors import (
+    EngineAuthError,
+    EngineConnectionError,
+    EngineDownError,
+    EngineError,
+    EngineStoppedError,
+    EngineUnreachableError,
+    ModelNotFoundError,
+)
+from ollama_batch.events import Event, RowSent
+from ollama_batch.retry import RetryPolicy, RowRetry
+from ollama_batch.types import BatchRequest, ChatRequest, Completion, Think
+
+FATAL = (EngineAuthError, EngineStoppedError, ModelNotFoundError)
+"""Errors that every further row would meet as well."""
+
+TEST_QUESTION = "Say OK."
+"""What the engine is asked when rows fail and none is answered: is it the rows, or the engine?"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendSettings:
+    """What turns a row into a request, the same for the whole run."""
+
+    model: str
+    defaults: Mapping[str, Any]
+    max_tokens: int
+    num_ctx: int | None
+    think: Think
+    timeout_s: float
+    on_length: Literal["fail", "keep"]
+    patience_s: float
+    model_digest: str | None = None
+
+    @classmethod
+    def of(cls, options: RunnerOptions, *, model: str, meeting: Meeting) -> SendSettings:
+        """The settings of one phase of a run."""
+        return cls(
+            model=model,
+            defaults=options.defaults,
+            max_tokens=options.max_tokens,
+            num_ctx=meeting.num_ctx,
+            think=options.think,
+            timeout_s=options.timeout,
+            on_length=options.on_length,
+            patience_s=options.recover_timeout,
+            model_digest=meeting.info.digest,
+        )
+
+    def to_chat(self, custom_id: str, request: BatchRequest) -> ChatRequest:
+        """The request as an engine gets it; the row's own fields win over the defaults."""
+        params = {**self.defaults, **request.params}
+        limits = [params.pop("max_completion_tokens", None), params.pop("max_tokens", None)]
+        return ChatRequest(
+            custom_id=custom_id,
+            model=params.pop("model", None) or self.model,
+            messages=request.messages,
+            params=params,
+            max_tokens=next((limit for limit in limits if limit is not None), self.max_tokens),
+            num_ctx=self.num_ctx,
+            think=self.think,
+        )
+
+    def test_chat(self) -> ChatRequest:
+        """A request that any working engine answers; the load options are those of the rows."""
+        return ChatRequest(
+            custom_id="test",
+            model=self.model,
+            messages=({"role": "user", "content": TEST_QUESTION},),
+            params={},
+            max_tokens=4,
+            num_ctx=self.num_ctx,
+        )
+
+
+class Job:
+    """One row on its way: how often it was handed to the engine, and how the last attempt went.
+
+    `unsent` of the `attempts` never left, because nothing listened.
+    """
+
+    __slots__ = ("attempts", "index", "latency_s", "request", "unsent")
+
+    def __init__(self, index: int, request: ChatRequest) -> None:
+        self.index = index
+        self.request = request
+        self.attempts = 0
+        self.unsent = 0
+        self.latency_s: float | None = None
+
+
+class Sender:
+    """Makes attempts, and draws from each what it says about the engine."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        settings: SendSettings,
+        retry: RetryPolicy,
+        limit: AddressLimit,
+        gate: Gate,
+        stop: Stop,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._retry = retry
+        self._limit = limit
+        self._gate = gate
+        self._stop = stop
+        self._emit = emit
+        self._answers = 0
+        self._trouble_since: float | None = None
+        self.in_flight = 0
+
+    async def send(self, job: Job) -> Completion:
+        """One attempt; waits for the gate and for a place first. Raises EngineError, or Abandoned."""
+        while True:
+            await self._gate.wait()
+            async with self._limit:
+                if self._gate.open and not self._stop.draining.is_set():
+                    return await self._attempt(job)
+                # Runs that share an address wait for each other, and the gate may have closed meanwhile.
+
+    async def engine_answers(self) -> bool:
+        """Whether the engine answers anything at all: a row by now, or a question of our own."""
+        answers = self._answers
+
+        async def ask(request: ChatRequest) -> None:
+            await self._gate.wait()
+            async with self._limit:
+                await self._complete(request)
+
+        retry = RowRetry(self._retry, sleep=self._stop.sleep, patience_s=0.0)
+        try:
+            await retry.call(ask, self._settings.test_chat())
+        except EngineError as error:
+            return error.row_caused or self._answers > answers
+        return True
+
+    async def _attempt(self, job: Job) -> Completion:
+        job.attempts += 1
+        self.in_flight += 1
+        self._emit(
+            RowSent(
+                index=job.index,
+                custom_id=job.request.custom_id,
+                attempt=job.attempts,
+                in_flight=self.in_flight,
+            )
+        )
+        reached("row.before_send")
+        sent = time.monotonic()
+        try:
+            completion = await self._complete(job.request)
+        except EngineUnreachableError:
+            job.unsent += 1
+            raise
+        finally:
+            job.latency_s = time.monotonic() - sent
+            self.in_flight -= 1
+        reached("row.after_reply")
+        return completion
+
+    async def _complete(self, request: ChatRequest) -> Completion:
+        try:
+            completion = await self._engine.complete(
+                request, deadline=time.monotonic() + self._settings.timeout_s
+            )
+        except EngineError as error:
+            if error.row_caused:
+                self._answered()
+            else:
+                self._failed(error)
+            raise
+        self._answered()
+        return completion
+
+    def _answered(self) -> None:
+        self._answers += 1
+        self._trouble_since = None
+        self._gate.engine_answered()
+
+    def _failed(self, error: EngineError) -> None:
+        """What one failed attempt says about the engine."""
+        if isinstance(error, FATAL):
+            self._stop.drain(EngineDownError(str(error)))
+        if isinstance(error, EngineUnreachableError | EngineConnectionError):
+            self._gate.engine_trouble(error)
+        if error.budget == "busy":
+            return  # each row is patient with that for itself
+        now = time.monotonic()
+        if self._trouble_since is None:
+            self._trouble_since = now
+        silent_s = now - max(self._trouble_since, self._gate.resumed_at)
+        if silent_s > self._settings.patience_s:
+            self._stop.drain(
+                EngineDownError(
+                    f"no answer from the engine for {silent_s:.0f} s ({error}); run again to go on"
+                )
+            )

@@ -1,0 +1,673 @@
+"""The command line: what it passes on, how it ends, and what it says beside a running writer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ollama_batch import BatchRunner, cli, errors
+from ollama_batch._arguments import make_parser
+from ollama_batch.cli import main
+from ollama_batch.engines import OllamaEngine, OpenAIEngine
+from ollama_batch.testing import FakeModel, FakeOllama, Fault
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def line(custom_id: str, text: str | None = None, **body: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": custom_id if text is None else text}]
+    return {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"messages": messages, **body},
+    }
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return path
+
+
+def rows(count: int, **body: Any) -> list[dict[str, Any]]:
+    return [line(f"r{n}", **body) for n in range(count)]
+
+
+def ids(path: Path) -> list[str | None]:
+    return [json.loads(text)["custom_id"] for text in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs a command in this process: exit code, standard output, standard error."""
+
+    def ask(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return ask
+
+
+def process(*words: object, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ollama_batch.cli", *map(str, words)],
+        stdin=options.pop("stdin", subprocess.DEVNULL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@contextmanager
+def running(fake: FakeOllama, source: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run in another process with three answered rows, and requests of which none is answered any more."""
+    fake.inject(Fault("hang", match="wait"))
+    settings = ("--base-url", fake.url, "--model", "toy:1b", "--concurrency", 2, "--progress", "none")
+    child = process("run", source, "-o", output, *settings)
+    with child:
+        try:
+            fake.wait_until(lambda ledger: ledger.count() == 5)
+            yield child
+        finally:
+            child.kill()
+
+
+# What is passed on
+
+OPTIONS: list[tuple[list[str], str, str, Any]] = [
+    (["--model", "m"], "made", "model", "m"),
+    (["--num-ctx", "2048"], "made", "num_ctx", 2048),
+    (["--num-ctx", "auto"], "made", "num_ctx", "auto"),
+    (["--max-tokens", "9"], "made", "max_tokens", 9),
+    (["--temperature", "0"], "made", "defaults", {"temperature": 0.0}),
+    (["--think", "on"], "made", "think", True),
+    (["--think", "off"], "made", "think", False),
+    (["--think", "high"], "made", "think", "high"),
+    (["--concurrency", "7"], "made", "concurrency", 7),
+    (["--timeout", "2.5"], "made", "timeout", 2.5),
+    (["--on-length", "keep"], "made", "on_length", "keep"),
+    (["--progress", "none"], "made", "progress", "none"),
+    (["-o", "x.jsonl"], "ran", "output", "x.jsonl"),
+    (["--output", "y.jsonl"], "ran", "output", "y.jsonl"),
+    (["--errors", "e.jsonl"], "ran", "errors", "e.jsonl"),
+    (["--journal", "j.db"], "ran", "journal", "j.db"),
+    (["--no-partial"], "ran", "partial", False),
+    (["--on-invalid", "skip"], "ran", "on_invalid", "skip"),
+    (["--retry-failed"], "ran", "retry_failed", True),
+    (["--max-failures", "0.25"], "ran", "max_failures", 0.25),
+    (["--deadline", "60"], "ran", "deadline", 60.0),
+    (["--limit", "3"], "ran", "limit", 3),
+    (["--overwrite"], "ran", "overwrite", True),
+]
+ELSEWHERE = {"--help", "--base-url", "--api", "--api-key-env", "--embedded", "--gguf", "--toy", "--schema"}
+
+
+class Seen:
+    """Takes the place of BatchRunner and keeps what it is told."""
+
+    made: dict[str, Any]
+    ran: dict[str, Any]
+    ok = True
+
+    def __init__(self, **made: Any) -> None:
+        Seen.made = made
+
+    def run(self, requests: Any, **ran: Any) -> Seen:
+        Seen.ran = {**ran, "requests": requests}
+        return self
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> type[Seen]:
+    monkeypatch.setattr("ollama_batch.runner.BatchRunner", Seen)
+    return Seen
+
+
+def test_every_option_of_run_is_in_the_tables_of_these_tests() -> None:
+    parser = make_parser({"run": lambda _: 0})
+    group = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    words = {words for action in group.choices["run"]._actions for words in action.option_strings[-1:]}
+    assert words == {option[0] for option, *_ in OPTIONS} - {"-o"} | ELSEWHERE
+
+
+@pytest.mark.parametrize(("words", "where", "name", "value"), OPTIONS, ids=lambda value: str(value))
+def test_an_option_reaches_the_library(
+    ask: Cli, seen: type[Seen], tmp_path: Path, words: list[str], where: str, name: str, value: Any
+) -> None:
+    source = write(tmp_path / "in.jsonl", rows(1))
+    given = [] if name == "output" else ["-o", "out.jsonl"]
+    model = [] if name == "model" else ["--model", "m"]
+    assert ask("run", source, *given, *model, *words)[0] == 0
+    assert getattr(seen, where)[name] == value
+
+
+def test_without_options_the_library_gets_its_own_defaults(
+    ask: Cli, seen: type[Seen], tmp_path: Path
+) -> None:
+    ask("run", write(tmp_path / "in.jsonl", rows(1)), "-o", "out.jsonl", "--model", "m")
+    parser_made = {name: value for name, value in seen.made.items() if name != "engine"}
+    own = BatchRunner(model="m")
+    assert parser_made == {
+        "model": "m",
+        "defaults": own.options.defaults,
+        "num_ctx": own.options.num_ctx,
+        "max_tokens": own.options.max_tokens,
+        "think": own.options.think,
+        "concurrency": own.options.concurrency,
+        "timeout": own.options.timeout,
+        "on_length": own.options.on_length,
+        "progress": "auto",
+    }
+
+
+def test_the_engine_is_the_one_that_was_asked_for(
+    ask: Cli, seen: type[Seen], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "in.jsonl", rows(1))
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:1234")
+    ask("run", source, "-o", "out.jsonl", "--model", "m")
+    assert isinstance(seen.made["engine"], OllamaEngine)
+    assert seen.made["engine"].address == "http://127.0.0.1:1234"
+    ask("run", source, "-o", "out.jsonl", "--model", "m", "--base-url", "http://127.0.0.1:77")
+    assert seen.made["engine"].address == "http://127.0.0.1:77"
+    ask(
+        "run",
+        source,
+        "-o",
+        "o.jsonl",
+        "--model",
+        "m",
+        "--api",
+        "openai",
+        "--base-url",
+        "http://127.0.0.1:78/v1",
+    )
+    assert isinstance(seen.made["engine"], OpenAIEngine)
+
+
+def test_a_toy_answers_to_any_model_name_and_with_the_context_asked_for(
+    ask: Cli, seen: type[Seen], tmp_path: Path
+) -> None:
+    named = write(tmp_path / "in.jsonl", rows(1, model="gemma3:12b"))
+    assert ask("run", named, "-o", "out.jsonl", "--toy", "--num-ctx", 16384)[0] == 0
+    engine = seen.made["engine"]
+    assert (seen.made["model"], engine.model) == ("gemma3:12b", "gemma3:12b")
+    assert engine._settings["num_ctx"] == 16384
+    unnamed = write(tmp_path / "in2.jsonl", rows(1))
+    ask("run", unnamed, "-o", "out.jsonl", "--embedded", "--toy")
+    assert (seen.made["model"], seen.made["engine"].model) == ("toy", "toy")
+
+
+def test_a_gguf_file_is_called_by_its_name_or_as_told(ask: Cli, seen: type[Seen], tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", rows(1))
+    gguf = tmp_path / "some-model.gguf"
+    gguf.write_bytes(b"GGUF")
+    ask("run", source, "-o", "out.jsonl", "--embedded", "--gguf", gguf)
+    assert (seen.made["model"], seen.made["engine"].model) == ("some-model", "some-model")
+    ask("run", source, "-o", "out.jsonl", "--gguf", gguf, "--model", "mine")
+    assert (seen.made["model"], seen.made["engine"].model) == ("mine", "mine")
+
+
+def test_several_inputs_are_files_whatever_they_are_called(
+    ask: Cli, seen: type[Seen], tmp_path: Path
+) -> None:
+    one, two = (write(tmp_path / name, rows(1)) for name in ("a question", "b.txt"))
+    ask("run", one, two, "-o", tmp_path, "--model", "m")
+    assert seen.ran["requests"] == [one, two]
+
+
+# Wrong usage
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "COMMAND"),
+        (["runn"], "invalid choice"),
+        (["run", "IN"], "-o/--output"),
+        (["run", "IN", "-o", "OUT", "--num-ctx", "much"], "'much' is neither a whole number nor auto"),
+        (["run", "IN", "-o", "OUT", "--concurrency", "1.5"], "'1.5' is neither a whole number nor auto"),
+        (["run", "IN", "-o", "OUT", "--concurrency", "0"], "concurrency=0"),
+        (["run", "IN", "-o", "OUT", "--timeout", "-1"], "timeout=-1.0"),
+        (["run", "IN", "-o", "OUT", "--deadline", "nan"], "deadline=nan"),
+        (["run", "IN", "-o", "OUT", "--limit", "0"], "limit=0"),
+        (["run", "IN", "-o", "OUT", "--max-failures", "-2"], "max_failures=-2.0"),
+        (["run", "IN", "-o", "OUT", "--think", "hard"], "invalid choice: 'hard'"),
+        (["run", "IN", "-o", "IN"], "is an input of this run"),
+        (["run", "IN", "-o", "no/such/folder/out.jsonl"], "does not exist"),
+        (["run", "absent.jsonl", "-o", "OUT"], "'absent.jsonl' does not exist"),
+        (["run", "IN", "-", "-o", "OUT"], "standard input"),
+        (["run", "no-*.jsonl", "-o", "OUT"], "no file matches"),
+        (["run", "IN", "-o", "OUT", "--schema", "absent.json"], "--schema absent.json: cannot be read"),
+        (["run", "IN", "-o", "OUT", "--schema", "IN2"], "is not JSON"),
+        (["run", "IN", "-o", "OUT", "--schema", "LIST"], "a JSON schema is an object, not a list"),
+        (["run", "IN", "-o", "OUT", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
+        (["run", "IN", "-o", "OUT", "--api", "openai"], "--api openai needs --base-url"),
+        (["run", "IN", "-o", "OUT", "--base-url", "ftp://x"], "ftp"),
+        (["run", "IN", "-o", "OUT", "--embedded"], "--embedded needs --gguf FILE"),
+        (["run", "IN", "-o", "OUT", "--gguf", "absent.gguf"], "no such file"),
+        (["run", "IN", "-o", "OUT", "--toy", "--gguf", "x.gguf"], "leave --gguf or --toy out"),
+        (["run", "IN", "-o", "OUT", "--toy", "--base-url", "http://x"], "--base-url is for servers"),
+        (["run", "IN", "-o", "OUT", "--toy", "--api", "openai"], "--api is for servers"),
+        (["run", "UNNAMED", "-o", "OUT"], "--model gemma3:12b"),
+        (["run", "-", "-o", "OUT"], "--model gemma3:12b"),
+        (["run", "IN", "IN2", "-o", "OUT"], "2 inputs need a folder"),
+        (["status", "absent.db"], "absent.db"),
+        (["watch", "IN"], "not a journal"),
+        (["export", "absent.db"], "there is no journal"),
+        (["verify", "IN", "absent.jsonl"], "absent.jsonl cannot be read"),
+        (["verify", "absent.jsonl", "OUT"], "does not exist"),
+        (["demo", "--rows", "0"], "'0' is no whole number above 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_exits_2_and_says_what_is_wrong(
+    ask: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("IN"), rows(2, model="toy:1b"))
+    write(Path("IN2"), rows(2))
+    write(Path("UNNAMED"), rows(2))
+    Path("LIST").write_text("[]")
+    before = sorted(tmp_path.iterdir())
+    code, out, err = ask(*words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) <= 14, "an error is short; only wrong options are answered with the usage"
+    assert sorted(tmp_path.iterdir()) == before, "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError("x"), 2),
+        (errors.MissingExtraError("x"), 2),
+        (errors.InputError("x"), 2),
+        (errors.OutputError("x"), 2),
+        (errors.JournalLockedError("x"), 2),
+        (errors.JournalMismatchError("x"), 2),
+        (errors.JournalCorruptError("x"), 2),
+        (errors.ModelNotFoundError("x"), 2),
+        (errors.EngineAuthError("x"), 2),
+        (errors.UnsupportedParamError("x"), 2),
+        (errors.InputChangedError("x"), 3),
+        (errors.DiskFullError("x"), 3),
+        (errors.EngineUnreachableError("x"), 3),
+        (errors.EngineStoppedError("x"), 3),
+        (errors.EngineDownError("x"), 3),
+        (errors.TooManyFailuresError("x"), 3),
+        (errors.DeadlineReachedError("x"), 3),
+        (errors.RunCancelledError("x"), 3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_exit_code_tells_what_may_go_on_from_what_must_be_changed(
+    error: errors.OllamaBatchError, code: int
+) -> None:
+    assert cli.exit_code(error) == code
+
+
+def test_a_fault_of_the_program_is_no_row_that_failed(
+    ask: Cli, seen: type[Seen], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Seen, requests: Any, **ran: Any) -> Seen:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(Seen, "run", broken)
+    code, _, err = ask("run", write(tmp_path / "in.jsonl", rows(1)), "-o", "out.jsonl", "--model", "m")
+    assert code == 70
+    assert "TypeError: a bug" in err
+
+
+# Runs
+
+
+def test_every_row_ok_exits_0_and_the_report_is_printed(
+    ask: Cli, fake_ollama: FakeOllama, tmp_path: Path
+) -> None:
+    source, output = write(tmp_path / "in.jsonl", rows(20, model="toy:1b")), tmp_path / "out.jsonl"
+    schema = tmp_path / "my verdict.json"
+    schema.write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
+    words = ("run", source, "-o", output, "--base-url", fake_ollama.url, "--progress", "none")
+    asking = ("--temperature", 0.5, "--max-tokens", 200, "--num-ctx", 2048, "--schema", schema)
+    code, out, err = ask(*words, *asking)
+    assert (code, err) == (0, "")
+    assert "20 of 20 rows ok" in out
+    assert ids(output) == [f"r{n}" for n in range(20)]
+    sent = fake_ollama.ledger.completions()[0].sent
+    assert sent["options"]["temperature"] == 0.5
+    assert (sent["options"]["num_predict"], sent["options"]["num_ctx"]) == (200, 2048)
+    assert sent["format"]["required"] == ["n"]
+    code, out, _ = ask(*words, *asking)
+    assert code == 0
+    assert "0 sent, 20 from the journal" in out
+    assert fake_ollama.ledger.count() == 20
+
+
+def test_an_openai_server_is_asked_with_the_key_of_the_environment(
+    ask: Cli, fake_ollama_factory: Callable[..., FakeOllama], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = fake_ollama_factory(api_key="sesame")
+    source, output = write(tmp_path / "in.jsonl", rows(3)), tmp_path / "out.jsonl"
+    words = (
+        "run",
+        source,
+        "-o",
+        output,
+        "--api",
+        "openai",
+        "--base-url",
+        f"{fake.url}/v1",
+        "--model",
+        "toy:1b",
+    )
+    code, _, err = ask(*words, "--progress", "none")
+    assert (code, fake.ledger.count()) == (2, 0), err
+    monkeypatch.setenv("MY_KEY", "sesame")
+    code, out, err = ask(*words, "--progress", "none", "--api-key-env", "MY_KEY")
+    assert code == 0, err
+    assert "sesame" not in out + err
+    assert {record.route for record in fake.ledger.completions()} == {"/v1/chat/completions"}
+
+
+def test_failed_rows_exit_1_and_are_sent_again_when_asked_for(
+    ask: Cli, fake_ollama_factory: Callable[..., FakeOllama], tmp_path: Path
+) -> None:
+    fake = fake_ollama_factory(faults=(Fault("status", status=400, match="bad", first=1),))
+    lines = [line("r0"), line("r1", "bad one"), line("r2")]
+    source, output = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    words = ("run", source, "-o", output, "--base-url", fake.url, "--model", "toy:1b", "--progress", "none")
+    code, out, _ = ask(*words)
+    assert code == 1
+    assert "request_rejected" in out
+    assert ids(tmp_path / "out.errors.jsonl") == ["r1"]
+    assert ask("verify", source, output)[0] == 0
+    code, out, _ = ask("status", f"{output}.run.db")
+    assert code == 0
+    assert "finished: 3 of 3 rows done, 2 ok, 1 failed, 0 left" in out
+    assert "1  request_rejected" in out
+    assert ask(*words)[0] == 1
+    assert fake.ledger.count() == 3
+    assert ask(*words, "--retry-failed")[0] == 0
+    assert fake.ledger.counts() == {"r0": 1, "bad one": 2, "r2": 1}
+    assert ids(output) == ["r0", "r1", "r2"]
+    assert not (tmp_path / "out.errors.jsonl").exists()
+
+
+def test_several_inputs_have_one_output_each_and_are_verified_together(
+    ask: Cli, fake_ollama: FakeOllama, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.jsonl", rows(3))
+    folder, elsewhere = tmp_path / "out", tmp_path / "again"
+    folder.mkdir()
+    elsewhere.mkdir()
+    words = ("--base-url", fake_ollama.url, "--model", "toy:1b", "--progress", "none")
+    assert ask("run", tmp_path / "?.jsonl", "-o", folder, *words)[0] == 0
+    assert fake_ollama.ledger.count() == 6
+    assert ask("verify", tmp_path / "a.jsonl", tmp_path / "b.jsonl", folder)[0] == 0
+    code, _, err = ask("export", folder / "batch.run.db", "-o", tmp_path / "one.jsonl")
+    assert code == 2
+    assert "2 outputs" in err
+    assert ask("export", folder / "batch.run.db", "-o", elsewhere)[0] == 0
+    for name in ("a.results.jsonl", "b.results.jsonl"):
+        assert (elsewhere / name).read_bytes() == (folder / name).read_bytes()
+    (folder / "b.results.jsonl").write_text("")
+    code, out, _ = ask("verify", tmp_path / "?.jsonl", folder)
+    assert code == 1
+    assert "missing: 3 (r0, r1, r2)" in out
+
+
+def test_a_missing_model_exits_2_with_the_line_that_gets_it(
+    ask: Cli, fake_ollama: FakeOllama, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in.jsonl", rows(2, model="gemma3:12b"))
+    code, _, err = ask("run", source, "-o", tmp_path / "out.jsonl", "--base-url", fake_ollama.url)
+    assert code == 2
+    assert "ollama pull gemma3:12b" in err
+    assert fake_ollama.ledger.count() == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_invalid_rows_are_refused_or_skipped_and_verify_knows_them(
+    ask: Cli, fake_ollama: FakeOllama, tmp_path: Path
+) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    good = "".join(json.dumps(each) + "\n" for each in [*rows(3), line("r1")])
+    source.write_text(good + "{\n" + '{"custom_id": "odd", "method": "POST"}\n' + "[]\n")
+    words = (
+        "run",
+        source,
+        "-o",
+        output,
+        "--base-url",
+        fake_ollama.url,
+        "--model",
+        "toy:1b",
+        "--progress",
+        "none",
+    )
+    code, _, err = ask(*words)
+    assert code == 2
+    assert "4 of 7 rows are invalid; nothing was sent" in err
+    assert fake_ollama.ledger.count() == 0
+    assert ask(*words, "--on-invalid", "skip")[0] == 1
+    assert fake_ollama.ledger.count() == 3
+    assert ids(tmp_path / "out.errors.jsonl") == ["r1", None, "odd", None]
+    code, out, _ = ask("verify", source, output)
+    assert (code, out) == (0, "7 rows, 7 lines: every row has exactly one\n")
+
+
+def test_verify_finds_what_is_missing_extra_doubled_or_no_result(ask: Cli, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", rows(50))
+    kept = [{"custom_id": f"r{n}"} for n in range(50) if n not in (7, 31)]
+    output = write(tmp_path / "out.jsonl", [*kept, {"custom_id": "r3"}, {"custom_id": "stranger"}])
+    failed = write(tmp_path / "failed.jsonl", [{"custom_id": "r4"}])
+    with output.open("a") as file:
+        file.write("{\n")
+    code, out, _ = ask("verify", source, output, "--errors", failed)
+    assert code == 1
+    assert "missing: 2 (r31, r7)" in out
+    assert "extra: 1 (stranger)" in out
+    assert "doubled: 2 (r3, r4)" in out
+    assert f"unreadable: 1 ({output}:51)" in out
+
+
+# Beside a writer in another process
+
+
+def test_a_run_is_seen_from_outside_while_it_goes_and_can_be_exported_when_it_was_killed(
+    ask: Cli, fake_ollama: FakeOllama, tmp_path: Path
+) -> None:
+    lines = [*rows(3), *(line(f"w{n}", f"wait {n}") for n in range(4))]
+    source, output = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    journal, so_far = f"{output}.run.db", tmp_path / "so-far.jsonl"
+    with running(fake_ollama, source, output) as child:
+        code, out, _ = ask("status", journal)
+        assert (code, out.split(" (run")[0]) == (
+            0,
+            "running: 3 of 7 rows done, 3 ok, 0 failed, 4 left",
+        )
+        assert set(ids(tmp_path / "out.jsonl.partial.jsonl")) == {"r0", "r1", "r2"}
+        code, _, err = ask("export", journal)
+        assert code == 2
+        assert "say where to with -o" in err
+        assert ask("export", journal, "-o", so_far)[0] == 0
+        assert ids(so_far) == ["r0", "r1", "r2"]
+        assert ask("verify", source, so_far)[0] == 1
+        code, _, err = ask("run", source, "-o", output, "--base-url", fake_ollama.url, "--model", "toy:1b")
+        assert code == 2, "a second runner is refused"
+        assert f"{journal} is in use by another runner (process {child.pid})" in err
+        threading.Timer(0.3, child.kill).start()
+        code, out, _ = ask("watch", journal)
+        assert code == 0
+        assert out.splitlines()[0].startswith("running: 3 of 7")
+        assert out.splitlines()[-1].startswith("stopped: 3 of 7")
+    fake_ollama.clear_faults()
+    words = ("--base-url", fake_ollama.url, "--model", "toy:1b", "--progress", "none")
+    assert ask("run", source, "-o", output, *words)[0] == 0, "an export in between is not in its way"
+    counts = fake_ollama.ledger.counts()
+    assert [counts[f"r{n}"] for n in range(3)] == [1, 1, 1]
+    assert ids(output) == [each["custom_id"] for each in lines]
+    output.unlink()
+    assert ask("export", journal)[0] == 0, "a finished run writes its own output again"
+    assert ids(output) == [each["custom_id"] for each in lines]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 3)], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_signal_ends_the_process_with_its_code_and_the_run_goes_on_later(
+    ask: Cli, fake_ollama: FakeOllama, tmp_path: Path, number: int, code: int
+) -> None:
+    source, output = write(tmp_path / "in.jsonl", rows(6)), tmp_path / "out.jsonl"
+    words = ("--base-url", fake_ollama.url, "--model", "toy:1b", "--concurrency", 2, "--progress", "plain")
+    fake_ollama.hold()
+    with process("run", source, "-o", output, *words) as child:
+        assert child.stderr is not None
+        fake_ollama.wait_until(lambda ledger: ledger.count() == 2)
+        child.send_signal(number)
+        ending = next(line for line in child.stderr if "state=ending" in line)
+        fake_ollama.release()
+        out, err = child.communicate(timeout=30)
+    assert child.returncode == code, err
+    assert "in_flight=2" in ending
+    assert "waiting for the requests that are out" in ending
+    assert ("interrupt once more" in ending) == (number == signal.SIGINT)
+    assert "2 of 6 rows ok, 4 left" in out
+    assert "run again to go on" in err
+    assert "Traceback" not in err
+    assert ask("run", source, "-o", output, *words)[0] == 0
+    assert fake_ollama.ledger.counts() == {f"r{n}": 1 for n in range(6)}
+
+
+def test_requests_come_from_standard_input(fake_ollama: FakeOllama, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    words = ("--base-url", fake_ollama.url, "--model", "toy:1b", "--progress", "plain")
+    with process("run", "-", "-o", output, *words, stdin=subprocess.PIPE) as child:
+        out, err = child.communicate("".join(json.dumps(each) + "\n" for each in rows(5)), timeout=30)
+    assert child.returncode == 0, err
+    assert "5 of 5 rows ok" in out
+    assert err.splitlines()[0].startswith("ollama-batch state=running done=0 total=unknown")
+    assert err.splitlines()[-1].startswith("ollama-batch state=completed done=5 total=5")
+    assert ids(output) == [f"r{n}" for n in range(5)]
+
+
+def test_ctrl_c_ends_a_run_that_waits_for_standard_input(fake_ollama: FakeOllama, tmp_path: Path) -> None:
+    words = ("--base-url", fake_ollama.url, "--model", "toy:1b", "--progress", "none")
+    with process("run", "-", "-o", tmp_path / "out.jsonl", *words, stdin=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(line("r0")) + "\n")
+        child.stdin.flush()
+        fake_ollama.wait_until(lambda ledger: ledger.answered("r0") == 1)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=20) == 130
+
+
+def test_no_engine_exits_3_and_names_the_address(tmp_path: Path) -> None:
+    with FakeOllama() as fake:
+        address = fake.url
+    source = write(tmp_path / "in.jsonl", rows(2))
+    with process(
+        "run",
+        source,
+        "-o",
+        tmp_path / "out.jsonl",
+        "--model",
+        "m",
+        env={**os.environ, "OLLAMA_HOST": address},
+    ) as child:
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 3, err
+    assert address in err
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_leaves_does_not_break_a_command(
+    ask: Cli, fake_ollama: FakeOllama, tmp_path: Path
+) -> None:
+    source, output = write(tmp_path / "in.jsonl", rows(1)), tmp_path / "out.jsonl"
+    words = (
+        "run",
+        source,
+        "-o",
+        output,
+        "--base-url",
+        fake_ollama.url,
+        "--model",
+        "toy:1b",
+        "--progress",
+        "none",
+    )
+    for command in (words, ("status", f"{output}.run.db")):
+        read, write_end = os.pipe()
+        os.close(read)
+        child = subprocess.run(
+            [sys.executable, "-m", "ollama_batch.cli", *map(str, command)],
+            stdout=write_end,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        os.close(write_end)
+        assert (child.returncode, child.stderr) == (0, "")
+    assert ids(output) == ["r0"]
+
+
+@pytest.mark.slow
+def test_the_toy_engine_runs_anybodys_file(ask: Cli, tmp_path: Path) -> None:
+    source, output = write(tmp_path / "in.jsonl", rows(4, model="gemma3:12b")), tmp_path / "out.jsonl"
+    code, out, err = ask("run", source, "-o", output, "--toy", "--progress", "none")
+    assert code == 0, out + err
+    assert "random weights: the answers mean nothing" in out
+    assert ids(output) == ["r0", "r1", "r2", "r3"]
+
+
+@pytest.mark.slow
+def test_the_demo_runs_and_runs_again(ask: Cli, tmp_path: Path) -> None:
+    for _ in range(2):
+        code, out, err = ask("demo", "--folder", tmp_path / "demo", "--rows", 8)
+        assert code == 0, out + err
+        assert "8 of 8 rows ok" in out
+        assert "8 sent, 0 from the journal" in out
+        assert "TOY MODEL" in out
+    assert ask("verify", tmp_path / "demo/requests.jsonl", tmp_path / "demo/results.jsonl")[0] == 0
+
+
+def test_the_installed_command_is_this_one() -> None:
+    script = shutil.which("ollama-batch", path=str(Path(sys.executable).parent))
+    assert script is not None
+    told = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=30, check=True)
+    from ollama_batch import __version__
+
+    assert told.stdout == f"ollama-batch {__version__}\n"
+
+
+def test_thinking_is_asked_of_models_that_can(
+    ask: Cli, fake_ollama_factory: Callable[..., FakeOllama], tmp_path: Path
+) -> None:
+    fake = fake_ollama_factory(models=(FakeModel("thinker", thinking=True),))
+    source = write(tmp_path / "in.jsonl", rows(1))
+    words = ("--base-url", fake.url, "--model", "thinker", "--think", "high", "--progress", "none")
+    assert ask("run", source, "-o", tmp_path / "out.jsonl", *words)[0] == 0
+    assert fake.ledger.completions()[0].sent["think"] == "high"

@@ -1,0 +1,212 @@
+"""What the documents say exists, and what they show works."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ollama_batch
+from ollama_batch import errors
+from ollama_batch._arguments import make_parser
+from ollama_batch._options import RunArguments
+from ollama_batch.cli import exit_code
+from ollama_batch.testing import FakeModel, FakeOllama
+
+REPOSITORY = Path(__file__).parents[2]
+DOCUMENTS = sorted(
+    [
+        *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(REPOSITORY / "docs").rglob("*.md"),
+    ]
+)
+RUNS = ("run", "arun", "stream", "iter_results", "start")
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(REPOSITORY).as_posix()
+
+
+def blocks(file: Path, language: str) -> list[str]:
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
+PYTHON = [
+    pytest.param(block, id=f"{name_of(file)}-{number}")
+    for file in DOCUMENTS
+    for number, block in enumerate(blocks(file, "python"))
+]
+
+
+def shell_lines() -> Iterator[tuple[str, str]]:
+    """Every line of a document that is a command of ours, indented or in a fence."""
+    for file in DOCUMENTS:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            found = re.match(r"^(?: {4,}|\$ )?((?:ollama-batch|make|python(?: -m)?) .*)", line)
+            if found is not None and (line.startswith((" ", "$"))):
+                yield name_of(file), found[1]
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_every_name_in_a_python_block_exists(block: str) -> None:
+    tree = ast.parse(block)
+    known: dict[str, Any] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+                known[alias.asname or alias.name] = getattr(module, alias.name)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        named = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
+        if isinstance(node.func, ast.Name) and node.func.id in known:
+            assert named <= set(inspect.signature(known[node.func.id]).parameters), ast.unparse(node)
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in RUNS:
+            assert named <= set(RunArguments.__annotations__), ast.unparse(node)
+        elif isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) in known:
+            assert hasattr(known[ast.unparse(node.func.value)], node.func.attr), ast.unparse(node)
+
+
+def example(file: str, number: int) -> str:
+    return blocks(REPOSITORY / file, "python")[number]
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_ollama_factory: Callable[..., FakeOllama]
+) -> FakeOllama:
+    """An empty folder with the documents' input, and a server at OLLAMA_HOST that has their model."""
+    fake = fake_ollama_factory(models=(FakeModel("gemma3:12b"),))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OLLAMA_HOST", fake.url)
+    Path("requests.jsonl").write_text(blocks(REPOSITORY / "docs" / "quickstart.md", "json")[0])
+    return fake
+
+
+@pytest.mark.parametrize("where", [("README.md", 0), ("docs/quickstart.md", 0)], ids=str)
+def test_the_first_example_runs_as_it_stands(
+    here: FakeOllama, where: tuple[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    exec(compile(example(*where), where[0], "exec"), {})
+    assert "completed: 1 of 1 rows ok" in capsys.readouterr().out
+    assert json.loads(Path("results.jsonl").read_text())["custom_id"] == "a-1"
+    assert here.ledger.count() == 1
+
+
+def test_the_quickstarts_requests_from_python_run(
+    here: FakeOllama, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exec(example("docs/quickstart.md", 1), {"people": {"ann": "Ann ...", "bob": "Bob ..."}})
+    assert here.ledger.counts() == {"Ann ...": 1, "Bob ...": 1}
+    assert capsys.readouterr().out.startswith("ann ")
+
+
+def test_the_quickstarts_test_of_ones_own_code_passes() -> None:
+    exec(example("docs/quickstart.md", 3), {})
+
+
+def test_the_page_on_damage_reads_a_journal(here: FakeOllama) -> None:
+    exec(example("README.md", 0), {})
+    scope: dict[str, Any] = {}
+    exec(example("docs/on-disk.md", 0), scope)
+    assert len(scope["intact"]) == 1
+
+
+@pytest.mark.parametrize(("file", "line"), sorted(set(shell_lines())), ids=lambda value: value)
+def test_every_command_in_a_document_can_be_given(file: str, line: str) -> None:
+    words = shlex.split(line.removesuffix("\\"), comments=True)
+    if words[0] == "make":
+        targets = re.findall(r"^([a-z]+):.*##", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+        assert words[1] in targets
+    elif words[0] == "ollama-batch":
+        names = ("run", "status", "watch", "export", "verify", "demo")
+        make_parser(dict.fromkeys(names, lambda _: 0)).parse_args(words[1:])
+    elif words[1] == "-m":
+        assert words[2] == "venv" or importlib.util.find_spec(words[2]) is not None
+    else:
+        assert (REPOSITORY / words[1]).is_file()
+
+
+def test_the_documents_show_commands() -> None:
+    assert len({line for _, line in shell_lines() if line.startswith("ollama-batch")}) >= 5
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)
+def test_every_link_of_a_document_leads_somewhere(file: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", file.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (file.parent / target).exists(), target
+
+
+def test_every_document_can_be_found_from_the_index() -> None:
+    index = (REPOSITORY / "docs" / "index.md").read_text(encoding="utf-8")
+    for file in (REPOSITORY / "docs").rglob("*.md"):
+        name = file.relative_to(REPOSITORY / "docs").as_posix()
+        assert name == "index.md" or f"({name})" in index, name
+
+
+def reference() -> str:
+    return (REPOSITORY / "docs" / "reference.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    found = re.search(rf"^#+ {title}\n(.*?)(?=^#+ )", reference(), re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_reference_has_every_argument_of_a_run_and_its_option() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(-[^`]+)`", section("To run"), re.MULTILINE)
+    assert {name for name, _ in rows} == set(RunArguments.__annotations__)
+    help_text = make_parser({"run": lambda _: 0})._subparsers._group_actions[0].choices["run"].format_help()  # type: ignore[union-attr,index,call-overload]  # argparse has no other way
+    assert all(option in help_text for _, option in rows)
+
+
+def test_the_reference_has_every_error_code_and_whether_it_is_sent_again() -> None:
+    told: dict[str, str] = {}
+    for names, again in re.findall(
+        r"^\| (`.*?) \| .* \| (.*) \|$", section("Codes of failed rows"), re.MULTILINE
+    ):
+        told.update(dict.fromkeys(re.findall(r"`(\w+)`", names), again))
+    real = {
+        error.code: ("yes" if error.budget not in ("none", "busy") else "as long as it takes")
+        if error.retryable
+        else "no"
+        for error in vars(errors).values()
+        if inspect.isclass(error)
+        and issubclass(error, errors.EngineError)
+        and error not in (errors.EngineError, errors.OutcomeError)
+    }
+    assert told == real
+
+
+def test_the_reference_has_the_exit_codes() -> None:
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", reference(), re.MULTILINE)}
+    assert told == {0, 1, 2, 3, 130}
+    assert {exit_code(errors.ConfigError("x")), exit_code(errors.EngineDownError("x"))} <= told
+
+
+def test_the_glossary_has_one_entry_a_word_in_order() -> None:
+    text = (REPOSITORY / "docs" / "glossary.md").read_text(encoding="utf-8")
+    words = [word.lower() for word in re.findall(r"^\| \*\*(.+?)\*\*", text, re.MULTILINE)]
+    assert words == sorted(words)
+    assert len(set(words)) == len(words)
+
+
+def test_what_a_public_name_of_the_testing_package_is_called_stands_in_the_reference() -> None:
+    for name in ("FakeOllama", "FakeModel", "FakeReply", "CostModel", "Fault", "FAULT_KINDS", "Ledger"):
+        assert name in ollama_batch.testing.__all__
+        assert f"`{name}`" in reference()
