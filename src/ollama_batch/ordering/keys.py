@@ -15,6 +15,9 @@ HEAD_BYTES = 8
 LEAD_CHARS = (256, 1024, 4096)
 """Lengths, in characters, of the leading text after the head by which requests of one head are grouped."""
 
+GROUP_BYTES = (HEAD_BYTES + 4, HEAD_BYTES)
+"""Rows are grouped by head and first 256 characters where several share both, else by head."""
+
 _RENDERED_FIRST = ("tools", "response_format")
 """Body fields that chat templates put before the messages, or that change how they are put."""
 
@@ -32,11 +35,6 @@ def order_key(messages: Sequence[Message], params: Mapping[str, Any]) -> bytes:
     digest = blake2b(orjson.dumps(head, default=_plain), digest_size=HEAD_BYTES).digest()
     lead = "".join(_texts(messages[size:])).encode("utf-8", "surrogatepass")
     return digest + b"".join(crc32(lead[:chars]).to_bytes(4, "big") for chars in LEAD_CHARS)
-
-
-def head_of(key: bytes) -> bytes:
-    """The part of an order key that names the head."""
-    return key[:HEAD_BYTES]
 
 
 def _in_head(message: Message) -> bool:

@@ -239,6 +239,7 @@ _IN_ANOTHER_PROCESS = """
 import json, random
 from trim_support import COUNTER, exchange, phrase, system, user
 from ollama_batch.trim import *
+from ollama_batch.trim.scoring import Corpus
 random.seed(5)
 found = []
 for _ in range(60):
@@ -250,6 +251,11 @@ for _ in range(60):
             messages, budget=400, counter=COUNTER, upcoming=user(phrase(9, 200))
         )
         found.append(result.to_decision())
+# The sums themselves, to the last bit: more words in common than are looked at.
+texts = [(" ".join(f"word{random.randrange(300)}" for _ in range(90)),) for _ in range(40)]
+corpus = Corpus(texts)
+found.append(corpus.relevance((" ".join(f"word{at}" for at in range(200)),)))
+found.append([corpus.likeness(at) for at in range(40)])
 print(json.dumps(found))
 """
 
@@ -268,7 +274,7 @@ def test_08_the_result_does_not_depend_on_the_hash_seed() -> None:
         for seed in ("1", "2", "3")
     }
     assert len(outputs) == 1
-    assert len(json.loads(outputs.pop())) == 240
+    assert len(json.loads(outputs.pop())) == 242
 
 
 @thousand
