@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Literal, TypeAlias
@@ -15,6 +15,7 @@ from ollama_batch._items import Check, ScannedRow
 from ollama_batch._options import RunnerOptions, RunOptions
 from ollama_batch.errors import InputChangedError, InputError
 from ollama_batch.journal import RunJournal
+from ollama_batch.ordering import GROUP_BYTES, HeadSchedule
 from ollama_batch.sources import FileSource, Source, StreamSource
 from ollama_batch.types import BatchRequest, BatchResult, InvalidRow, RowRecord
 
@@ -23,6 +24,9 @@ Taken: TypeAlias = tuple[RowRecord, BatchRequest]
 
 FILE_ROWS, FILE_BYTES = 128, 8 * 2**20
 """Rows read ahead from a file: enough to hide the read, about half a megabyte of typical rows."""
+
+SINGLE = 2
+"""One group and the rows that are alone: nothing to be gained from another order than the input's."""
 
 STREAM_ROWS = 16
 """Items taken from a stream at a time if that many are there: they are journaled together."""
@@ -37,8 +41,14 @@ class Feed(ABC):
         self._ready: deque[Taken] = deque()
         self._refilling = asyncio.Lock()
 
-    async def next(self) -> Taken | None:
-        """The next pending row, or None when there is none left."""
+    several_heads = False
+    """Whether rows come in groups that each want a slot of the engine to themselves."""
+
+    def keep_to(self, slots: int | None) -> None:  # noqa: B027 - most feeds do not care
+        """Be told how many slots the engine has (None: not known), before the first row is taken."""
+
+    async def next(self, worker: int) -> Taken | None:
+        """The next pending row for `worker` (a number from 0), or None when there is none left."""
         if not self._ready:
             async with self._refilling:
                 while not self._ready:
@@ -87,6 +97,12 @@ class FileFeed(Feed):
             return False
         rows = _at_most(FILE_BYTES, rows)
         self._after = rows[-1].index
+        self._ready.extend(await self._read(rows))
+        return True
+
+    async def _read(self, rows: Sequence[RowRecord]) -> list[Taken]:
+        """Those of `rows` that are wanted, with their requests."""
+        taken: list[Taken] = []
         valid = (row for row in rows if row.custom_id is not None)
         for number, same_source in groupby(valid, key=attrgetter("source")):
             group = list(same_source)
@@ -94,8 +110,8 @@ class FileFeed(Feed):
             requests = await asyncio.to_thread(self._sources[number].read, group)
             for row, request in zip(group, requests, strict=True):
                 if self._wanted is None or self._wanted(request):
-                    self._ready.append((row, request))
-        return True
+                    taken.append((row, request))
+        return taken
 
     def _refuse_changed(self, number: int) -> None:
         source = self._sources[number]
@@ -104,6 +120,76 @@ class FileFeed(Feed):
                 f"{source.name} has changed since it was validated (another size or time); what is done is "
                 "kept, run again to have it looked at anew"
             )
+
+
+class PrefixFeed(FileFeed):
+    """Pending rows of files, those that begin alike together, each group kept to one worker if it can be."""
+
+    several_heads = True
+
+    def __init__(
+        self,
+        journal: RunJournal,
+        sources: Sequence[FileSource],
+        *,
+        retry: Retry,
+        validated: Sequence[tuple[int, int]],
+        groups: Mapping[bytes, int],
+    ) -> None:
+        super().__init__(journal, sources, retry=retry, validated=validated)
+        self._groups = groups
+        self._schedule = HeadSchedule(groups)
+        self._queues: dict[bytes, deque[Taken]] = {}
+        self._reached: dict[bytes, tuple[bytes, int]] = {}
+        self._freed = asyncio.Event()
+
+    def keep_to(self, slots: int | None) -> None:
+        """At most so many groups at once: more would displace each other from the engine's cache."""
+        self._schedule = HeadSchedule(self._groups, slots=slots)
+
+    async def has_rows(self) -> bool:
+        """Whether `next` has a row to give."""
+        return any(self._groups.values())
+
+    async def next(self, worker: int) -> Taken | None:
+        """The next row of the group that `worker` serves; waits while it would only displace others."""
+        while True:
+            group = self._schedule.next(worker)
+            if group is None:
+                if self._schedule.done:
+                    return None
+                self._freed.clear()
+                await self._freed.wait()
+                continue
+            queue = self._queues.setdefault(group, deque())
+            if not queue:
+                async with self._refilling:
+                    if not queue and not await self._refill_group(group, queue):
+                        self._end(group)
+                        continue
+            self._schedule.took(group)
+            return queue.popleft()
+
+    def _end(self, group: bytes) -> None:
+        self._queues.pop(group, None)
+        self._reached.pop(group, None)
+        self._schedule.exhausted(group)
+        self._freed.set()
+
+    async def _refill_group(self, group: bytes, queue: deque[Taken]) -> bool:
+        """Read ahead in `group`, passing over rows of it that make a smaller group; False at its end."""
+        while not queue:
+            after = self._reached.get(group, (b"", -1))
+            rows = await self._journal.pending_alike(group, after=after, limit=FILE_ROWS, retry=self._retry)
+            if not rows:
+                return False
+            rows = _at_most(FILE_BYTES, rows)
+            self._reached[group] = rows[-1].order, rows[-1].index
+            queue.extend(await self._read([row for row in rows if self._group_of(row) == group]))
+        return True
+
+    def _group_of(self, row: RowRecord) -> bytes:
+        return next((row.order[:size] for size in GROUP_BYTES if row.order[:size] in self._groups), b"")
 
 
 def _at_most(size: int, rows: list[RowRecord]) -> list[RowRecord]:
@@ -192,7 +278,7 @@ class StreamFeed(Feed):
         self._ready.extend((row, requests[row.index]) for row in pending if row.index in requests)
 
 
-def make_feed(
+async def make_feed(
     journal: RunJournal,
     sources: Sequence[Source],
     options: RunOptions,
@@ -209,6 +295,10 @@ def make_feed(
         phases = bool(runner.allow_models)
         wanted = (lambda request: (request.params.get("model") or runner.model) == model) if phases else None
         validated = [(source["size"], source["mtime_ns"]) for source in journal.get("sources")]
+        if runner.order == "prefix" and not phases:
+            groups = await journal.pending_groups(GROUP_BYTES, options.retry)
+            if len(groups) > SINGLE:
+                return PrefixFeed(journal, files, retry=options.retry, validated=validated, groups=groups)
         return FileFeed(journal, files, retry=options.retry, validated=validated, wanted=wanted)
     return StreamFeed(
         journal,

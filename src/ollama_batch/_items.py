@@ -12,6 +12,7 @@ import orjson
 from ollama_batch._chat_line import Limits, LineError, check_line, usable_id
 from ollama_batch._strict_json import MAX_INT, MIN_INT, printable
 from ollama_batch.jsonl import RawLine, fingerprint, parse_line, too_long
+from ollama_batch.ordering import order_key
 from ollama_batch.types import CHAT_URL, BatchRequest, InvalidRow, RowRecord
 
 T = TypeVar("T")
@@ -37,7 +38,10 @@ class ScannedRow(NamedTuple):
 
     def to_record(self, index: int, source: int) -> RowRecord:
         """This row for the journal: the `index`-th of all, from the `source`-th source."""
-        return RowRecord(index, source, self.line, self.custom_id, self.fingerprint, self.offset, self.length)
+        order = order_key(self.request.messages, self.request.params)
+        return RowRecord(
+            index, source, self.line, self.custom_id, self.fingerprint, self.offset, self.length, order
+        )
 
 
 def checked(

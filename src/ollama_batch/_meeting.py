@@ -70,13 +70,24 @@ async def meet_engine(
 
 
 async def load_model(
-    engine: Engine, model: str, meeting: Meeting, *, options: RunnerOptions, journal: RunJournal
+    engine: Engine,
+    model: str,
+    meeting: Meeting,
+    *,
+    options: RunnerOptions,
+    journal: RunJournal,
+    several_heads: bool = False,
 ) -> Meeting:
-    """Have `model` loaded as its rows need it; returns what is known then. Raises EngineErrors."""
+    """Have `model` loaded as its rows need it; returns what is known then. Raises EngineErrors.
+
+    With `several_heads` there is one worker to a slot, so that each head stays cached where it is.
+    """
     if isinstance(engine, Loadable):
         deadline = time.monotonic() + options.load_timeout
         info = await engine.load(model, num_ctx=meeting.num_ctx, deadline=deadline)
         meeting = Meeting(info, meeting.num_ctx, choose_width(options, info))
+    if several_heads and options.concurrency == "auto" and meeting.info.slots is not None:
+        meeting = dataclasses.replace(meeting, width=meeting.info.slots)
     journal.put("engine", dataclasses.asdict(meeting.info))
     await journal.note("session", meeting.to_note(model))
     return meeting

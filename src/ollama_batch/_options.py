@@ -62,6 +62,7 @@ class RunnerOptions:
     max_tokens: int = 1024
     think: Think = False
     allow_models: frozenset[str] = frozenset()
+    order: Literal["prefix", "input"] = "prefix"
     concurrency: int | Literal["auto"] = "auto"
     timeout: float = 600.0
     load_timeout: float = 1800.0
@@ -91,6 +92,8 @@ class RunnerOptions:
             _whole("concurrency", self.concurrency, most=MOST_AT_ONCE)
         for name in ("timeout", "load_timeout", "recover_timeout"):
             _seconds(name, getattr(self, name))
+        if self.order not in ("prefix", "input"):
+            _refuse("order", self.order, '"prefix" or "input"')
         if self.on_length not in ("fail", "keep"):
             _refuse("on_length", self.on_length, '"fail" or "keep"')
         _truth("unload_after", self.unload_after)

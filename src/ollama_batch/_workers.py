@@ -106,7 +106,7 @@ class WorkerPool:
         What a worker raises ends the others and is raised here.
         """
         self._limit.join(self._width)
-        workers = [asyncio.create_task(self._work()) for _ in range(self._width)]
+        workers = [asyncio.create_task(self._work(n)) for n in range(self._width)]
         cutter = asyncio.create_task(self._cut_short())
         try:
             await _all_of(workers)
@@ -133,11 +133,11 @@ class WorkerPool:
                 async with asyncio.timeout(CANCEL_AGAIN_S):
                     await (asyncio.Event() if stopping else self._stop.stopping).wait()
 
-    async def _work(self) -> None:
+    async def _work(self, number: int) -> None:
         with suppress(Abandoned):
             while not self._stop.draining.is_set():
                 try:
-                    taken = await _listed(self._fetching, self._feed.next())
+                    taken = await _listed(self._fetching, self._feed.next(number))
                 except OllamaBatchError as error:  # the input failed: keep what is out, then say so
                     self._stop.drain(error)
                     return

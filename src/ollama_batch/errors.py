@@ -2,6 +2,7 @@
 
     OllamaBatchError
     ├── ConfigError                     an option is wrong; nothing was started
+    │   └── VocabularyMissingError      no vocabulary to count tokens with
     ├── MissingExtraError               an optional dependency is not installed
     ├── InputError                      requests are wrong; names file, line, custom_id, field, rule
     │   └── InputChangedError           the input changed after it was validated
@@ -59,6 +60,10 @@ class OllamaBatchError(Exception):
 
 class ConfigError(OllamaBatchError, ValueError):
     """Raised when an option has a wrong value; the message names option, value and rule."""
+
+
+class VocabularyMissingError(ConfigError):
+    """Raised when no vocabulary was found or could be fetched; the message names the ways to get one."""
 
 
 class MissingExtraError(OllamaBatchError, ImportError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self
 from weakref import WeakSet
@@ -14,6 +13,7 @@ from typing_extensions import Unpack
 from ollama_batch._failures import FailureWatch
 from ollama_batch._feed import Feed, make_feed
 from ollama_batch._intake import Intake, row_check, take_in
+from ollama_batch._job import Job
 from ollama_batch._meeting import Meeting, load_model, meet_engine, part_from_engine
 from ollama_batch._opening import begin_anew, discard_if_new, open_journal
 from ollama_batch._options import (
@@ -25,7 +25,7 @@ from ollama_batch._options import (
     checked_defaults,
     checked_models,
 )
-from ollama_batch._outputs import Places, plan_places
+from ollama_batch._outputs import plan_places
 from ollama_batch._portal import portal
 from ollama_batch._reporting import Reporter
 from ollama_batch._results import ResultQueue
@@ -44,7 +44,7 @@ from ollama_batch.progress import make_progress
 from ollama_batch.report import BatchReport
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.run import Ended, Run
-from ollama_batch.sources import FileSource, Source, open_sources
+from ollama_batch.sources import FileSource, open_sources
 from ollama_batch.types import BatchResult, Think
 
 
@@ -59,8 +59,11 @@ class BatchRunner:
     8,192, 16,384 ... that holds the largest row of a file (8,192 for other sources).
     `max_tokens`: answer limit, in tokens, of rows without one of their own.
     `think`: whether, and how hard, reasoning models think.
+    `order`: "prefix" sends requests of a file that begin alike together, each group to one slot of the
+    engine, so that its prefix cache serves them; "input" keeps the order. Results are in input order.
     `concurrency`: requests out at a time; "auto" is one more than the engine's slots where it tells
-    them, 4 for Ollama, 16 for other servers. Runs on one address share the larger of their limits.
+    them (as many, with several groups), 4 for Ollama, 16 for other servers. Runs on one address share
+    the larger of their limits.
     `timeout`: seconds for one attempt, from sending to the complete answer, the wait in the server's own
     queue included. `load_timeout`: seconds for loading the model. `recover_timeout`: seconds the run
     waits for an engine that is down or silent, or for disk room, before it stops.
@@ -85,6 +88,7 @@ class BatchRunner:
         max_tokens: int = 1024,
         think: Think = False,
         allow_models: Collection[str] = (),
+        order: Literal["prefix", "input"] = "prefix",
         concurrency: int | Literal["auto"] = "auto",
         timeout: float = 600.0,
         load_timeout: float = 1800.0,
@@ -103,6 +107,7 @@ class BatchRunner:
             max_tokens=max_tokens,
             think=think,
             allow_models=checked_models(allow_models),
+            order=order,
             concurrency=concurrency,
             timeout=timeout,
             load_timeout=load_timeout,
@@ -247,12 +252,12 @@ class BatchRunner:
         )
         if results is not None:
             results.gate = run._gate
-        job = _Job(run, engine, sources, places, options, results)
+        job = Job(run, engine, sources, places, options, results)
         run._future = portal().submit(self._show(job))
         self._under_way.add(run)
         return run
 
-    async def _show(self, job: _Job) -> Ended:
+    async def _show(self, job: Job) -> Ended:
         """The run with its progress on display, to its very end."""
         job.run._progress.start()
         try:
@@ -261,7 +266,7 @@ class BatchRunner:
         finally:
             job.run._progress.stop()
 
-    async def _execute(self, job: _Job) -> Ended:
+    async def _execute(self, job: Job) -> Ended:
         """All that happens in a run, in order; every step is explained where it is defined."""
         run, stop, identity = job.run, job.run._stop, self.options.identity()
         reporter = Reporter(
@@ -286,7 +291,7 @@ class BatchRunner:
                 reporter.opened(journal)
                 await self._work(job, journal, reporter)
             if stop.reason is None:
-                await asyncio.to_thread(_export, journal, job.places)
+                await asyncio.to_thread(job.export, journal)
                 journal.put("state", "finished")
         except Abandoned:
             pass  # asked to end before anything was sent; the reason is in `stop`
@@ -304,7 +309,7 @@ class BatchRunner:
                 job.results.end()
         return await asyncio.to_thread(reporter.report, *reporter.end())
 
-    async def _work(self, job: _Job, journal: RunJournal, reporter: Reporter) -> None:
+    async def _work(self, job: Job, journal: RunJournal, reporter: Reporter) -> None:
         """Take the input in, meet the engine if there is something to send, send it model by model."""
         stop, check = job.run._stop, row_check(self.options, job.engine.check_params)
         intake = await stop.unless_draining(
@@ -321,7 +326,7 @@ class BatchRunner:
         failures = FailureWatch(job.options.max_failures, ok_before=journal.counts().ok)
         feeds: dict[str, Feed] = {}
         for model in intake.phases(self.options.model):
-            feed = make_feed(
+            feed = await make_feed(
                 journal,
                 job.sources,
                 job.options,
@@ -339,8 +344,16 @@ class BatchRunner:
         for model, feed in feeds.items():
             try:
                 meeting = await stop.unless_draining(
-                    load_model(job.engine, model, meetings[model], options=self.options, journal=journal)
+                    load_model(
+                        job.engine,
+                        model,
+                        meetings[model],
+                        options=self.options,
+                        journal=journal,
+                        several_heads=feed.several_heads,
+                    )
                 )
+                feed.keep_to(meeting.info.slots)
                 reporter.met(meeting)
                 await self._replay(job, journal)
                 await self._send(model, feed, meeting, job, journal, failures, intake)
@@ -353,7 +366,7 @@ class BatchRunner:
             reporter.start()
             await self._replay(job, journal)
 
-    async def _replay(self, job: _Job, journal: RunJournal) -> None:
+    async def _replay(self, job: Job, journal: RunJournal) -> None:
         if job.results is not None:
             await job.run._stop.unless_draining(job.results.replay(journal, retry=job.options.retry))
 
@@ -362,7 +375,7 @@ class BatchRunner:
         model: str,
         feed: Feed,
         meeting: Meeting,
-        job: _Job,
+        job: Job,
         journal: RunJournal,
         failures: FailureWatch,
         intake: Intake,
@@ -385,30 +398,6 @@ class BatchRunner:
         )
         async with watched(pool, engine=job.engine, gate=run._gate, emit=run._emit):
             await pool.run()
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What one run works on."""
-
-    run: Run
-    engine: Engine
-    sources: Sequence[Source]
-    places: Places
-    options: RunOptions
-    results: ResultQueue | None
-
-    def may_begin_anew(self, journal: RunJournal) -> bool:
-        """Whether a journal that is another run's may make room; a stream can be read only once."""
-        again = all(isinstance(source, FileSource) for source in self.sources)
-        return self.options.overwrite and journal.resumed and again
-
-
-def _export(journal: RunJournal, places: Places) -> None:
-    """Write the output and error file of every source, in input order, each atomically."""
-    for number, place in enumerate(places.sources):
-        if place.output is not None:
-            journal.export(number, place.output, place.errors)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

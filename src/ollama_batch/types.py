@@ -257,7 +257,8 @@ class RowRecord:
     `index` is the position over all sources, from 0; `source` the number of its source. `line` is the
     1-based line (or item) number, `offset` and `length` its bytes in the file (0 for streams).
     `fingerprint` is a 16-byte BLAKE2b digest of what was read: equal bytes, equal row. A line that is
-    no valid request, kept so that the error file can name it, has no `custom_id` here.
+    no valid request, kept so that the error file can name it, has no `custom_id` here. `order` sorts rows
+    by what their requests begin with (`ollama_batch.ordering`).
     """
 
     index: int
@@ -267,6 +268,7 @@ class RowRecord:
     fingerprint: bytes
     offset: int = 0
     length: int = 0
+    order: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

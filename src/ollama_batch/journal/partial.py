@@ -15,6 +15,8 @@ from pathlib import Path
 from ollama_batch._points import reached
 from ollama_batch.journal.place import create_private, remove_file
 
+PartialPaths = Path | Sequence[Path | None] | None
+
 _log = logging.getLogger("ollama_batch.journal")
 _CHUNK = 1 << 20
 
@@ -127,3 +129,13 @@ class PartialFile:
         indices = con.execute(query.replace("a.line", "x.idx"), (self.source, after))
         for (index,) in indices:
             yield con.execute("SELECT line FROM answers WHERE idx = ?", (index,)).fetchone()[0]
+
+
+def partial_files(partial: PartialPaths) -> dict[int, PartialFile]:
+    """The partial file of each source that has one, by the number of the source."""
+    paths = [partial] if isinstance(partial, Path) else list(partial or ())
+    return {
+        source: PartialFile(Path(os.path.abspath(path)), source)  # noqa: PTH100 - resolve() would follow a link
+        for source, path in enumerate(paths)
+        if path is not None
+    }

@@ -24,7 +24,7 @@ _PAGE = 64
 _log = logging.getLogger("ollama_batch.journal")
 
 _SELECT = (
-    "SELECT x.idx, r.source, r.line, r.custom_id, r.fingerprint, r.offset, r.length,"
+    "SELECT x.idx, r.source, r.line, r.custom_id, r.fingerprint, r.offset, r.length, r.ord,"
     " x.ok, x.code, x.attempts, x.checksum, a.line, a.info"
     " FROM results x CROSS JOIN rows r ON r.idx = x.idx LEFT JOIN answers a ON a.idx = x.idx"
 )
@@ -108,8 +108,8 @@ def count(con: sqlite3.Connection) -> JournalCounts:
 
 def check_pair(columns: Columns, path: Path | None) -> Pair:
     """Row and result of one line of the page query; JournalCorruptError if not what was written."""
-    row = row_of(columns[:7])
-    ok, code, attempts, recorded, line, info = columns[7:]
+    row = row_of(columns[:8])
+    ok, code, attempts, recorded, line, info = columns[8:]
     if isinstance(line, bytes) and isinstance(info, bytes):
         record = ResultRecord(row.index, bool(ok), code, attempts, line, info)
         if checksum(row.custom_id, record) == recorded:

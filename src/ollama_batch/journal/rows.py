@@ -12,7 +12,9 @@ from ollama_batch._points import reached
 from ollama_batch.errors import JournalMismatchError
 from ollama_batch.types import RowRecord
 
-_COLUMNS = "r.idx, r.source, r.line, r.custom_id, r.fingerprint, r.offset, r.length"
+_COLUMNS = "r.idx, r.source, r.line, r.custom_id, r.fingerprint, r.offset, r.length, r.ord"
+
+_WITH_RESULTS = "rows r LEFT JOIN results x ON x.idx = r.idx"
 
 _CODES = "x.code IN (SELECT value FROM json_each(?))"
 
@@ -21,7 +23,7 @@ Retry = frozenset[str] | Literal[True] | None
 
 
 def row_of(columns: Sequence[Any]) -> RowRecord:
-    """The row record of seven columns in the order of `_COLUMNS`."""
+    """The row record of eight columns in the order of `_COLUMNS`."""
     return RowRecord(*columns)
 
 
@@ -29,13 +31,15 @@ def insert_rows(
     con: sqlite3.Connection, rows: Sequence[RowRecord], path: Path | None
 ) -> tuple[int, list[tuple[RowRecord, RowRecord]]]:
     """Store `rows`, in one transaction: how many were new, and those whose id is taken, with its holder."""
-    values = [(r.index, r.source, r.line, r.custom_id, r.fingerprint, r.offset, r.length) for r in rows]
+    values = [
+        (r.index, r.source, r.line, r.custom_id, r.fingerprint, r.offset, r.length, r.order) for r in rows
+    ]
     taken: list[tuple[RowRecord, RowRecord]] = []
     con.execute("BEGIN IMMEDIATE")
     try:
         reached("rows.before_insert")
         before = con.total_changes
-        con.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        con.executemany("INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
         new = con.total_changes - before
         if new != len(rows):
             taken = _conflicts(con, rows, path)
@@ -87,17 +91,64 @@ def select_pending(
     con: sqlite3.Connection, *, after: int, limit: int, retry: Retry, session: int
 ) -> list[RowRecord]:
     """Rows to be sent, in input order, from the first whose index is above `after`."""
-    where = "x.idx IS NULL"
-    values: list[Any] = []
-    if retry is not None:
-        again, values = _again(retry, session)
-        where += f" OR ({again})"
-    bound: list[Any] = [after, *values, limit]
+    where, values = _is_pending(retry, session)
     query = (
-        f"SELECT {_COLUMNS} FROM rows r LEFT JOIN results x ON x.idx = r.idx "  # noqa: S608 - constants of ours
-        f"WHERE r.idx > ? AND ({where}) ORDER BY r.idx LIMIT ?"
+        f"SELECT {_COLUMNS} FROM {_WITH_RESULTS} WHERE r.idx > ? AND ({where}) "  # noqa: S608 - constants of ours
+        "ORDER BY r.idx LIMIT ?"
     )
+    return [row_of(columns) for columns in con.execute(query, [after, *values, limit])]
+
+
+def select_pending_alike(
+    con: sqlite3.Connection,
+    prefix: bytes,
+    after: tuple[bytes, int],
+    limit: int,
+    retry: Retry,
+    session: int,
+) -> list[RowRecord]:
+    """Rows to be sent whose order key begins with `prefix`, by that key, from the first above `after`."""
+    where, values = _is_pending(retry, session)
+    query = (
+        f"SELECT {_COLUMNS} FROM {_WITH_RESULTS} WHERE r.ord <= ? AND (r.ord, r.idx) > (?, ?) "  # noqa: S608 - constants of ours
+        f"AND ({where}) ORDER BY r.ord, r.idx LIMIT ?"
+    )
+    last = prefix + b"\xff" * 32
+    bound = [last, max(prefix, after[0]), after[1], *values, limit]
     return [row_of(columns) for columns in con.execute(query, bound)]
+
+
+def select_groups(
+    con: sqlite3.Connection, sizes: tuple[int, int], retry: Retry, session: int
+) -> dict[bytes, int]:
+    """How many rows to be sent begin alike, by the first bytes of their order key.
+
+    Rows that share the longer of the two `sizes` make a group; of the others, those that share the
+    shorter one; what is left is counted under the empty key. The largest 20,000 groups of each are told.
+    """
+    longer, shorter = (int(size) for size in sorted(sizes, reverse=True))
+    where, values = _is_pending(retry, session)
+    prefixes = (
+        f"SELECT substr(r.ord, 1, {longer}) AS prefix, count(*) AS n FROM {_WITH_RESULTS} "  # noqa: S608 - constants of ours
+        f"WHERE r.custom_id IS NOT NULL AND ({where}) GROUP BY prefix"
+    )
+    groups = dict(con.execute(f"{prefixes} HAVING n > 1 ORDER BY n DESC LIMIT 20000", values))
+    alone = 0
+    heads = f"SELECT substr(prefix, 1, {shorter}), count(*) AS rows FROM ({prefixes} HAVING n = 1) GROUP BY 1"  # noqa: S608 - as above
+    for head, rows in con.execute(f"{heads} ORDER BY rows DESC", values):
+        if rows == 1 or len(groups) >= 40000:
+            alone += rows
+        else:
+            groups[head] = rows
+    groups[b""] = alone
+    return groups
+
+
+def _is_pending(retry: Retry, session: int) -> tuple[str, list[Any]]:
+    if retry is None:
+        return "x.idx IS NULL", []
+    again, values = _again(retry, session)
+    return f"x.idx IS NULL OR ({again})", values
 
 
 def count_again(con: sqlite3.Connection, *, retry: Retry, session: int) -> int:

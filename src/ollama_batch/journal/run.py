@@ -19,7 +19,7 @@ from ollama_batch.journal.data import ExportCounts, JournalCounts, Note
 from ollama_batch.journal.export import matches, write_export
 from ollama_batch.journal.identity import compare, normal
 from ollama_batch.journal.lock import WriterLock
-from ollama_batch.journal.partial import PartialFile
+from ollama_batch.journal.partial import PartialPaths, partial_files
 from ollama_batch.journal.place import check_place, remove_file, sync_folder
 from ollama_batch.journal.readonly import ReadOnlyJournal, read_results
 from ollama_batch.journal.results import Pair, Written, count, first_failed, iterate, write_results
@@ -27,8 +27,6 @@ from ollama_batch.journal.writer import Outcome, Writer
 from ollama_batch.types import ResultRecord, RowRecord
 
 T = TypeVar("T")
-
-PartialPaths = Path | Sequence[Path | None] | None
 
 
 class RunJournal:
@@ -47,7 +45,7 @@ class RunJournal:
         self._pid = os.getpid()
         self._closed = False
         self._closing = threading.Lock()
-        self._partials = _partials(partial)
+        self._partials = partial_files(partial)
         self._fresh_lines: dict[int, list[bytes]] = {}
         self._writer = Writer(self._connect, self._commit_group, self._append_partials)
         self._session = self._seq = self._rows = self._ok = 0
@@ -178,7 +176,7 @@ class RunJournal:
         A row that is stored already is left as it is. Raises JournalMismatchError if it is another
         request than the one stored at its index.
         """
-        return await asyncio.wrap_future(self._submit(lambda con: self._insert(con, new)))
+        return await self._ask(lambda con: self._insert(con, new))
 
     async def pending(self, *, after: int = -1, limit: int, retry: rows.Retry = None) -> list[RowRecord]:
         """At most `limit` rows without a result whose index is above `after`, in input order.
@@ -186,13 +184,20 @@ class RunJournal:
         With `retry`, rows that failed (with one of the codes, or all with True) are pending too, until
         they have a result of this session.
         """
-        return await asyncio.wrap_future(
-            self._submit(
-                lambda con: rows.select_pending(
-                    con, after=after, limit=limit, retry=retry, session=self._session
-                )
-            )
+        return await self._ask(
+            lambda con: rows.select_pending(con, after=after, limit=limit, retry=retry, session=self._session)
         )
+
+    async def pending_alike(
+        self, prefix: bytes, *, after: tuple[bytes, int], limit: int, retry: rows.Retry = None
+    ) -> list[RowRecord]:
+        """`pending` among rows whose order key begins with `prefix`, by that key, above (key, index)."""
+        now = self._session
+        return await self._ask(lambda con: rows.select_pending_alike(con, prefix, after, limit, retry, now))
+
+    async def pending_groups(self, sizes: tuple[int, int], retry: rows.Retry = None) -> dict[bytes, int]:
+        """How many pending rows begin alike, see `rows.select_groups`."""
+        return await self._ask(lambda con: rows.select_groups(con, sizes, retry, self._session))
 
     def count_again(self, retry: rows.Retry) -> int:
         """How many rows that failed in earlier sessions `pending` gives with `retry`."""
@@ -394,21 +399,16 @@ class RunJournal:
 
         return self._writer.submit(named)
 
+    async def _ask(self, run: Callable[[sqlite3.Connection], T]) -> T:
+        result: T = await asyncio.wrap_future(self._submit(run))
+        return result
+
     def _call(self, run: Callable[[sqlite3.Connection], T]) -> T:
         result: T = self._submit(run).result()
         return result
 
     def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
         return self._call(lambda con: con.execute(query, values).fetchall())
-
-
-def _partials(partial: PartialPaths) -> dict[int, PartialFile]:
-    paths = [partial] if isinstance(partial, Path) else list(partial or ())
-    return {
-        source: PartialFile(Path(os.path.abspath(path)), source)  # noqa: PTH100 - resolve() would follow a link
-        for source, path in enumerate(paths)
-        if path is not None
-    }
 
 
 def _remove_files(path: Path) -> None:

@@ -31,7 +31,7 @@ APPLICATION_ID = 0x4F6C4261
 SCHEMA_VERSION = 1
 
 _OBJECTS = frozenset(
-    {"meta", "rows", "rows_custom_id", "results", "answers", "attempts", "notes"}
+    {"meta", "rows", "rows_custom_id", "rows_ord", "results", "answers", "attempts", "notes"}
     | {"results_ok_stays", "results_stay"}
 )
 
@@ -41,8 +41,9 @@ _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE rows (
     idx INTEGER PRIMARY KEY, source INTEGER NOT NULL, line INTEGER NOT NULL, custom_id TEXT,
-    fingerprint BLOB NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL
+    fingerprint BLOB NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL, ord BLOB NOT NULL
 );
+CREATE INDEX rows_ord ON rows (ord, idx);
 CREATE UNIQUE INDEX rows_custom_id ON rows (custom_id, source);
 CREATE TABLE results (
     idx INTEGER PRIMARY KEY REFERENCES rows (idx), ok INTEGER NOT NULL, code TEXT, attempts INTEGER NOT NULL,

@@ -1,0 +1,69 @@
+"""Small files that are kept between runs: where they lie, and how they are read and replaced."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger("ollama_batch.state")
+
+
+def user_state_dir() -> Path:
+    r"""The folder for what is learned between runs; it need not exist.
+
+    $XDG_STATE_HOME/ollama-batch or ~/.local/state/ollama-batch, on macOS
+    ~/Library/Application Support/ollama-batch, on Windows %LOCALAPPDATA%\ollama-batch.
+    """
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Application Support")
+    else:
+        base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "ollama-batch"
+
+
+def read_state(path: Path, *, version: int) -> Mapping[str, Any] | None:
+    """The JSON object in `path`, if it is one of format `version`; None, with a warning, if it is not.
+
+    A missing file is None without a warning: what is learned can be learned again.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _log.warning("ignored %s, which cannot be read: %s", path, error)
+        return None
+    if not isinstance(found, dict) or found.get("version") != version:
+        _log.warning("ignored %s, which is not of format %d", path, version)
+        return None
+    return found
+
+
+def write_state(path: Path, data: Mapping[str, Any], *, version: int) -> bool:
+    """Replace `path` by the JSON object `data`, whole or not at all; of two writers the last one wins.
+
+    Returns False, with a warning, if it cannot be written: a run does not end for that.
+    """
+    text = json.dumps({"version": version, **data}, allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(scratch).replace(path)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        _log.warning("could not keep %s: %s", path, error)
+        return False
+    return True
