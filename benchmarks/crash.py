@@ -32,7 +32,7 @@ def killed_at_random(seed: int, kills: int) -> dict[str, Any]:
 
 
 def killed_at(point: str, nth: int) -> dict[str, Any]:
-    """One run, killed the `nth` time it reaches `point` (the first, if it gets there less often), then resumed."""
+    """One run, killed the `nth` time it reaches `point` (or the first, if it does so less often); resumed."""
     found = _killed_at(point, nth)
     return found if found["kills"] or nth == 1 else _killed_at(point, 1)
 

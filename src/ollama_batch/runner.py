@@ -146,9 +146,10 @@ class BatchRunner:
         Raises ConfigError, InputError (nothing was sent), OutputError, JournalError, EngineError if the
         engine cannot be met, and, with the `.report` so far, RunStoppedError or RunInterrupted.
         """
-        run = self._begin(requests, arguments, None, waits=True)
-        with stop_on_signals(run._drain, run._now):
+        with stop_on_signals() as begun:
+            run = self._begin(requests, arguments, None, waits=True)
             try:
+                begun(run._drain, run._now)
                 return run.wait()
             finally:
                 run._abort()  # only if a signal handler of somebody else's got us here
@@ -184,9 +185,10 @@ class BatchRunner:
     ) -> Iterator[BatchResult[Any]]:
         """`stream` for code that is not async; signals are treated as `run` treats them."""
         results = ResultQueue()
-        run = self._begin(requests, arguments, results, waits=True)
-        with stop_on_signals(run._drain, run._now):
+        with stop_on_signals() as begun:
+            run = self._begin(requests, arguments, results, waits=True)
             try:
+                begun(run._drain, run._now)
                 while batch := portal().call(results.take()):
                     yield from batch
                 run.wait()

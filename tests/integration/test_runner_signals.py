@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from ollama_batch import RunJournal, _portal, _signals, _stop
+from ollama_batch import BatchRunner, RunJournal, _portal, _signals, _stop
 from ollama_batch._portal import result_of
-from ollama_batch.errors import RunCancelledError, RunInterrupted
+from ollama_batch.errors import ConfigError, RunCancelledError, RunInterrupted
 from ollama_batch.events import RowFinished, RunStarted
 from ollama_batch.testing import FakeOllama, Fault
 from trouble_support import Recorder, name, quick_runner, rows
@@ -263,6 +263,34 @@ def test_an_exception_out_of_the_applications_handler_stops_the_run_first(fake_o
         signal.signal(signal.SIGTERM, before)
     fake_ollama.wait_until(lambda ledger: all(r.outcome == "aborted" for r in ledger.completions()))
     assert recorder.all(RowFinished) == []
+
+
+def test_a_signal_that_comes_before_the_run_has_begun_is_kept_for_it(
+    fake_ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = BatchRunner._begin
+
+    def interrupted(self: BatchRunner, *args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return begin(self, *args, **options)
+
+    monkeypatch.setattr(BatchRunner, "_begin", interrupted)
+    fake_ollama.hold()
+    with pytest.raises(RunCancelledError, match="SIGTERM"):
+        quick_runner(fake_ollama, timeout=0.5).run(rows(20))
+
+
+def test_a_signal_without_a_run_keeps_its_usual_meaning(
+    fake_ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise ConfigError("wrong")
+
+    monkeypatch.setattr(BatchRunner, "_begin", refused)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        quick_runner(fake_ollama).run(rows(20))
+    assert not isinstance(stopped.value, RunInterrupted)
 
 
 def test_a_signal_that_comes_as_the_wait_begins_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:

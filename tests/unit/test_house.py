@@ -28,6 +28,8 @@ REPOSITORY = Path(__file__).parents[2]
 ROOMS: list[dict[str, tuple[str, ...]]] = [
     {"ground floor": ("__init__", "types", "errors", "events", "_points")},
     {"toy model": ("testing/toy", "testing/_toy_words")},
+    {"token counts": ("tokens/*",)},
+    {"trimming": ("trim/*",), "ordering": ("ordering/*",)},
     {
         "requests in": (
             "jsonl",
@@ -287,7 +289,13 @@ def test_the_error_tree_is_the_one_that_is_drawn() -> None:
 
 
 def test_no_error_of_ours_is_defined_elsewhere() -> None:
-    private = {"LineError", "JsonFault", "Abandoned", "Refusal"}  # caught by us, never seen by a user
+    private = {
+        "LineError",
+        "JsonFault",
+        "Abandoned",
+        "Refusal",
+        "_NotOneFileError",
+    }  # caught by us, never seen by a user
     for module in modules():
         for node in ast.walk(tree(module)):
             if isinstance(node, ast.ClassDef) and module != "errors":
