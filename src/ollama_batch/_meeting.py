@@ -5,16 +5,21 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from ollama_batch import __version__
 from ollama_batch._intake import Intake
 from ollama_batch._options import NUM_CTX_BUCKETS, RunnerOptions
 from ollama_batch.engines.base import Engine, Loadable
-from ollama_batch.errors import ConfigError, EngineError
+from ollama_batch.errors import ConfigError, EngineBusyError, EngineError, EngineLoadingError
 from ollama_batch.journal import RunJournal
 from ollama_batch.types import EngineInfo
+
+T = TypeVar("T")
+Sleep: TypeAlias = Callable[[float], Awaitable[None]]
 
 log = logging.getLogger("ollama_batch.run")
 
@@ -43,6 +48,19 @@ class Meeting:
             "num_ctx": self.num_ctx,
             "concurrency": self.width,
         }
+
+
+async def once_free(ask: Callable[[], Awaitable[T]], *, sleep: Sleep, patience_s: float) -> T:
+    """The result of `ask()`, repeated for up to `patience_s` seconds while the engine is busy or loading."""
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type((EngineBusyError, EngineLoadingError)),
+        wait=wait_exponential_jitter(multiplier=0.5, max=30),
+        stop=stop_after_delay(patience_s),
+        sleep=sleep,
+        reraise=True,
+    )
+    result: T = await retrying(ask)
+    return result
 
 
 async def meet_engine(

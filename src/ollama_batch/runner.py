@@ -14,7 +14,7 @@ from ollama_batch._failures import FailureWatch
 from ollama_batch._feed import Feed, make_feed
 from ollama_batch._intake import Intake, row_check, take_in
 from ollama_batch._job import Job
-from ollama_batch._meeting import Meeting, load_model, meet_engine, part_from_engine
+from ollama_batch._meeting import Meeting, load_model, meet_engine, once_free, part_from_engine
 from ollama_batch._opening import begin_anew, discard_if_new, open_journal
 from ollama_batch._options import (
     Requests,
@@ -340,21 +340,16 @@ class BatchRunner:
             )
             if await stop.unless_draining(feed.has_rows()):
                 feeds[model] = feed
-        meetings = await stop.unless_draining(
-            meet_engine(job.engine, list(feeds), options=self.options, journal=journal, intake=intake)
-        )
+        meet = partial(meet_engine, options=self.options, journal=journal, intake=intake)
+        once_not_busy = partial(once_free, sleep=stop.sleep, patience_s=self.options.recover_timeout)
+        meetings = await stop.unless_draining(once_not_busy(partial(meet, job.engine, list(feeds))))
         for model, feed in feeds.items():
             try:
-                meeting = await stop.unless_draining(
-                    load_model(
-                        job.engine,
-                        model,
-                        meetings[model],
-                        options=self.options,
-                        journal=journal,
-                        several_heads=feed.several_heads,
-                    )
+                load = partial(
+                    load_model, options=self.options, journal=journal, several_heads=feed.several_heads
                 )
+                loaded = once_not_busy(partial(load, job.engine, model, meetings[model]))
+                meeting = await stop.unless_draining(loaded)
                 feed.keep_to(meeting.info.slots)
                 reporter.met(meeting)
                 await self._replay(job, journal)

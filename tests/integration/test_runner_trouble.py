@@ -537,3 +537,18 @@ def write(path: Path, count: int) -> None:
             body = {"messages": [{"role": "user", "content": name(n)}]}
             line = {"custom_id": name(n), "method": "POST", "url": "/v1/chat/completions", "body": body}
             file.write(json.dumps(line) + "\n")
+
+
+@pytest.mark.parametrize("route", ["preload", "/api/show"])
+def test_an_engine_that_is_busy_at_the_start_is_waited_for(
+    fake_ollama_factory: Factory, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    fake = fake_ollama_factory(faults=(Fault("busy", route=route, count=2),))
+    waits: list[float] = []
+
+    async def sleep(self: object, seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("ollama_batch._stop.Stop.sleep", sleep)
+    assert quick_runner(fake).run(rows(3)).ok
+    assert len(waits) == 2

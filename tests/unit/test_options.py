@@ -193,6 +193,7 @@ def test_every_setting_that_changes_answers_is_in_the_identity() -> None:
     free = {
         "num_ctx",
         "allow_models",
+        "order",
         "concurrency",
         "timeout",
         "load_timeout",
