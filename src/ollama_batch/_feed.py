@@ -10,7 +10,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
-from ollama_batch._intake import record_invalid, refuse_fewer
+from ollama_batch._intake import keep_rows, record_invalid, refuse_fewer
 from ollama_batch._items import Check, ScannedRow
 from ollama_batch._options import RunnerOptions, RunOptions
 from ollama_batch.errors import InputChangedError, InputError
@@ -263,7 +263,7 @@ class StreamFeed(Feed):
             else:
                 rows.append(item.to_record(index, number))
                 requests[index] = item.request
-        for row, holder in await self._journal.add_rows(rows):
+        for row, holder in await keep_rows(self._journal, source.name, rows):
             invalid[row.index] = source.duplicate(row, holder.line)
         if invalid and not self._skip_invalid:
             raise InputError(

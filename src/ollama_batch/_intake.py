@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
-from ollama_batch._items import Check, ScannedRow
+from ollama_batch._items import Check, Fault, ScannedRow
 from ollama_batch._options import RunnerOptions
 from ollama_batch.errors import InputError, JournalMismatchError
 from ollama_batch.journal import RunJournal
@@ -21,6 +21,12 @@ from ollama_batch.types import BatchRequest, BatchResult, InvalidRow, RowError, 
 CHUNK_ROWS = 1000
 LISTED = 100
 """So many invalid rows are named one by one; the rest is counted."""
+
+OTHER_MODEL = "model_mismatch"
+"""The code of a row that names a model which is not the run's."""
+
+MOST = 0.9
+"""From this share of all rows on, rows that name one other model are one mistake, and named as one."""
 
 STREAM_TOKENS = 8192
 """What num_ctx="auto" must hold for sources that can be read only once."""
@@ -81,15 +87,14 @@ def _tokens(part: Any) -> float:
 def row_check(options: RunnerOptions, engine_check: Check) -> Check:
     """What a body must satisfy beyond OpenAI's form: the run's model, and fields the engine can honour."""
     allowed = {options.model, *options.allow_models}
+    any_model = options.row_models == "ignore"
     defaults = options.defaults
 
-    def check(body: Mapping[str, Any]) -> tuple[str, str] | None:
+    def check(body: Mapping[str, Any]) -> Fault | None:
         model = body.get("model")
-        if model is not None and model not in allowed:
-            return (
-                "body.model",
-                f"names {model!r}, the run is for {options.model!r} (allow_models= takes more)",
-            )
+        if not any_model and model is not None and model not in allowed:
+            reason = f"names {model!r}, the run is for {options.model!r} (allow_models= takes more)"
+            return "body.model", reason, OTHER_MODEL
         # Some fields need each other, and the other one may come from the defaults.
         refused = engine_check({**defaults, **body} if defaults else body)
         return None if refused is None else (f"body.{refused[0]}", refused[1])
@@ -116,6 +121,7 @@ class _FileIntake:
         self._tools = len(str(options.defaults.get("tools", "")))
         self._next_index = 0
         self.listed: list[InvalidRow] = []
+        self.other_models: Counter[str] = Counter()
         self.found = Intake(largest_tokens=0)
 
     @property
@@ -134,7 +140,7 @@ class _FileIntake:
                 chunk.invalid[index] = item
                 continue
             model = item.request.params.get("model") or self._options.model
-            found.models[model] += 1
+            found.models[model if self._options.row_models == "check" else self._options.model] += 1
             tokens = upper_tokens(item.request, self._options.max_tokens) + int(self._tools / CHARS_PER_TOKEN)
             found.largest_tokens = max(found.largest_tokens, tokens)
             chunk.rows.append(item.to_record(index, number))
@@ -143,15 +149,61 @@ class _FileIntake:
     async def take(self, number: int, source: FileSource, chunk: _Chunk) -> None:
         """Journal a chunk of `source`, the `number`-th one."""
         invalid = dict(chunk.invalid)
-        for row, holder in await self._journal.add_rows(chunk.rows):
+        for row, holder in await keep_rows(self._journal, source.name, chunk.rows):
             invalid[row.index] = source.duplicate(row, holder.line)
         if not invalid:
             return
         self.found.invalid += len(invalid)
+        self.other_models.update(item.message for item in invalid.values() if item.code == OTHER_MODEL)
         first = sorted(invalid)[: LISTED - len(self.listed)]
         self.listed.extend(invalid[index] for index in first)
         if self._skip:
             await record_invalid(self._journal, number, invalid)
+
+    def refusal(self) -> InputError:
+        """The error for invalid rows of which none may be skipped."""
+        rows, invalid = self.rows, self.found.invalid
+        message, count = next(iter(self.other_models.most_common(1)), ("", 0))
+        if count < 2 or count < MOST * rows:
+            what = f"{invalid} of {rows} rows are invalid; nothing was sent "
+            return InputError(f'{what}(on_invalid="skip" runs the others)', self.listed, invalid)
+        who = f"all {rows}" if count == rows else f"{count} of {rows}"
+        listed = [row for row in self.listed if row.message != message]
+        return InputError(
+            f"{who} rows name {message.removeprefix('names ').partition(' (')[0]}; nothing was sent. Send "
+            f'every row to {self._options.model!r} with row_models="ignore" (--ignore-row-models), or each '
+            "to the model it names with allow_models= (--allow-model)",
+            listed,
+            invalid - count,
+        )
+
+
+async def keep_rows(
+    journal: RunJournal, name: str, rows: Sequence[RowRecord]
+) -> list[tuple[RowRecord, RowRecord]]:
+    """`journal.add_rows` for rows of the source `name`: which rows have an id that another has already.
+
+    Raises JournalMismatchError, saying where, if a row is not the one that the run began with.
+    """
+    try:
+        return await journal.add_rows(rows)
+    except JournalMismatchError as error:
+        if "line" not in error.differences:
+            raise
+        line = error.differences["line"][1]
+        before, now = error.differences["custom_id"]
+        what = f"(it was {before!r}, is {now!r})" if before != now else f"({now!r} has other content)"
+        if name.startswith("<"):
+            where, ways = f"item {line} of {name}", "give the same items, or another output"
+        else:
+            where, ways = f"{name} line {line}", "restore it, give another output"
+        if journal.path is not None and not name.startswith("<"):
+            ways += (
+                f", or overwrite=True (--overwrite), which keeps the old journal as {journal.path.name}.old1"
+            )
+        raise JournalMismatchError(
+            f"{where} has changed since this run began {what}: {ways}", error.path, error.differences
+        ) from None
 
 
 async def record_invalid(
@@ -171,7 +223,7 @@ async def record_invalid(
         )
         for index, item in invalid.items()
     ]
-    await journal.add_rows(rows)
+    await keep_rows(journal, next(iter(invalid.values())).file, rows)
     ahead = await journal.pending(after=min(invalid) - 1, limit=max(invalid) - min(invalid) + 1)
     pending = {row.index for row in ahead}
     results = [invalid_result(index, invalid[index]) for index in sorted(invalid) if index in pending]
@@ -234,12 +286,7 @@ async def take_in(
             await files.take(number, source, chunk)
     found = files.found
     if found.invalid and on_invalid == "fail":
-        raise InputError(
-            f"{found.invalid} of {files.rows} rows are invalid; nothing was sent "
-            '(on_invalid="skip" runs the others)',
-            files.listed,
-            found.invalid,
-        )
+        raise files.refusal()
     found.total = files.rows
     refuse_fewer(journal, found.total)
     _remember(journal, found, present)

@@ -16,7 +16,10 @@ from ollama_batch.ordering import order_key
 from ollama_batch.types import CHAT_URL, BatchRequest, InvalidRow, RowRecord
 
 T = TypeVar("T")
-Check: TypeAlias = Callable[[Mapping[str, Any]], tuple[str, str] | None]
+Fault: TypeAlias = tuple[str, str] | tuple[str, str, str]
+"""The path of a field, what is wrong with it and, unless that is "unsupported_parameter", the code."""
+
+Check: TypeAlias = Callable[[Mapping[str, Any]], Fault | None]
 """Says which field of a chat body cannot be honoured, and why; None if all can."""
 
 _HOLDS = "an item must be a BatchRequest, a dict or a str"
@@ -57,9 +60,10 @@ def checked(
     fault = check({**row.request.params, "messages": row.request.messages})
     if fault is None:
         return row
-    field, reason = fault
+    field, reason, *named = fault
     path = field if field.startswith("body.") else f"body.{field}"
-    return InvalidRow(file, line, "unsupported_parameter", reason, row.custom_id, path)
+    code = named[0] if named else "unsupported_parameter"
+    return InvalidRow(file, line, code, reason, row.custom_id, path)
 
 
 def duplicate_row(file: str, row: RowRecord, first_line: int) -> InvalidRow:

@@ -42,6 +42,12 @@ def _share(name: str, value: object) -> None:
         _refuse(name, value, "a number of rows, or a share between 0 and 1")
 
 
+def _or_auto(name: str, value: object, least: int, most: int) -> None:
+    whole = type(value) is int and least <= value <= most
+    if value != "auto" and not whole:
+        _refuse(name, value, f'"auto" or a whole number from {least:,} to {most:,}')
+
+
 def _truth(name: str, value: object) -> None:
     if not isinstance(value, bool):
         _refuse(name, value, "True or False")
@@ -62,6 +68,7 @@ class RunnerOptions:
     max_tokens: int = 1024
     think: Think = False
     allow_models: frozenset[str] = frozenset()
+    row_models: Literal["check", "ignore"] = "check"
     order: Literal["prefix", "input"] = "prefix"
     concurrency: int | Literal["auto"] = "auto"
     timeout: float = 600.0
@@ -82,14 +89,18 @@ class RunnerOptions:
                     else "leave it out"
                 )
                 raise ConfigError(f"defaults={{{name!r}: ...}}: no default for all rows; {hint}")
-        if self.num_ctx != "auto":
-            _whole("num_ctx", self.num_ctx, 16)
+        if self.row_models not in ("check", "ignore"):
+            _refuse("row_models", self.row_models, '"check" or "ignore"')
+        if self.row_models == "ignore" and self.allow_models:
+            raise ConfigError(
+                'row_models="ignore" sends every row to the model of the run: leave it or allow_models= out'
+            )
+        _or_auto("num_ctx", self.num_ctx, 16, 2**31 - 1)
         _whole("max_tokens", self.max_tokens)
         # 1 == True, but is another setting when written down and compared.
         if not isinstance(self.think, bool) and self.think not in ("low", "medium", "high", "max"):
             _refuse("think", self.think, 'True, False, "low", "medium", "high" or "max"')
-        if self.concurrency != "auto":
-            _whole("concurrency", self.concurrency, most=MOST_AT_ONCE)
+        _or_auto("concurrency", self.concurrency, 1, MOST_AT_ONCE)
         for name in ("timeout", "load_timeout", "recover_timeout"):
             _seconds(name, getattr(self, name))
         if self.order not in ("prefix", "input"):
@@ -100,7 +111,7 @@ class RunnerOptions:
 
     def identity(self) -> dict[str, Any]:
         """The settings that change answers, compared when a run is resumed."""
-        return {
+        settings = {
             "model": self.model,
             "defaults": dict(self.defaults),
             "max_tokens": self.max_tokens,
@@ -108,6 +119,8 @@ class RunnerOptions:
             "mode": "independent",
             "on_length": self.on_length,
         }
+        # Only where rows are not taken at their word, so that a run of the usual kind needs no word of it.
+        return settings if self.row_models == "check" else {**settings, "row_models": self.row_models}
 
 
 def check_parts(engine: object, retry: object, hooks: Sequence[object]) -> None:
@@ -218,7 +231,11 @@ class RunOptions:
         for name in arguments:
             if name not in RunArguments.__annotations__:
                 known = ", ".join(sorted(RunArguments.__annotations__))
-                raise ConfigError(f"{name}= is no option of a run; those are {known}")
+                raise ConfigError(
+                    f"{name}= is no option of a run; those are {known}. A body field goes to "
+                    f"BatchRunner(defaults={{{name!r}: ...}}) for all rows, or to "
+                    f"BatchRequest.chat(..., {name}=...) for one"
+                )
         _truth("partial", arguments.get("partial", True))
         mine = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in arguments.items() if name in mine})  # type: ignore[arg-type]  # the names were checked above

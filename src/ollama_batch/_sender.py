@@ -66,10 +66,11 @@ class SendSettings:
     def to_chat(self, custom_id: str, request: BatchRequest) -> ChatRequest:
         """The request as an engine gets it; the row's own fields win over the defaults."""
         params = {**self.defaults, **request.params}
+        params.pop("model", None)  # a row's own is that of the phase, or is not to count
         limits = [params.pop("max_completion_tokens", None), params.pop("max_tokens", None)]
         return ChatRequest(
             custom_id=custom_id,
-            model=params.pop("model", None) or self.model,
+            model=self.model,
             messages=request.messages,
             params=params,
             max_tokens=next((limit for limit in limits if limit is not None), self.max_tokens),

@@ -74,8 +74,6 @@ def _conflicts(
 
 def _changed(row: RowRecord, stored: RowRecord, path: Path | None) -> JournalMismatchError:
     where = f"source {row.source}, line {row.line}"
-    known = (stored.custom_id, stored.fingerprint.hex())
-    present = (row.custom_id, row.fingerprint.hex())
     if stored.custom_id == row.custom_id:
         what = f"the request {row.custom_id!r} is not the one"
     else:
@@ -83,7 +81,11 @@ def _changed(row: RowRecord, stored: RowRecord, path: Path | None) -> JournalMis
     return JournalMismatchError(
         f"{where}: {what} this run began with: give the same input, another output, or overwrite",
         None if path is None else str(path),
-        {f"{where} [{row.custom_id}]": (known, present)},
+        {
+            "line": (stored.line, row.line),
+            "custom_id": (stored.custom_id, row.custom_id),
+            "fingerprint": (stored.fingerprint.hex(), row.fingerprint.hex()),
+        },
     )
 
 
