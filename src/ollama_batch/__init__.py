@@ -51,6 +51,17 @@ if TYPE_CHECKING:
     from ollama_batch.retry import RetryPolicy as RetryPolicy
     from ollama_batch.run import Run as Run
     from ollama_batch.runner import BatchRunner as BatchRunner
+    from ollama_batch.tokens import CalibratedCounter as CalibratedCounter
+    from ollama_batch.tokens import EstimateCounter as EstimateCounter
+    from ollama_batch.tokens import TiktokenCounter as TiktokenCounter
+    from ollama_batch.tokens import TokenCounter as TokenCounter
+    from ollama_batch.tokens import default_counter as default_counter
+    from ollama_batch.trim import AggressiveTrim as AggressiveTrim
+    from ollama_batch.trim import HybridTrim as HybridTrim
+    from ollama_batch.trim import ImportanceTrim as ImportanceTrim
+    from ollama_batch.trim import SlidingWindowTrim as SlidingWindowTrim
+    from ollama_batch.trim import TrimResult as TrimResult
+    from ollama_batch.trim import TrimStrategy as TrimStrategy
     from ollama_batch.types import BatchRequest as BatchRequest
     from ollama_batch.types import BatchResult as BatchResult
     from ollama_batch.types import ChatRequest as ChatRequest
@@ -62,11 +73,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AggressiveTrim": "trim",
     "BatchMetrics": "metrics",
     "BatchReport": "report",
     "BatchRequest": "types",
     "BatchResult": "types",
     "BatchRunner": "runner",
+    "CalibratedCounter": "tokens",
     "ChatRequest": "types",
     "Completion": "types",
     "ConfigError": "errors",
@@ -75,8 +88,11 @@ _HOMES = {
     "Engine": "engines.base",
     "EngineError": "errors",
     "EngineInfo": "types",
+    "EstimateCounter": "tokens",
     "Event": "events",
     "Hook": "events",
+    "HybridTrim": "trim",
+    "ImportanceTrim": "trim",
     "InputError": "errors",
     "JournalError": "errors",
     "OllamaBatchError": "errors",
@@ -88,7 +104,13 @@ _HOMES = {
     "RunInterrupted": "errors",
     "RunJournal": "journal",
     "RunStoppedError": "errors",
+    "SlidingWindowTrim": "trim",
+    "TiktokenCounter": "tokens",
+    "TokenCounter": "tokens",
+    "TrimResult": "trim",
+    "TrimStrategy": "trim",
     "Usage": "types",
+    "default_counter": "tokens",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]

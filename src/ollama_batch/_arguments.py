@@ -19,6 +19,16 @@ Command = Callable[[argparse.Namespace], int]
 
 EXIT_CODES = "exit codes: 0 every row ok; 1 finished, some rows failed; 2 wrong usage or refused input;\n\
 3 stopped, resumable; 130 interrupted, resumable"
+LOOK_CODES = "exit codes: 0 told, however the run stands; 2 wrong usage, or no journal that can be read;\n\
+130 interrupted (the run itself is not)"
+EXPORT_CODES = (
+    "exit codes: 0 written, whatever the rows are; 2 wrong usage, a file that is not this run's is in\n\
+the way, or the journal cannot be read; 3 no room on the disk; 130 interrupted"
+)
+VERIFY_CODES = (
+    "exit codes: 0 every row has exactly one line, ok or failed; 1 lines are missing, extra, doubled\n\
+or unreadable; 2 wrong usage, or a file cannot be read; 130 interrupted"
+)
 
 ERRORS = "failed rows (default: beside OUT, named STEM.errors.jsonl)"
 
@@ -33,7 +43,8 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ollama-batch",
         description="Run chat requests through the GPU you own: durable, resumable, measured.",
-        epilog=f"`ollama-batch COMMAND --help` tells the options of a command.\n\n{EXIT_CODES}",
+        epilog="`ollama-batch COMMAND --help` tells the options and the exit codes of a command.\n\n"
+        f"{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -51,12 +62,14 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     return parser
 
 
-def _add(subparsers: Any, name: str, command: Command, short: str, long: str = "") -> argparse.ArgumentParser:
+def _add(
+    subparsers: Any, name: str, command: Command, short: str, long: str = "", *, codes: str = EXIT_CODES
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=short,
         description=f"{short[0].upper()}{short[1:]}.{long and ' ' + long}",
-        epilog=EXIT_CODES,
+        epilog=codes,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=command)
@@ -81,6 +94,16 @@ def _add_run(subparsers: Any, command: Command) -> None:
 
     engine = run.add_argument_group("engine")
     engine.add_argument("--model", metavar="M", help="default: the one that the first row names")
+    engine.add_argument(
+        "--allow-model",
+        action="append",
+        default=[],
+        metavar="M",
+        help="rows may name this one too; repeatable",
+    )
+    engine.add_argument(
+        "--ignore-row-models", action="store_true", help="send every row to --model, whatever it names"
+    )
     engine.add_argument("--base-url", metavar="URL", help="default: OLLAMA_HOST, else this machine")
     engine.add_argument(
         "--api",
@@ -127,6 +150,12 @@ def _add_run(subparsers: Any, command: Command) -> None:
     going.add_argument(
         "--timeout", type=float, default=600.0, metavar="S", help="seconds for one attempt (default: 600)"
     )
+    going.add_argument(
+        "--order",
+        choices=("prefix", "input"),
+        default="prefix",
+        help="prefix (default): rows that begin alike together, so that the engine's cache serves them",
+    )
     going.add_argument("--deadline", type=float, metavar="S", help="stop, resumably, after so many seconds")
     going.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
     going.add_argument(
@@ -144,7 +173,8 @@ def _add_run(subparsers: Any, command: Command) -> None:
     going.add_argument(
         "--overwrite",
         action="store_true",
-        help="begin anew where another run or a foreign file is in the way",
+        help="begin anew where another run (its journal becomes OUT.run.db.old1) or a foreign file (it is "
+        "replaced) is in the way",
     )
     going.add_argument(
         "--progress",
@@ -155,17 +185,23 @@ def _add_run(subparsers: Any, command: Command) -> None:
 
 
 def _add_status(subparsers: Any, command: Command) -> None:
-    status = _add(subparsers, "status", command, "say how a run stands, also while it goes on")
+    status = _add(
+        subparsers, "status", command, "say how a run stands, also while it goes on", codes=LOOK_CODES
+    )
     status.add_argument("journal", metavar="RUN.db", help="the journal of the run: OUT.run.db")
 
 
 def _add_watch(subparsers: Any, command: Command) -> None:
-    watch = _add(subparsers, "watch", command, "say it whenever it has changed, until the run ends")
+    watch = _add(
+        subparsers, "watch", command, "say it whenever it has changed, until the run ends", codes=LOOK_CODES
+    )
     watch.add_argument("journal", metavar="RUN.db", help="the journal of the run: OUT.run.db")
 
 
 def _add_export(subparsers: Any, command: Command) -> None:
-    export = _add(subparsers, "export", command, "write what is finished so far, in input order")
+    export = _add(
+        subparsers, "export", command, "write what is finished so far, in input order", codes=EXPORT_CODES
+    )
     export.add_argument("journal", metavar="RUN.db", help="the journal of the run: OUT.run.db")
     export.add_argument(
         "-o",
@@ -179,7 +215,9 @@ def _add_export(subparsers: Any, command: Command) -> None:
 
 
 def _add_verify(subparsers: Any, command: Command) -> None:
-    verify = _add(subparsers, "verify", command, "check that every input row has exactly one result")
+    verify = _add(
+        subparsers, "verify", command, "check that every input row has exactly one result", codes=VERIFY_CODES
+    )
     verify.add_argument("inputs", nargs="+", metavar="IN", help="files or glob patterns")
     verify.add_argument("output", metavar="OUT", help="file, or folder for several inputs")
     verify.add_argument("--errors", metavar="F", help=ERRORS)

@@ -128,7 +128,7 @@ def _profile(rng: random.Random) -> str:
 def run_demo(folder: Path, *, rows: int = 200) -> int:
     """Run the demonstration, leaving its files in `folder`; 0 if every row got an answer, 1 if not.
 
-    Needs the extra `ollama-batch[embedded]`: raises MissingExtraError without it. A run that was
+    Needs the extra `embedded`: raises MissingExtraError without it. A run that was
     stopped half way raises as any other run does.
     """
     from ollama_batch.engines.embedded import EmbeddedEngine

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ollama_batch._activity import Activity
 from ollama_batch._options import RunOptions
 from ollama_batch._outputs import Places
 from ollama_batch._results import ResultQueue
@@ -24,6 +25,7 @@ class Job:
     places: Places
     options: RunOptions
     results: ResultQueue | None
+    activity: Activity
 
     def may_begin_anew(self, journal: RunJournal) -> bool:
         """Whether a journal that is another run's may make room; a stream can be read only once."""

@@ -109,14 +109,15 @@ def _refuse_foreign(journal: RunJournal, places: Places) -> None:
     for place in places.sources:
         for path in (place.output, place.errors):
             if path is not None and os.path.lexists(path) and not journal.owns(path):
+                when = "when the run completes" if path == place.output else "if rows fail"
                 raise OutputError(
-                    f"{path} exists and is not what this run wrote; move it, give another output=, "
-                    "or overwrite=True (--overwrite)"
+                    f"{path} exists and is not what this run wrote; move it, give another output=, or say "
+                    f"overwrite=True (--overwrite): then it is replaced {when}"
                 )
         if place.partial is not None and not journal.resumed and os.path.lexists(place.partial):
             raise OutputError(
                 f"{place.partial} exists, and the journal it came from is gone; move it, give another "
-                "output=, or overwrite=True (--overwrite)"
+                "output=, or say overwrite=True (--overwrite): then it is replaced"
             )
 
 

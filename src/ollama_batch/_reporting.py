@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from ollama_batch._activity import Activity
 from ollama_batch._intake import Intake
 from ollama_batch._meeting import Meeting
 from ollama_batch._opening import discard_if_new
@@ -37,8 +38,10 @@ class Reporter:
         names: Sequence[str],
         places: Places,
         retry: frozenset[str] | Literal[True] | None,
+        activity: Activity,
     ) -> None:
         self._run = run
+        self._activity = activity
         self._options = options
         self._names = names
         self._places = places
@@ -59,6 +62,7 @@ class Reporter:
         self._journal = journal
         self._before = journal.counts()
         self._again = journal.count_again(self._retry)
+        self._activity.follow(journal)
 
     def took_in(self, intake: Intake) -> None:
         """The input is known (files) or about to come (streams)."""
@@ -184,28 +188,43 @@ class Reporter:
             max_tokens=self._options.max_tokens,
             started_at=self._began_at,
             duration_s=duration_s,
-            notes=tuple(dict.fromkeys(self._notes)),
+            notes=tuple(dict.fromkeys((*self._notes, *self._hooks_that_raised()))),
             error_examples=[
-                _example(journal, code, count)
+                _example(journal, code, count, self._names)
                 for code, count in sorted(counts.codes.items(), key=lambda item: -item[1])
             ],
             read_results=lambda: read_results(journal),
         )
 
+    def _hooks_that_raised(self) -> Iterator[str]:
+        for hook in self._run._hooks:
+            if id(hook) in self._run._blamed:
+                yield f"the hook {type(hook).__name__} raised, so it may have missed something; see the log"
 
-def _example(journal: RunJournal, code: str, count: int) -> ErrorExample:
+
+def _example(journal: RunJournal, code: str, count: int, names: Sequence[str]) -> ErrorExample:
     try:
         failed = journal.first_failed(code, count=EXAMPLES)
         first = [decode_result(record, row.custom_id) for row, record in failed]
     except JournalError:
-        first = []  # a damaged row is named when it is read or exported
+        failed, first = [], []  # a damaged row is named when it is read or exported
     error = first[0].error if first else None
     return ErrorExample(
         code=code,
         count=count,
-        custom_ids=tuple(result.custom_id for result in first),
+        custom_ids=tuple(
+            result.custom_id or _where(row, names) for (row, _), result in zip(failed, first, strict=True)
+        ),
         message="" if error is None else error.message,
+        # What was no valid request has no id in the journal, whatever its line says.
+        valid=not failed or any(row.custom_id is not None for row, _ in failed),
     )
+
+
+def _where(row: RowRecord, names: Sequence[str]) -> str:
+    name = names[row.source]
+    place = f"item {row.line}" if name.startswith("<") else f"line {row.line}"
+    return place if len(names) == 1 else f"{name} {place}"
 
 
 def read_results(

@@ -21,6 +21,11 @@ _HINTS = {
     "context_length_exceeded": "prompts did not fit: a new run (another output) with a larger num_ctx helps",
 }
 
+_MEND = (
+    "{} {} no valid requests: run the mended lines as a file of their own, "
+    "because a mended file is another input"
+)
+
 Line = tuple[str, str]
 
 
@@ -95,9 +100,16 @@ def _what(report: BatchReport[Any]) -> list[Line]:
     ]
     if settings:
         lines.append(("settings", ", ".join(settings)))
-    paused = f", {duration(m.paused_s)} of it paused" if m.paused_s else ""
-    pace = f", {rate(m.requests_per_s)} requests/s" if m.requests_per_s else ""
-    lines.append(("time", f"{duration(report.duration_s)}{paused}{pace}"))
+    spent = f"{duration(report.duration_s)} in all"
+    if m.requests_per_s:
+        # One clock for the pace: checking the input and loading the model come before it starts.
+        paused = f" ({duration(m.paused_s)} of it paused)" if m.paused_s else ""
+        spent += (
+            f", {duration(m.elapsed_s)} sending{paused}, {rate(m.requests_per_s)} requests/s while sending"
+        )
+    elif m.paused_s:
+        spent += f", {duration(m.paused_s)} of it paused"
+    lines.append(("time", spent))
     return lines
 
 
@@ -182,8 +194,14 @@ def _next(report: BatchReport[Any]) -> list[Line]:
         else:
             lines.append(("next", "start over with output=...: then a stopped run can be resumed"))
     elif counts.failed and report.durable:
-        rows = "failed row" if counts.failed == 1 else f"{count(counts.failed)} failed rows"
-        lines.append(("next", f"to send the {rows} again: retry_failed=True (command line: --retry-failed)"))
+        invalid = sum(example.count for example in report.error_examples if not example.valid)
+        again = counts.failed - invalid
+        if again:
+            rows = "failed row" if again == 1 else f"{count(again)} failed rows"
+            how = "retry_failed=True (command line: --retry-failed)"
+            lines.append(("next", f"to send the {rows} again: {how}"))
+        if invalid:
+            lines.append(("next", _MEND.format(count(invalid), "row is" if invalid == 1 else "rows are")))
     elif counts.failed:
         lines.append(("next", "give output=... next time: then failed rows can be sent again on their own"))
     if report.error_examples:

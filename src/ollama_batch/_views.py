@@ -23,15 +23,19 @@ def plain_line(m: BatchMetrics) -> str:
         "failed": m.failed,
         "retried": m.retried,
         "in_flight": m.in_flight,
-        "requests_per_s": rate(m.requests_per_s_1m).replace(",", ""),
-        "out_tokens_per_s": rate(m.completion_tokens_per_s_1m).replace(",", ""),
-        "cached": _cached(m).replace(" ", "-"),
+        "requests_per_s": _pace(m.requests_per_s_1m),
+        "out_tokens_per_s": _pace(m.completion_tokens_per_s_1m),
+        "cached": "unknown" if not m.answers else _cached(m).replace(" ", "-"),
         "eta": "unknown" if m.eta_s is None else duration(m.eta_s),
         "elapsed": duration(m.elapsed_s),
     }
     line = "ollama-batch " + " ".join(f"{key}={value}" for key, value in pairs.items())
     why = _why(m)
     return line if why is None else f"{line} reason={json.dumps(why, ensure_ascii=False)}"
+
+
+def _pace(number: float | None) -> str:
+    return "unknown" if number is None else rate(number).replace(",", "")
 
 
 def _cached(m: BatchMetrics) -> str:

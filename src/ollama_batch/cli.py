@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ollama_batch._arguments import THINK as THINK_LEVELS
 from ollama_batch._arguments import body_defaults, fallback_model, input_paths, make_engine, make_parser
+from ollama_batch._text import duration, plain
 from ollama_batch.errors import (
     ConfigError,
     DiskFullError,
@@ -91,7 +92,9 @@ def _run(arguments: Namespace) -> int:
     from ollama_batch.runner import BatchRunner
 
     stdin = arguments.inputs == ["-"]
-    model = arguments.model or (None if stdin else _model_of_first_row(arguments.inputs))
+    model, where = arguments.model, ""
+    if model is None and not stdin:
+        model, where = _model_of_first_row(arguments.inputs)
     engine = make_engine(arguments, model)
     try:
         runner = BatchRunner(
@@ -101,6 +104,9 @@ def _run(arguments: Namespace) -> int:
             num_ctx=arguments.num_ctx,
             max_tokens=arguments.max_tokens,
             think=THINK_LEVELS.get(arguments.think, arguments.think),
+            allow_models=arguments.allow_model,
+            row_models="ignore" if arguments.ignore_row_models else "check",
+            order=arguments.order,
             concurrency=arguments.concurrency,
             timeout=arguments.timeout,
             on_length=arguments.on_length,
@@ -119,6 +125,14 @@ def _run(arguments: Namespace) -> int:
             limit=arguments.limit,
             overwrite=arguments.overwrite,
         )
+    except ModelNotFoundError as error:
+        if not where:
+            raise
+        raise ModelNotFoundError(
+            f"{error}\n{model!r} is what {where} names: another model is given with "
+            "--model M --ignore-row-models",
+            status=error.status,
+        ) from error
     finally:
         asyncio.run(engine.aclose())
     _print_report(report)
@@ -135,7 +149,10 @@ def _status(arguments: Namespace) -> int:
 
     with RunJournal.open_readonly(arguments.journal) as journal:
         print(_state_line(journal))
-        codes = journal.counts().codes
+        codes, pace = journal.counts().codes, journal.pace()
+    if pace.last_at is not None:
+        ago = duration(max(0.0, time.time() - pace.last_at))
+        print(f"  last result {ago} ago, {pace.recent:,} in the last minute")
     for code, count in sorted(codes.items(), key=lambda item: -item[1]):
         print(f"  {count:>9,}  {code}")
     return OK
@@ -230,26 +247,32 @@ def _ids(source: Source) -> Iterator[str | None]:
     return (row.custom_id for row in source.scan())
 
 
-def _model_of_first_row(paths: Sequence[str]) -> str | None:
-    """The model that the input names, if its first rows can be looked at."""
+def _model_of_first_row(paths: Sequence[str]) -> tuple[str | None, str]:
+    """The model that the input names and where, if its first rows can be looked at."""
     from ollama_batch.sources import FileSource, ScannedRow, open_sources
 
     for source in open_sources(input_paths(paths))[:1]:
         if isinstance(source, FileSource):
             for row in islice(source.scan(), LOOKED_AT):
                 if isinstance(row, ScannedRow):
-                    return row.request.params.get("model")
-    return None
+                    return row.request.params.get("model"), f"line {row.line} of {source.name}"
+    return None, ""
 
 
 def _state_line(journal: ReadOnlyJournal) -> str:
     counts, state = journal.counts(), journal.state
     known = state == "finished" or journal.get("intake") is not None
     total = f"{counts.rows:,}" if known else f"{counts.rows:,} so far"
+    activity = journal.get("activity") if state == "running" else None
+    paused = f"\n  paused: {_why(**activity)}" if activity else ""
     return (
         f"{state}: {counts.done:,} of {total} rows done, {counts.ok:,} ok, "
-        f"{counts.failed:,} failed, {counts.pending:,} left (run {journal.run_id[:8]})"
+        f"{counts.failed:,} failed, {counts.pending:,} left (run {journal.run_id[:8]}){paused}"
     )
+
+
+def _why(reason: str, message: str) -> str:
+    return "by the program that runs it" if reason == "user" else plain(message)
 
 
 def _print_report(report: object) -> None:

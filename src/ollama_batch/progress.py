@@ -2,7 +2,8 @@
 
 Plain lines are `ollama-batch` and then `key=value` pairs that `shlex.split` takes apart: state, done, total,
 ok, failed, retried, in_flight, requests_per_s and out_tokens_per_s (of the last minute), cached (share of
-prompt tokens), eta, elapsed, and a quoted reason while paused or stalled. What is unknown says so.
+prompt tokens), eta, elapsed, and a quoted reason while paused or stalled. What is not known yet is `unknown`,
+what the engine does not tell `not-reported`.
 """
 
 from __future__ import annotations
@@ -225,7 +226,10 @@ class PlainProgress(_Ticking):
             self._write(plain_line(self._metrics.snapshot()))
 
     def _close(self) -> None:
-        self._write(plain_line(self._metrics.snapshot()))
+        last = self._metrics.snapshot()
+        # Of a run that never began to send, the error that it raises says all there is to say.
+        if last.run_id is not None:
+            self._write(plain_line(last))
 
     def _write(self, line: str) -> None:
         # Looked up at each line: a live bar, a notebook or a test may have put another stream there.

@@ -56,12 +56,17 @@ class SourceFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorExample:
-    """The failed rows of one error code: how many, the ids of the first three, the message of the first."""
+    """The failed rows of one error code: how many, the ids of the first three, the message of the first.
+
+    A row without an id is named by its line. `valid` is False for lines that were no valid requests: there is
+    nothing in them that could be sent again.
+    """
 
     code: str
     count: int
     custom_ids: Sequence[str] = ()
     message: str = ""
+    valid: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -135,7 +140,10 @@ class BatchReport(Generic[ParsedT]):
         try:
             import pandas as pd
         except ImportError as exc:
-            raise MissingExtraError("to_pandas() needs pandas: pip install 'ollama-batch[report]'") from exc
+            raise MissingExtraError(
+                "to_pandas() needs pandas: install the extra, "
+                'pip install ".[report]" in the project\'s folder (or: pip install pandas)'
+            ) from exc
         columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         for result in self.results():
             for name, value in zip(_COLUMNS, _cells(result), strict=True):

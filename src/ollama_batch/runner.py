@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 from typing_extensions import Unpack
 
+from ollama_batch._activity import Activity
 from ollama_batch._failures import FailureWatch
 from ollama_batch._feed import Feed, make_feed
 from ollama_batch._intake import Intake, row_check, take_in
@@ -51,9 +52,10 @@ from ollama_batch.types import BatchResult, Think
 class BatchRunner:
     """Runs chat requests through one engine: durable, resumable, observable.
 
-    `model`: the model every row is sent to. A row may name it; others only if `allow_models` lists them
-    (files only: the models then run one after another).
-    `engine`: what answers; by default Ollama at `base_url`, else at OLLAMA_HOST, else on this machine.
+    `model`: the model every row is sent to. A row may name it, and others as below.
+    `allow_models`: others that rows may name (files only: the models then run one after another).
+    `row_models`: "ignore" sends every row to `model`, whatever it names; "check" refuses other names.
+    `engine`: what answers, by default Ollama. `base_url`: where that is (else OLLAMA_HOST).
     `defaults`: OpenAI body fields for rows that do not set them, such as `{"temperature": 0}`.
     `num_ctx`: context length in tokens, the same for every request; "auto" takes the smallest of 4,096,
     8,192, 16,384 ... that holds the largest row of a file (8,192 for other sources).
@@ -69,9 +71,11 @@ class BatchRunner:
     waits for an engine that is down or silent, or for disk room, before it stops.
     `on_length`: an answer cut off by its token limit fails its row ("fail": the text is kept in the
     error file) or counts as an answer ("keep").
-    `retry`: see RetryPolicy. `keep_alive`: how long Ollama keeps the model between requests, -1 = during
-    the whole run; afterwards it is set to 5 minutes, or the model unloaded with `unload_after`.
-    `hooks`: are told every event. `progress`: "auto", "plain", "none".
+    `retry`: how often a row is sent again, see RetryPolicy.
+    `keep_alive`: how long Ollama keeps the model between requests, -1 = during the whole run; afterwards it
+    is set to 5 minutes. `unload_after`: unload the model when the run is over.
+    `hooks`: objects whose `on_event` is told every event.
+    `progress`: "auto" (a bar in a terminal, a cell in a notebook, else lines), "plain", "none", or a hook.
 
     A runner may be used for many runs, one after another or at once, and as a (async) context manager,
     which stops what still runs on leaving. An `engine` you pass in is yours to close. Raises ConfigError.
@@ -250,13 +254,14 @@ class BatchRunner:
             partial=arguments.get("partial", True),
         )
         engine = self._default_engine() if self.engine is None else self.engine
-        hooks = self._hooks if results is None else (*self._hooks, results)
+        activity = Activity()
+        hooks = (*self._hooks, activity) if results is None else (*self._hooks, activity, results)
         run = Run(
             engine=engine, hooks=hooks, progress=self._progress, patience_s=self.options.recover_timeout
         )
         if results is not None:
             results.gate = run._gate
-        job = Job(run, engine, sources, places, options, results)
+        job = Job(run, engine, sources, places, options, results, activity)
         run._future = portal().submit(self._show(job))
         self._under_way.add(run)
         return run
@@ -279,6 +284,7 @@ class BatchRunner:
             names=[source.name for source in job.sources],
             places=job.places,
             retry=job.options.retry,
+            activity=job.activity,
         )
         journal: RunJournal | None = None
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -116,6 +117,9 @@ OPTIONS: list[tuple[list[str], str, str, Any]] = [
     (["--deadline", "60"], "ran", "deadline", 60.0),
     (["--limit", "3"], "ran", "limit", 3),
     (["--overwrite"], "ran", "overwrite", True),
+    (["--allow-model", "n", "--allow-model", "o"], "made", "allow_models", ["n", "o"]),
+    (["--ignore-row-models"], "made", "row_models", "ignore"),
+    (["--order", "input"], "made", "order", "input"),
 ]
 ELSEWHERE = {"--help", "--base-url", "--api", "--api-key-env", "--embedded", "--gguf", "--toy", "--schema"}
 
@@ -171,6 +175,9 @@ def test_without_options_the_library_gets_its_own_defaults(
         "num_ctx": own.options.num_ctx,
         "max_tokens": own.options.max_tokens,
         "think": own.options.think,
+        "allow_models": list(own.options.allow_models),
+        "row_models": own.options.row_models,
+        "order": own.options.order,
         "concurrency": own.options.concurrency,
         "timeout": own.options.timeout,
         "on_length": own.options.on_length,
@@ -444,8 +451,35 @@ def test_a_missing_model_exits_2_with_the_line_that_gets_it(
     code, _, err = ask("run", source, "-o", tmp_path / "out.jsonl", "--base-url", fake_ollama.url)
     assert code == 2
     assert "ollama pull gemma3:12b" in err
+    assert f"'gemma3:12b' is what line 1 of {source} names: another model is given with --model M" in err
     assert fake_ollama.ledger.count() == 0
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_rows_that_all_name_another_model_are_one_mistake_with_two_ways_out(
+    ask: Cli, fake_ollama: FakeOllama, tmp_path: Path
+) -> None:
+    source, output = write(tmp_path / "in.jsonl", rows(50, model="gpt-4o-mini")), tmp_path / "out.jsonl"
+    words = ("run", source, "-o", output, "--base-url", fake_ollama.url, "--model", "toy:1b")
+    code, _, err = ask(*words, "--progress", "none")
+    assert code == 2
+    assert "all 50 rows name 'gpt-4o-mini', the run is for 'toy:1b'; nothing was sent" in err
+    assert "--ignore-row-models" in err
+    assert "--allow-model" in err
+    assert len(err.splitlines()) == 1
+    assert ask(*words, "--progress", "none", "--ignore-row-models")[0] == 0
+    assert {record.model for record in fake_ollama.ledger.completions()} == {"toy:1b"}
+    code, _, err = ask(*words, "--progress", "none")
+    assert code == 2, "whose answers these are is part of what the run is"
+    assert "row_models" in err
+
+
+def test_every_command_states_its_own_exit_codes(ask: Cli) -> None:
+    said = {name: ask(name, "--help")[1].partition("exit codes: ")[2] for name in ("status", "watch")}
+    assert all(text.startswith("0 told, however the run stands; 2") for text in said.values())
+    assert "0 written" in ask("export", "--help")[1]
+    assert "1 lines are missing" in ask("verify", "--help")[1]
+    assert "3 stopped, resumable" in ask("run", "--help")[1]
 
 
 def test_invalid_rows_are_refused_or_skipped_and_verify_knows_them(
@@ -470,11 +504,15 @@ def test_invalid_rows_are_refused_or_skipped_and_verify_knows_them(
     assert code == 2
     assert "4 of 7 rows are invalid; nothing was sent" in err
     assert fake_ollama.ledger.count() == 0
-    assert ask(*words, "--on-invalid", "skip")[0] == 1
+    code, out, _ = ask(*words, "--on-invalid", "skip")
+    assert code == 1
+    assert "invalid_json_line (line 5, line 7)" in out
+    assert "4 rows are no valid requests" in out
+    assert "--retry-failed" not in out
     assert fake_ollama.ledger.count() == 3
     assert ids(tmp_path / "out.errors.jsonl") == ["r1", None, "odd", None]
     code, out, _ = ask("verify", source, output)
-    assert (code, out) == (0, "7 rows, 7 lines: every row has exactly one\n")
+    assert (code, out) == (0, "7 rows, 7 lines (3 ok, 4 failed): every row has exactly one\n")
 
 
 def test_verify_finds_what_is_missing_extra_doubled_or_no_result(ask: Cli, tmp_path: Path) -> None:
@@ -507,6 +545,7 @@ def test_a_run_is_seen_from_outside_while_it_goes_and_can_be_exported_when_it_wa
             0,
             "running: 3 of 7 rows done, 3 ok, 0 failed, 4 left",
         )
+        assert re.search(r"^  last result [\d.]+m?s ago, 3 in the last minute$", out, re.MULTILINE)
         assert set(ids(tmp_path / "out.jsonl.partial.jsonl")) == {"r0", "r1", "r2"}
         code, _, err = ask("export", journal)
         assert code == 2
@@ -598,7 +637,8 @@ def test_no_engine_exits_3_and_names_the_address(tmp_path: Path) -> None:
     ) as child:
         _, err = child.communicate(timeout=30)
     assert child.returncode == 3, err
-    assert address in err
+    assert err.count(f"nothing answers at {address}") == 1, "not in a line of progress as well"
+    assert "ollama serve" in err
     assert "Traceback" not in err
 
 

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import re
+import runpy
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 import ollama_batch
+import ollama_batch.tokens
+import ollama_batch.trim
 from ollama_batch import errors
 from ollama_batch._arguments import make_parser
 from ollama_batch._options import RunArguments
@@ -115,7 +118,41 @@ def test_the_quickstarts_requests_from_python_run(
 
 
 def test_the_quickstarts_test_of_ones_own_code_passes() -> None:
-    exec(example("docs/quickstart.md", 3), {})
+    exec(example("docs/quickstart.md", 10), {})
+
+
+@pytest.mark.parametrize(
+    ("number", "asked", "printed"),
+    [
+        (2, 1, ""),
+        (3, 1, "0 []"),
+        (4, 1, ""),
+        (5, 3, ""),
+        (6, 2, ""),
+        (7, 1, ""),
+        (8, 1, ""),
+    ],
+    ids=["defaults", "on_invalid", "start", "async", "pandas", "hooks", "stopped"],
+)
+def test_an_example_of_the_quickstart_runs(
+    here: FakeOllama, number: int, asked: int, printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if number == 6:
+        pytest.importorskip("pandas")
+    scope: dict[str, Any] = {"__name__": "example"}
+    exec(compile(example("docs/quickstart.md", number), "quickstart", "exec"), scope)
+    assert here.ledger.count() == asked
+    assert printed in capsys.readouterr().out
+    if "report" in scope:
+        assert scope["report"].ok
+    if number == 6:
+        assert scope["people"]["answer"].notna().all()
+
+
+def test_the_quickstarts_pytest_example_passes(fake_ollama_factory: Callable[..., FakeOllama]) -> None:
+    scope: dict[str, Any] = {}
+    exec(example("docs/quickstart.md", 11), scope)
+    scope["test_a_busy_server_and_a_bad_row"](fake_ollama_factory)
 
 
 def test_the_page_on_damage_reads_a_journal(here: FakeOllama) -> None:
@@ -169,7 +206,7 @@ def section(title: str) -> str:
 
 
 def test_the_reference_has_every_argument_of_a_run_and_its_option() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `(-[^`]+)`", section("To run"), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| `(-[^`]+)`", section("Arguments of a run"), re.MULTILINE)
     assert {name for name, _ in rows} == set(RunArguments.__annotations__)
     help_text = make_parser({"run": lambda _: 0})._subparsers._group_actions[0].choices["run"].format_help()  # type: ignore[union-attr,index,call-overload]  # argparse has no other way
     assert all(option in help_text for _, option in rows)
@@ -191,6 +228,55 @@ def test_the_reference_has_every_error_code_and_whether_it_is_sent_again() -> No
         and error not in (errors.EngineError, errors.OutcomeError)
     }
     assert told == real
+
+
+def codes_of_lines() -> set[str]:
+    """The codes that the source gives to lines and items that are no valid requests."""
+    package = Path(ollama_batch.__file__).parent
+    found: set[str] = set()
+    for name in ("_chat_line", "_items", "_intake", "jsonl", "sources", "_stream_source"):
+        for node in ast.walk(ast.parse((package / f"{name}.py").read_text(encoding="utf-8"))):
+            values: list[ast.expr | None] = []
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "LineError":
+                values = [node.args[0]]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "InvalidRow":
+                values = [node.args[2]]
+            elif isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+                values = [node.value.elts[0]] if name == "_chat_line" else []
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("code", "OTHER_MODEL"):
+                values = [node.value]
+            for value in values:
+                for each in ast.walk(value) if isinstance(value, ast.IfExp | ast.Constant) else ():
+                    if isinstance(each, ast.Constant) and re.fullmatch(r"[a-z]+(_[a-z]+)+", str(each.value)):
+                        found.add(str(each.value))
+    return found - {"tool_call_id", "image_url"}  # keys that are looked for, in the condition beside a code
+
+
+def test_the_reference_has_every_code_of_a_line_that_is_no_request() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", section("Codes of lines that are no valid requests"), re.MULTILINE)
+    assert set(rows) == codes_of_lines()
+    assert len(rows) == len(set(rows)) > 10
+
+
+def test_the_tables_of_the_reference_are_those_of_the_code() -> None:
+    """Made again with: python docs/make_reference.py"""
+    made = runpy.run_path(str(REPOSITORY / "docs" / "make_reference.py"))
+    assert made["rendered"](reference()) == reference()
+
+
+def test_what_the_reference_calls_not_set_yet_is_set_nowhere() -> None:
+    made = runpy.run_path(str(REPOSITORY / "docs" / "make_reference.py"))
+    package = Path(ollama_batch.__file__).parent
+    texts = [file.read_text() for file in package.glob("_*.py") if file.name != "_summary.py"]
+    for name in made["NOT_SET_YET"]["BatchResult"]:
+        assert not any(re.search(rf"\b{name}=", text) for text in texts), name
+
+
+def test_the_reference_has_every_name_of_tokens_and_trim() -> None:
+    for package in (ollama_batch.tokens, ollama_batch.trim):
+        names = getattr(package, "__all__", None) or [n for n in vars(package) if n[0].isupper()]
+        for name in names:
+            assert f"`{name}`" in reference() or f"# {name}" in reference(), name
 
 
 def test_the_reference_has_the_exit_codes() -> None:

@@ -85,7 +85,9 @@ def test_a_row_may_name_the_models_of_the_run_alone() -> None:
     assert check({"model": "m"}) is check({"model": "n"}) is check({}) is check({"model": None}) is None
     refused = check({"model": "o"})
     assert refused is not None
-    assert refused[0] == "body.model"
+    assert (refused[0], refused[2:]) == ("body.model", ("model_mismatch",))
+    ignoring = row_check(RunnerOptions(model="m", row_models="ignore"), lambda body: None)
+    assert ignoring({"model": "o"}) is None
 
 
 def test_the_runs_own_model_comes_first() -> None:

@@ -40,6 +40,9 @@ RUNNER_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"defaults": {"stream": True}}, "leave it out"),
     ({"num_ctx": 0}, "num_ctx=0"),
     ({"num_ctx": "4096"}, "num_ctx='4096'"),
+    ({"num_ctx": "big"}, """num_ctx='big': must be "auto" or a whole number from 16"""),
+    ({"row_models": "any"}, """row_models='any': must be "check" or "ignore\""""),
+    ({"row_models": "ignore", "allow_models": ["n"]}, "leave it or allow_models= out"),
     ({"num_ctx": 4096.0}, "num_ctx=4096.0"),
     ({"num_ctx": True}, "num_ctx=True"),
     ({"num_ctx": 2**40}, "num_ctx="),
@@ -50,7 +53,7 @@ RUNNER_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"think": None}, "think=None"),
     ({"concurrency": 0}, "concurrency=0"),
     ({"concurrency": "many"}, "concurrency='many'"),
-    ({"concurrency": 10**9}, "concurrency=1000000000: must be a whole number from 1 to 4,096"),
+    ({"concurrency": 10**9}, 'concurrency=1000000000: must be "auto" or a whole number from 1 to 4,096'),
     ({"timeout": 0}, "timeout=0"),
     ({"timeout": math.inf}, "timeout=inf"),
     ({"timeout": math.nan}, "timeout=nan"),
@@ -77,6 +80,7 @@ RUNNER_OPTIONS: list[tuple[dict[str, Any], str]] = [
 RUN_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"outptu": "x"}, "outptu= is no option of a run; those are deadline, errors, journal, limit"),
     ({"concurrency": 4}, "concurrency= is no option of a run"),
+    ({"response_format": {}}, "BatchRunner(defaults={'response_format': ...}) for all rows, or to"),
     ({"on_invalid": "ignore"}, "on_invalid='ignore'"),
     ({"on_invalid": None}, "on_invalid=None"),
     ({"retry_failed": "request_timeout"}, "retry_failed='request_timeout'"),
@@ -189,7 +193,8 @@ def test_the_defaults_are_a_copy_made_of_json() -> None:
 
 
 def test_every_setting_that_changes_answers_is_in_the_identity() -> None:
-    kept = set(RunnerOptions(model="m").identity())
+    kept = set(RunnerOptions(model="m", row_models="ignore").identity())
+    assert kept - set(RunnerOptions(model="m").identity()) == {"row_models"}
     free = {
         "num_ctx",
         "allow_models",

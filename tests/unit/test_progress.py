@@ -143,8 +143,8 @@ def test_a_plain_line_tells_unknown_from_zero() -> None:
     assert (empty["total"], empty["eta"], empty["cached"], empty["requests_per_s"]) == (
         "unknown",
         "unknown",
-        "-",
-        "-",
+        "unknown",
+        "unknown",
     )
     clock.tick(2)
     metrics.on_event(finished(cached=None))
@@ -275,6 +275,16 @@ def test_a_dumb_terminal_gets_plain_lines(
 ) -> None:
     monkeypatch.setenv("TERM", term)
     assert isinstance(make_progress("auto", stream=terminal.stream, metrics=MetricsHook()), PlainProgress)
+
+
+def test_a_run_that_never_began_leaves_no_last_line() -> None:
+    stream = io.StringIO()
+    metrics = MetricsHook(clock=FakeClock())
+    display = PlainProgress(metrics, stream=stream)
+    display.start()
+    feed(display, metrics, RunFinished(outcome="stopped", error="nothing answers", duration_s=0.1))
+    display.stop()
+    assert stream.getvalue() == ""
 
 
 def test_two_bars_at_once_share_a_terminal(terminal: Terminal) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ollama_batch.errors import JournalError, MissingExtraError
+from ollama_batch.events import RunPaused, RunResumed
 from ollama_batch.metrics import BatchMetrics
 from ollama_batch.report import BatchReport, ErrorExample, RowCounts, SourceFiles
 from ollama_batch.types import EngineInfo
@@ -77,7 +78,7 @@ def test_a_completed_run_reads_like_this() -> None:
         "  rows       10 sent, 0 from the journal\n"
         "  model      gemma3:12b on ollama 0.14.2 at http://127.0.0.1:11434\n"
         "  settings   concurrency 4, num_ctx 8,192, max_tokens 1,024\n"
-        "  time       12s, 1.00 requests/s\n"
+        "  time       12s in all, 10s sending, 1.00 requests/s while sending\n"
         "  tokens     10,000 prompt (1,000 a row), 500 answer (50.0 a row), 50.0 answer tokens/s\n"
         "  cached     4,000 prompt tokens (40.0%)\n"
         "  context    1,050 of 8,192 tokens at most\n"
@@ -112,6 +113,32 @@ def test_a_partly_failed_run_says_which_rows_and_how_to_send_them_again() -> Non
         "             answers were cut off: a new run (another output) with a larger max_tokens helps"
     )
     assert "  cached     not reported by the engine\n" in text
+
+
+def test_lines_that_are_no_requests_are_not_offered_to_be_sent_again() -> None:
+    broken = ErrorExample(code="invalid_json_line", count=2, custom_ids=["line 3", "line 9"], valid=False)
+    timed_out = ErrorExample(code="request_timeout", count=1, custom_ids=["r1"])
+    counts = RowCounts(total=10, ok=8, failed=2, sent=8)
+    text = str(report(counts=counts, error_examples=[broken]))
+    assert "retry" not in text
+    assert "  failed     2 invalid_json_line (line 3, line 9)\n" in text
+    assert text.splitlines()[-1].startswith("  next       2 rows are no valid requests: run the mended")
+    counts = RowCounts(total=10, ok=7, failed=3, sent=8)
+    text = str(report(counts=counts, error_examples=[broken, timed_out]))
+    assert "to send the failed row again: retry_failed=True" in text
+    assert "2 rows are no valid requests" in text
+
+
+def test_a_pause_is_part_of_the_time_of_sending() -> None:
+    clock = FakeClock()
+    metrics = hook(clock)
+    metrics.on_event(RunPaused(reason="user", message="paused"))
+    clock.tick(6)
+    metrics.on_event(RunResumed(reason="user", paused_s=6.0))
+    clock.tick(2)
+    metrics.on_event(finished())
+    text = str(report(metrics=metrics.snapshot(), duration_s=9.0))
+    assert "9.0s in all, 8.0s sending (6.0s of it paused), 0.12 requests/s while sending" in text
 
 
 def test_a_stopped_run_says_why_and_how_to_go_on() -> None:
@@ -153,7 +180,7 @@ def test_a_finished_run_that_is_run_again_sends_nothing() -> None:
         "  rows       0 sent, 200 from the journal\n"
         "  model      gemma3:12b on ollama 0.14.2 at http://127.0.0.1:11434\n"
         "  settings   concurrency 4, num_ctx 8,192, max_tokens 1,024\n"
-        "  time       0.04s\n"
+        "  time       0.04s in all\n"
         "  output     results.jsonl\n"
         "  journal    results.jsonl.run.db"
     )
@@ -313,5 +340,5 @@ def test_without_pandas_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingExtraError, match=r"ollama-batch\[report\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install \"\.\[report\]\".*pip install pandas"):
         report(journal=None, read_results=rows).to_pandas()

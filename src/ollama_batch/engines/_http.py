@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import httpx
@@ -262,12 +263,26 @@ def translate(exc: BaseException, where: str) -> EngineError | None:
         return None
     told = _words(exc)
     if kind is EngineUnreachableError:
+        if isinstance(_root(exc), ConnectionRefusedError):
+            return kind(f"nothing answers at {_origin(where)} (connection refused): is the server running?")
         return kind(f"{where}: no connection ({told}); is the server running at this address?")
     if kind is EngineTimeoutError:
         return kind(f"{where}: no complete answer in time ({told})")
     if kind is InvalidReplyError:
         return kind(f"{where}: the answer is no valid HTTP ({told})")
     return kind(f"{where}: the connection broke before the answer was complete ({told})")
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _root(exc: BaseException) -> BaseException:
+    """What the transport was told by the system."""
+    while (cause := getattr(exc, "os_error", None) or exc.__cause__) is not None:
+        exc = cause
+    return exc
 
 
 def _aiohttp_kind(exc: BaseException) -> type[EngineError] | None:

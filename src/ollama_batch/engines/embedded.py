@@ -76,8 +76,8 @@ class EmbeddedEngine:
             raise ConfigError(f"gguf is {str(gguf)!r}; there is no such file")
         if importlib.util.find_spec("xllamacpp") is None:
             raise MissingExtraError(
-                "the embedded engine needs xllamacpp, which is not installed: "
-                'pip install "ollama-batch[embedded]"'
+                "the embedded engine needs xllamacpp, which is not installed: install the extra, "
+                'pip install ".[embedded]" in the project\'s folder (or: pip install xllamacpp gguf numpy)'
             )
         self._path = path
         self._model = path.stem if alias is None else alias

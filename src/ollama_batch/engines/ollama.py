@@ -102,7 +102,8 @@ class OllamaEngine:
             version = (await self._ask("GET", "/api/version", None, model, deadline)).get("version")
         except EngineUnreachableError as exc:
             raise EngineUnreachableError(
-                f"{exc}\nStart Ollama with:\nollama serve\nor give its address (base_url=, OLLAMA_HOST)"
+                f"{exc}\nStart Ollama with:\nollama serve\n"
+                "or give its address (base_url=, --base-url, OLLAMA_HOST)"
             ) from exc
         shown, tags = await asyncio.gather(
             self._ask("POST", "/api/show", {"model": model}, model, deadline),

@@ -1,7 +1,7 @@
 """The durable run: one SQLite file that holds every row and every result."""
 
 from ollama_batch.journal.aside import set_aside
-from ollama_batch.journal.data import ExportCounts, JournalCounts, Note
+from ollama_batch.journal.data import ExportCounts, JournalCounts, Note, Pace
 from ollama_batch.journal.readonly import ReadOnlyJournal
 from ollama_batch.journal.run import RunJournal
 from ollama_batch.journal.verify import Found, VerifyReport, verify
@@ -11,6 +11,7 @@ __all__ = [
     "Found",
     "JournalCounts",
     "Note",
+    "Pace",
     "ReadOnlyJournal",
     "RunJournal",
     "VerifyReport",

@@ -45,6 +45,14 @@ class ExportCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """When the last result came, in seconds since the epoch (None: there is none), and how many lately."""
+
+    last_at: float | None = None
+    recent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """A decision or an attempt worth keeping; `at` is in seconds since the epoch."""
 

@@ -30,7 +30,8 @@ def compare(recorded: Mapping[str, Any], present: Mapping[str, Any], path: Path 
     if differences:
         raise JournalMismatchError(
             f"this run began with other settings, and its answers would not go together: {'; '.join(told)}. "
-            f"Use the settings it began with, give another output, or overwrite",
+            "Use the settings it began with, give another output, or overwrite=True (--overwrite), which "
+            "keeps the old journal under another name (.old1)",
             None if path is None else str(path),
             differences,
         )

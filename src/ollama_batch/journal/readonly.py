@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 from ollama_batch.errors import JournalError, OutputError
 from ollama_batch.journal import faults, meta, schema
-from ollama_batch.journal.data import ExportCounts, JournalCounts, Note
+from ollama_batch.journal.data import ExportCounts, JournalCounts, Note, Pace
 from ollama_batch.journal.export import matches, write_export
 from ollama_batch.journal.lock import is_held
 from ollama_batch.journal.place import check_regular
@@ -61,6 +62,12 @@ class ReadOnlyJournal:
         with faults.named(self._path):
             return count(self._connection())
 
+    def pace(self, seconds: float = 60.0) -> Pace:
+        """When the last result was committed, and how many were in the last `seconds`."""
+        with faults.named(self._path):
+            query = "SELECT max(at), ifnull(sum(at > ?), 0) FROM results"
+            return Pace(*self._connection().execute(query, (time.time() - seconds,)).fetchone())
+
     def get(self, key: str, default: Any = None) -> Any:
         """The JSON value last put under `key`."""
         with faults.named(self._path):
@@ -102,7 +109,7 @@ class ReadOnlyJournal:
         for file in (output, errors):
             if not overwrite and file is not None and os.path.lexists(file) and not self.owns(file):
                 raise OutputError(
-                    f"{file} exists and is not an export of this run: give another name, or overwrite"
+                    f"{file} exists and is not an export of this run: give another name, or --overwrite it"
                 )
         return write_export(
             self.results(source=source, strict=strict),

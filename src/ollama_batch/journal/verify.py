@@ -25,7 +25,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What is wrong with the output of a run; `ok` if nothing is.
+    """What is wrong with the output of a run; `ok` if nothing is. `failed` of its `lines` are errors.
 
     `missing`: input ids without a line. `extra`: line ids that are not in the input. `doubled`: ids with more
     than one line, in one file or in both. `unreadable`: lines that are not JSON objects with a custom_id, as
@@ -34,6 +34,7 @@ class VerifyReport:
 
     rows: int
     lines: int
+    failed: int
     missing: Found
     extra: Found
     doubled: Found
@@ -45,9 +46,10 @@ class VerifyReport:
         return not (self.missing.count or self.extra.count or self.doubled.count or self.unreadable.count)
 
     def __str__(self) -> str:
+        how = f"{self.rows} rows, {self.lines} lines ({self.lines - self.failed} ok, {self.failed} failed)"
         if self.ok:
-            return f"{self.rows} rows, {self.lines} lines: every row has exactly one"
-        told = [f"{self.rows} rows, {self.lines} lines"]
+            return f"{how}: every row has exactly one"
+        told = [how]
         for name in ("missing", "extra", "doubled", "unreadable"):
             found: Found = getattr(self, name)
             if found.count:
@@ -72,13 +74,14 @@ def verify(
         con.execute("CREATE TABLE line (id TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID")
         con.execute("BEGIN")
         rows, unnamed = _fill_input(con, ids)
-        lines, unreadable = 0, 0
+        lines, failed, unreadable = 0, 0, 0
         where: list[str] = []
         for file in (output, errors):
             if file is None or (file is errors and not file.exists()):
                 continue
             for number, found_id in _read_ids(file):
                 lines += 1
+                failed += file is errors
                 if isinstance(found_id, str):
                     con.execute(_COUNT.format(table="line"), (found_id,))
                     continue
@@ -100,6 +103,7 @@ def verify(
         return VerifyReport(
             rows=rows,
             lines=lines,
+            failed=failed,
             missing=missing,
             extra=found("line WHERE id NOT IN (SELECT id FROM input)"),
             doubled=found("line LEFT JOIN input USING (id) WHERE line.n > ifnull(input.n, 1)"),

@@ -2,7 +2,7 @@
 
 Its answers are words without meaning. Everything around them is real: prompts of true length, answers
 that end by themselves, prefix caching, schema-constrained output, speed that a benchmark can compare.
-Needs the extra `ollama-batch[embedded]` (gguf, numpy).
+Needs the extra `embedded` (gguf, numpy).
 """
 
 from __future__ import annotations
@@ -251,7 +251,8 @@ def _write(
         import numpy as np
     except ImportError as error:
         raise MissingExtraError(
-            f'the toy model needs {error.name}, which is not installed: pip install "ollama-batch[embedded]"'
+            f"the toy model needs {error.name}, which is not installed: install the extra, "
+            'pip install ".[embedded]" in the project\'s folder (or: pip install xllamacpp gguf numpy)'
         ) from error
     rng = np.random.default_rng(seed)
     n_ff = _ff(n_embd)

@@ -23,8 +23,8 @@ def test_a_complete_output_is_ok(tmp_path: Path) -> None:
     errors = write(tmp_path / "errors.jsonl", ids[::10])
     report = verify(iter(ids), output, errors)
     assert report.ok
-    assert (report.rows, report.lines) == (2500, 2500)
-    assert str(report) == "2500 rows, 2500 lines: every row has exactly one"
+    assert (report.rows, report.lines, report.failed) == (2500, 2500, 250)
+    assert str(report) == "2500 rows, 2500 lines (2250 ok, 250 failed): every row has exactly one"
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,0 +1,165 @@
+"""Writes the tables of docs/reference.md that the code can tell: python docs/make_reference.py.
+
+Between `<!-- NAME -->` and `<!-- end -->` stands what `BLOCKS` makes of NAME; the rest is written by hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+from ollama_batch import events, report, types
+from ollama_batch.metrics import BatchMetrics
+from ollama_batch.retry import RetryPolicy
+from ollama_batch.runner import BatchRunner
+from ollama_batch.testing import FAULT_KINDS
+from ollama_batch.trim import TrimResult
+
+REFERENCE = Path(__file__).with_name("reference.md")
+
+NOT_SET_YET = {
+    "BatchResult": ("parsed", "repaired", "trim"),
+    "BatchMetrics": (
+        "trims",
+        "trim_saved_tokens",
+        "vram_used_bytes",
+        "vram_total_bytes",
+        "ram_used_bytes",
+        "gpu_share",
+    ),
+}
+"""Fields that are there and that nothing in this release sets."""
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; a pipe in a cell is escaped."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(
+        f"| {' | '.join(line)} |".replace("| --- ", "|---").replace("--- |", "---|") for line in lines
+    )
+
+
+def prose(thing: Any) -> str:
+    """The docstring of `thing`, its paragraphs each on one line."""
+    paragraphs = inspect.cleandoc(thing.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def entries(thing: Any) -> dict[str, str]:
+    """What a docstring says of each name that it introduces as `name`: text."""
+    said = prose(thing).partition("\n\n")[2]
+    parts = re.split(r"(?<!\S)`(\w+)`: ", said.split("\n\n")[0])
+    return {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def default(value: Any) -> str:
+    """A default as it would be typed."""
+    return f"`{value!r}`"
+
+
+def runner_arguments() -> str:
+    """Every argument of BatchRunner."""
+    said = entries(BatchRunner)
+    rows = []
+    for name, parameter in inspect.signature(BatchRunner).parameters.items():
+        preset = "required" if parameter.default is parameter.empty else default(parameter.default)
+        rows.append((f"`{name}`", preset, said[name]))
+    return table(("argument", "default", "meaning"), rows)
+
+
+def fields(thing: Any, *, level: int = 3) -> str:
+    """A dataclass: what it is, then its fields."""
+    rows = []
+    for field in dataclasses.fields(thing):
+        if field.default is not dataclasses.MISSING:
+            preset = default(field.default)
+        else:
+            preset = "required" if field.default_factory is dataclasses.MISSING else "empty"
+            if field.name == "unmeasured":
+                preset = "each: `'not measured'`"
+        later = " (not set yet)" if field.name in NOT_SET_YET.get(thing.__name__, ()) else ""
+        rows.append((f"`{field.name}`{later}", f"`{field.type}`", preset))
+    parts = [f"{'#' * level} {thing.__name__}", prose(thing)]
+    properties = [
+        f"`{name}`: {prose(value.fget)}"
+        for name, value in vars(thing).items()
+        if isinstance(value, property) and not name.startswith("_")
+    ]
+    if rows:
+        parts.append(table(("field", "type", "default"), rows))
+    if properties:
+        parts.append("Computed: " + " ".join(properties))
+    return "\n\n".join(parts)
+
+
+def classes(*things: Any, level: int = 3) -> Callable[[], str]:
+    """`fields` of each."""
+    return lambda: "\n\n".join(fields(thing, level=level) for thing in things)
+
+
+def told() -> str:
+    """Every event."""
+    rows = []
+    for event in get_args(events.Event):
+        names = [f"`{field.name}: {field.type}`" for field in dataclasses.fields(event)]
+        rows.append((f"`{event.__name__}`", prose(event).replace("\n\n", " "), ", ".join(names)))
+    return table(("event", "what happened", "fields"), rows)
+
+
+def faults() -> str:
+    """Every kind of fault of the fake servers."""
+    rows = [
+        (f"`{name}`", kind.summary, str(kind.status) if kind.action == "reply" else "")
+        for name, kind in FAULT_KINDS.items()
+    ]
+    return table(("kind", "what happens", "status"), rows)
+
+
+def columns() -> str:
+    """The columns of to_pandas."""
+    return ", ".join(f"`{name}`" for name in report._COLUMNS) + "."
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "runner": runner_arguments,
+    "retry": classes(RetryPolicy),
+    "data": classes(
+        types.BatchRequest,
+        types.BatchResult,
+        types.Usage,
+        types.RowError,
+        report.BatchReport,
+        report.RowCounts,
+        report.SourceFiles,
+        report.ErrorExample,
+        BatchMetrics,
+    ),
+    "engine data": classes(types.EngineInfo, types.ChatRequest, types.Completion, types.Timings),
+    "events": told,
+    "trim": classes(TrimResult),
+    "faults": faults,
+    "columns": columns,
+}
+
+
+def rendered(text: str) -> str:
+    """`text` with every block as the code has it now."""
+    for name, make in BLOCKS.items():
+        text, found = re.subn(
+            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)",
+            "\\1\n" + make().replace("\\", "\\\\") + "\n\\2",
+            text,
+            flags=re.DOTALL,
+        )
+        if found != 1:
+            raise ValueError(f"{REFERENCE} has {found} blocks called {name}")
+    return text
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(rendered(REFERENCE.read_text(encoding="utf-8")), encoding="utf-8")
