@@ -20,6 +20,9 @@ from ollama_batch.testing import FakeOllama, Fault
 CHILD = Path(__file__).with_name("run_child.py")
 LIFE_S = 60.0
 
+ELSEWHERE = ("aside.before_rename", "file.remove")
+"""Points only reached when a run is asked for something special, which has tests of its own."""
+
 
 @dataclass
 class Campaign:

@@ -198,8 +198,9 @@ class Reporter:
 
     def _hooks_that_raised(self) -> Iterator[str]:
         for hook in self._run._hooks:
-            if id(hook) in self._run._blamed:
-                yield f"the hook {type(hook).__name__} raised, so it may have missed something; see the log"
+            error = self._run._blamed.get(id(hook))
+            if error is not None:
+                yield f"the hook {type(hook).__name__} raised {error} and may have missed events; see the log"
 
 
 def _example(journal: RunJournal, code: str, count: int, names: Sequence[str]) -> ErrorExample:

@@ -57,7 +57,7 @@ class Run:
         self._metrics = MetricsHook()
         self._progress = make_progress(progress, metrics=self._metrics)
         self._hooks = (self._metrics, self._progress, *hooks)
-        self._blamed: set[int] = set()
+        self._blamed: dict[int, str] = {}
         self._stop = Stop(self._ending)
         self._gate = Gate(engine=engine, stop=self._stop, emit=self._emit, patience_s=patience_s)
         self._future: concurrent.futures.Future[Ended] = concurrent.futures.Future()
@@ -114,9 +114,9 @@ class Run:
         for hook in self._hooks:
             try:
                 hook.on_event(event)
-            except Exception:
+            except Exception as error:
                 if id(hook) not in self._blamed:
-                    self._blamed.add(id(hook))
+                    self._blamed[id(hook)] = type(error).__name__
                     log.exception("the hook %r failed; the run goes on", type(hook).__name__)
 
     def _ending(self, reason: OllamaBatchError | RunInterrupted) -> None:

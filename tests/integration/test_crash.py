@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from crash_support import Campaign
+from crash_support import ELSEWHERE, Campaign
 from ollama_batch._points import POINTS
-
-# Only reached when a run is asked for something special, which has tests of its own.
-ELSEWHERE = frozenset({"file.remove", "aside.before_rename"})
 
 
 @pytest.mark.slow
