@@ -171,8 +171,8 @@ class PrefixFeed(FileFeed):
             return queue.popleft()
 
     def _end(self, group: bytes) -> None:
+        # How far the group was read is kept: whoever still waits to read on must not begin it again.
         self._queues.pop(group, None)
-        self._reached.pop(group, None)
         self._schedule.exhausted(group)
         self._freed.set()
 

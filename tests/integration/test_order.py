@@ -54,6 +54,16 @@ def test_never_more_heads_are_in_work_than_workers(tmp_path: Path) -> None:
         assert len([head for head in begun if last[head] > n]) <= 3
 
 
+def test_workers_that_share_a_head_at_its_end_are_not_handed_a_row_twice(tmp_path: Path) -> None:
+    names = mixed(tmp_path / "in.jsonl", per_head=12, loners=0)
+    with FakeOllama(slots=3, speed=CostModel(latency_s=0.002)) as fake:
+        for attempt in range(10):
+            output = tmp_path / f"out-{attempt}.jsonl"
+            runner_on(fake, concurrency=3).run(tmp_path / "in.jsonl", output=output)
+            assert ids(output) == names
+        assert set(fake.ledger.counts().values()) == {10}
+
+
 def test_input_order_is_kept_when_asked_for(fake_ollama: FakeOllama, tmp_path: Path) -> None:
     names = mixed(tmp_path / "in.jsonl")
     runner = runner_on(fake_ollama, concurrency=1, order="input")
