@@ -17,7 +17,7 @@ from ollama_batch.errors import InputChangedError, InputError
 from ollama_batch.journal import RunJournal
 from ollama_batch.ordering import GROUP_BYTES, HeadSchedule
 from ollama_batch.sources import FileSource, Source, StreamSource
-from ollama_batch.types import BatchRequest, BatchResult, InvalidRow, RowRecord
+from ollama_batch.types import BatchRequest, BatchResult, EngineInfo, InvalidRow, RowRecord
 
 Retry: TypeAlias = frozenset[str] | Literal[True] | None
 Taken: TypeAlias = tuple[RowRecord, BatchRequest]
@@ -44,8 +44,11 @@ class Feed(ABC):
     several_heads = False
     """Whether rows come in groups that each want a slot of the engine to themselves."""
 
-    def keep_to(self, slots: int | None) -> None:  # noqa: B027 - most feeds do not care
-        """Be told how many slots the engine has (None: not known), before the first row is taken."""
+    def keep_to(self, engine: EngineInfo) -> None:  # noqa: B027 - most feeds do not care
+        """Be told of the engine and its slots, before the first row is taken."""
+
+    def finished(self, row: RowRecord) -> None:  # noqa: B027 - as above
+        """Be told that a row handed out is no longer in flight: it has a result, or stays pending."""
 
     async def next(self, worker: int) -> Taken | None:
         """The next pending row for `worker` (a number from 0), or None when there is none left."""
@@ -143,9 +146,9 @@ class PrefixFeed(FileFeed):
         self._reached: dict[bytes, tuple[bytes, int]] = {}
         self._freed = asyncio.Event()
 
-    def keep_to(self, slots: int | None) -> None:
-        """At most so many groups at once: more would displace each other from the engine's cache."""
-        self._schedule = HeadSchedule(self._groups, slots=slots)
+    def keep_to(self, engine: EngineInfo) -> None:
+        """As many groups at once as there are slots: more would displace each other from the cache."""
+        self._schedule = HeadSchedule(self._groups, slots=engine.slots)
 
     async def has_rows(self) -> bool:
         """Whether `next` has a row to give."""

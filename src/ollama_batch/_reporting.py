@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,12 +17,14 @@ from ollama_batch._opening import discard_if_new
 from ollama_batch._options import RunnerOptions
 from ollama_batch._outputs import Place, Places
 from ollama_batch.errors import InputError, JournalError, OllamaBatchError, RunInterrupted, RunStoppedError
-from ollama_batch.events import RowFinished, RowsFound, RunFinished, RunStarted
+from ollama_batch.events import Noticed, RowFinished, RowsFound, RunFinished, RunStarted
 from ollama_batch.journal import JournalCounts, RunJournal
 from ollama_batch.records import decode_result
 from ollama_batch.report import BatchReport, ErrorExample, RowCounts, SourceFiles
 from ollama_batch.run import Ended, Run
 from ollama_batch.types import BatchResult, EngineInfo, ResultRecord, RowRecord, Timings
+
+log = logging.getLogger("ollama_batch.run")
 
 EXAMPLES = 3
 """Rows named for each error code."""
@@ -76,6 +79,12 @@ class Reporter:
         if isinstance(note, str):
             self._notes.append(note)
         self.start()
+
+    def noticed(self, kind: str, message: str, **data: Any) -> None:
+        """Something worth knowing was found: told to the hooks, in the log, and in the report."""
+        self._notes.append(message)
+        log.warning("%s", message)
+        self._run._emit(Noticed(kind=kind, message=message, data=data))
 
     def found(self, rows: int, complete: bool) -> None:
         """A stream has given so many rows."""

@@ -30,6 +30,7 @@ from ollama_batch.errors import (
 )
 from ollama_batch.events import Event, RowFinished, RowRetried
 from ollama_batch.journal import RunJournal
+from ollama_batch.ordering import head_name
 from ollama_batch.records import encode_result
 from ollama_batch.retry import RetryPolicy, RowRetry
 from ollama_batch.types import BatchRequest, BatchResult, Completion, RowError, RowRecord, Timings
@@ -47,8 +48,9 @@ CANCEL_AGAIN_S = 0.5
 
 
 class _Outcome(NamedTuple):
-    """A result and where its time went."""
+    """The result of a row, and where its time went."""
 
+    row: RowRecord
     result: BatchResult[Any]
     timings: Timings
 
@@ -143,7 +145,10 @@ class WorkerPool:
                     return
                 if taken is None:
                     return
-                await self._settle(await self._answer(*taken))
+                try:
+                    await self._settle(await self._answer(*taken))
+                finally:
+                    self._feed.finished(taken[0])
 
     async def _answer(self, row: RowRecord, request: BatchRequest) -> _Outcome:
         """The row's outcome, good or bad; raises Abandoned if the row is to stay pending."""
@@ -181,7 +186,7 @@ class WorkerPool:
             index=row.index,
             body=None if completion is None else completion.body,
         )
-        return _Outcome(result, Timings() if completion is None else completion.timings)
+        return _Outcome(row, result, Timings() if completion is None else completion.timings)
 
     async def _settle(self, outcome: _Outcome) -> None:
         """Record `outcome`, and the suspects that it clears; or suspect its row."""
@@ -246,7 +251,14 @@ class WorkerPool:
         """Make the result durable, then tell."""
         await self._room.keep(partial(self._journal.commit, encode_result(outcome.result)))
         self.last_finished = time.monotonic()
-        self._emit(RowFinished(result=outcome.result, timings=outcome.timings, in_flight=self.in_flight))
+        self._emit(
+            RowFinished(
+                result=outcome.result,
+                timings=outcome.timings,
+                in_flight=self.in_flight,
+                head=head_name(outcome.row.order),
+            )
+        )
         enough = self._failures.add(outcome.result, total=self._total())
         if enough is not None:
             self._stop.drain(enough)

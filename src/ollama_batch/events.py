@@ -67,11 +67,15 @@ class RowRetried:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowFinished:
-    """A row's result is durable (where the journal is). `in_flight` no longer counts it."""
+    """A row's result is durable (where the journal is). `in_flight` no longer counts it.
+
+    `head` names what its prompt begins with (see `ollama_batch.ordering`): equal heads, equal names.
+    """
 
     result: BatchResult[Any]
     timings: Timings
     in_flight: int
+    head: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +119,15 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Noticed:
+    """Something about the run is worth knowing and changes nothing; also in the report's notes."""
+
+    kind: str
+    message: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
     """The run ended: `outcome` is "completed", "stopped" or "interrupted"; `error` says why it stopped."""
 
@@ -134,6 +147,7 @@ Event: TypeAlias = (
     | RunStalled
     | RunEnding
     | Decision
+    | Noticed
     | RunFinished
 )
 

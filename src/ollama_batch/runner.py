@@ -358,7 +358,7 @@ class BatchRunner:
                 )
                 loaded = once_not_busy(partial(load, job.engine, model, meetings[model]))
                 meeting = await stop.unless_draining(loaded)
-                feed.keep_to(meeting.info.slots)
+                feed.keep_to(meeting.info)
                 reporter.met(meeting)
                 await self._replay(job, journal)
                 await self._send(model, feed, meeting, job, journal, failures, intake)

@@ -215,7 +215,9 @@ class EngineInfo:
 
     `digest` identifies the weights (None if the server has no such notion), `slots` is how many
     requests the server runs side by side (None = not told), `context_length` the longest context
-    in tokens a request may use or, before loading, the one the model was trained with.
+    in tokens a request may use or, before loading, the one the model was trained with;
+    `context_fixed` says that the server was started with it and no request can change it.
+    `shares_prefixes`: what one slot has cached serves all of them (vLLM, SGLang).
     """
 
     engine: str
@@ -225,6 +227,8 @@ class EngineInfo:
     digest: str | None = None
     slots: int | None = None
     context_length: int | None = None
+    context_fixed: bool = False
+    shares_prefixes: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
 
 

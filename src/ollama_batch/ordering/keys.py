@@ -37,6 +37,11 @@ def order_key(messages: Sequence[Message], params: Mapping[str, Any]) -> bytes:
     return digest + b"".join(crc32(lead[:chars]).to_bytes(4, "big") for chars in LEAD_CHARS)
 
 
+def head_name(order: bytes) -> str | None:
+    """What the head of a row is called, from its order key; None for a row without one."""
+    return order[:HEAD_BYTES].hex() or None
+
+
 def _in_head(message: Message) -> bool:
     return message.get("role") in ("system", "developer")
 

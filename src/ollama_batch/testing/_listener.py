@@ -54,6 +54,7 @@ class Listener:
         if self._server is None or self._http is None:
             return
         self._server.close()
+        await _turns()  # what was accepted just now is not among the connections yet
         for connection in self._http.connections:
             transport = connection.transport
             if transport is not None and not transport.is_closing():
@@ -61,8 +62,9 @@ class Listener:
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 transport.abort()
         http, self._http, self._server = self._http, None, None
-        await asyncio.sleep(0)
+        await _turns()
         await http.shutdown(0.1)
+        await _turns()  # closed transports give their sockets back in the loop's next turn
         self.ollama.forget()
 
     def _go_down(self, seconds: float) -> None:
@@ -74,6 +76,12 @@ class Listener:
         await asyncio.sleep(seconds)
         await self.open()
         self._return = None
+
+
+async def _turns() -> None:
+    """Let the loop do what is due: making or ending a connection takes it three turns at most."""
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 def _request(

@@ -128,7 +128,10 @@ class Calibration:
         )
 
     def _trust(self, features: Features, y: float, prior: Line) -> float:
-        """Huber's weight of an observation: 1 near the line, falling with its distance."""
+        """The weight of an observation: 1 near the line, falling with the square of its distance.
+
+        Unlike Huber's, whose far outliers still pull with the force of one at the edge.
+        """
         if not self.trusted:
             return 1.0
         line = self.line(prior)
@@ -136,7 +139,7 @@ class Calibration:
         spread = 1.4826 * statistics.median(abs(seen / line.at(at) - 1) for at, seen in recent)
         distance = abs(y / line.at(features) - 1)
         reach = _OUTLIER_SPREADS * max(_LEAST_SPREAD, spread)
-        return 1.0 if distance <= reach else reach / distance
+        return 1.0 if distance <= reach else (reach / distance) ** 2
 
     def to_dict(self) -> dict[str, Any]:
         """What was learned, as JSON data."""
