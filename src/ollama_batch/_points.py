@@ -44,6 +44,12 @@ POINTS: tuple[str, ...] = (
     "export.before_flush",
     "close.begin",
     "aside.before_rename",
+    "upgrade.before_commit",
+    "upgrade.after_commit",
+    "turns.before_assign",
+    "turns.after_assign",
+    "turn.before_begin",
+    "turn.after_begin",
 )
 
 _listener: Callable[[str], None] | None = None

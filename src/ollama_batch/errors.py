@@ -30,6 +30,7 @@
     │   │   ├── ContextTooLargeError    prompt and answer do not fit the context
     │   │   └── UnsupportedParamError   the engine cannot honour a field of the body
     │   └── OutcomeError                a complete answer that is of no use
+    │       ├── PromptTruncatedError    the server cut the prompt in silence
     │       ├── OutputTruncatedError    cut off by the token limit
     │       ├── EmptyOutputError        no text and no tool call
     │       └── OutputRefusedError      the engine's content filter
@@ -314,6 +315,12 @@ class OutcomeError(EngineError):
         super().__init__(message, status=200)
         self.args = (message, completion)
         self.completion = completion
+
+
+class PromptTruncatedError(OutcomeError):
+    """Raised when a server reports far fewer prompt tokens than were sent: it answered a cut prompt."""
+
+    code = "prompt_truncated"
 
 
 class OutputTruncatedError(OutcomeError):

@@ -217,7 +217,8 @@ class EngineInfo:
     requests the server runs side by side (None = not told), `context_length` the longest context
     in tokens a request may use or, before loading, the one the model was trained with;
     `context_fixed` says that the server was started with it and no request can change it.
-    `shares_prefixes`: what one slot has cached serves all of them (vLLM, SGLang).
+    `shares_prefixes`: what one slot has cached serves all of them (vLLM, SGLang). `tokenizes`: it
+    counts prompts exactly when asked (`count_prompt`).
     """
 
     engine: str
@@ -229,6 +230,7 @@ class EngineInfo:
     context_length: int | None = None
     context_fixed: bool = False
     shares_prefixes: bool = False
+    tokenizes: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -262,7 +264,8 @@ class RowRecord:
     1-based line (or item) number, `offset` and `length` its bytes in the file (0 for streams).
     `fingerprint` is a 16-byte BLAKE2b digest of what was read: equal bytes, equal row. A line that is
     no valid request, kept so that the error file can name it, has no `custom_id` here. `order` sorts rows
-    by what their requests begin with (`ollama_batch.ordering`).
+    by what their requests begin with (`ollama_batch.ordering`). `lane` is where the row belongs in a
+    conversation, None where that is not known or there is none.
     """
 
     index: int
@@ -273,6 +276,7 @@ class RowRecord:
     offset: int = 0
     length: int = 0
     order: bytes = b""
+    lane: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

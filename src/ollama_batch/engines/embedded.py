@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +27,7 @@ from ollama_batch.errors import (
     MissingExtraError,
     ModelNotFoundError,
 )
-from ollama_batch.types import ChatRequest, Completion, EngineInfo
+from ollama_batch.types import ChatRequest, Completion, EngineInfo, Message
 
 _STOP_S: Final = 5.0
 _EXIT_NOTICE_S: Final = 2.0
@@ -193,6 +193,7 @@ class EmbeddedEngine:
             digest=f"sha256:{await asyncio.to_thread(_digest, self._path)}",
             slots=self._slots,
             context_length=told.context_length or self._num_ctx,
+            context_fixed=True,
             details=dict(self._details),
         )
 
@@ -229,6 +230,19 @@ class EmbeddedEngine:
         except (EngineConnectionError, EngineUnreachableError) as error:
             await self._raise_if_stopped(error)
             raise
+
+    async def count_prompt(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        deadline: float,
+    ) -> int:
+        """The tokens of a prompt, counted by the server and not answered. Raises EngineError."""
+        self._check_model(model)
+        client = await self._started()
+        return await client.count_prompt(model, messages, tools=tools, deadline=deadline)
 
     async def healthy(self) -> bool:
         """Whether the server answers. Raises EngineStoppedError if its process has ended."""

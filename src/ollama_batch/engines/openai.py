@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import httpx
 import orjson
@@ -20,7 +20,7 @@ from ollama_batch.errors import (
     InvalidReplyError,
     ModelNotFoundError,
 )
-from ollama_batch.types import ChatRequest, Completion, EngineInfo, Timings, Usage
+from ollama_batch.types import ChatRequest, Completion, EngineInfo, Message, Timings, Usage
 
 ASK_S: Final = 30.0
 """Longest wait for an answer that needs no model."""
@@ -59,6 +59,7 @@ class OpenAIEngine:
             address, api_key=api_key, headers=headers, transport=transport, connect_timeout=connect_timeout
         )
         self._extra_body = _checked_extra(extra_body or {})
+        self._tokenizer: Literal["llama.cpp", "vllm"] = "llama.cpp"
 
     def __repr__(self) -> str:
         return f"OpenAIEngine({self.address!r})"
@@ -104,6 +105,8 @@ class OpenAIEngine:
             details["note"] = OLLAMA_NOTE
         settings = props.get("default_generation_settings")
         n_ctx = settings.get("n_ctx") if isinstance(settings, dict) else None
+        context = _positive(n_ctx) or _positive((entry or {}).get("max_model_len"))
+        self._tokenizer = "llama.cpp" if props else "vllm"
         version = props.get("build_info") or ollama.get("version") or vllm.get("version")
         return EngineInfo(
             engine="openai",
@@ -112,7 +115,9 @@ class OpenAIEngine:
             model=model,
             digest=None,
             slots=_positive(props.get("total_slots")),
-            context_length=_positive(n_ctx) or _positive((entry or {}).get("max_model_len")),
+            context_length=context,
+            context_fixed=context is not None,
+            tokenizes=bool(props or vllm),
             details=details,
         )
 
@@ -128,7 +133,33 @@ class OpenAIEngine:
         body["max_tokens"] = request.max_tokens
         body["stream"] = False
         reply = await self._http.post("/v1/chat/completions", dump_json(body), deadline=deadline)
-        return check_outcome(self._completion(reply, request.model))
+        return check_outcome(completion_of(self._decoded(reply, request.model)))
+
+    async def count_prompt(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        deadline: float,
+    ) -> int:
+        """The tokens of a prompt, counted by a server that `tokenizes` (llama.cpp, vLLM), not answered.
+
+        Raises EngineError; InvalidReplyError from a server that cannot.
+        """
+        chat: dict[str, Any] = {"model": model, "messages": messages, "add_generation_prompt": True}
+        if tools:
+            chat["tools"] = tools
+        if self._tokenizer == "vllm":
+            count = (await self._told("/tokenize", chat, model, deadline)).get("count")
+        else:
+            prompt = (await self._told("/apply-template", chat, model, deadline)).get("prompt")
+            text = {"content": prompt, "add_special": True, "parse_special": True}
+            tokens = (await self._told("/tokenize", text, model, deadline)).get("tokens")
+            count = len(tokens) if isinstance(tokens, list) else None
+        if type(count) is not int:
+            raise InvalidReplyError(f"{self.address} did not count a prompt", status=200)
+        return count
 
     async def healthy(self) -> bool:
         """Whether the server answers and its model is loaded, by `/health` or, without that, `/v1/models`."""
@@ -147,7 +178,10 @@ class OpenAIEngine:
         """Close the connections to the server; a second call does nothing."""
         await self._http.aclose()
 
-    def _completion(self, reply: Reply, model: str) -> Completion:
+    async def _told(self, path: str, body: Mapping[str, Any], model: str, deadline: float) -> dict[str, Any]:
+        return self._decoded(await self._http.post(path, dump_json(body), deadline=deadline), model)
+
+    def _decoded(self, reply: Reply, model: str) -> dict[str, Any]:
         if reply.status != 200:
             raise classify(reply, missing_model=_how_to_get(model))
         try:
@@ -158,7 +192,7 @@ class OpenAIEngine:
             raise InvalidReplyError(f"the answer of {self.address} is no JSON object", status=200)
         if body.get("error") or body.get("object") == "error":
             raise classify(Reply(500, reply.headers, reply.content), missing_model=_how_to_get(model))
-        return completion_of(body)
+        return body
 
 
 def completion_of(body: dict[str, Any]) -> Completion:

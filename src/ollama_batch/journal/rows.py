@@ -12,7 +12,7 @@ from ollama_batch._points import reached
 from ollama_batch.errors import JournalMismatchError
 from ollama_batch.types import RowRecord
 
-_COLUMNS = "r.idx, r.source, r.line, r.custom_id, r.fingerprint, r.offset, r.length, r.ord"
+COLUMNS = "r.idx, r.source, r.line, r.custom_id, r.fingerprint, r.offset, r.length, r.ord"
 
 _WITH_RESULTS = "rows r LEFT JOIN results x ON x.idx = r.idx"
 
@@ -23,7 +23,7 @@ Retry = frozenset[str] | Literal[True] | None
 
 
 def row_of(columns: Sequence[Any]) -> RowRecord:
-    """The row record of eight columns in the order of `_COLUMNS`."""
+    """The row record of columns in the order of `COLUMNS`."""
     return RowRecord(*columns)
 
 
@@ -57,13 +57,13 @@ def _conflicts(
 ) -> list[tuple[RowRecord, RowRecord]]:
     taken = []
     for row in rows:
-        found = con.execute(f"SELECT {_COLUMNS} FROM rows r WHERE idx = ?", (row.index,)).fetchone()  # noqa: S608 - a constant of ours
+        found = con.execute(f"SELECT {COLUMNS} FROM rows r WHERE idx = ?", (row.index,)).fetchone()  # noqa: S608 - a constant of ours
         stored = None if found is None else row_of(found)
         if stored is not None and stored.custom_id == row.custom_id and stored.source == row.source:
             if stored.fingerprint != row.fingerprint:
                 raise _changed(row, stored, path)
             continue
-        query = f"SELECT {_COLUMNS} FROM rows r WHERE custom_id = ? AND source = ?"  # noqa: S608 - a constant of ours
+        query = f"SELECT {COLUMNS} FROM rows r WHERE custom_id = ? AND source = ?"  # noqa: S608 - a constant of ours
         holder = con.execute(query, (row.custom_id, row.source)).fetchone()
         if holder is not None and holder[0] != row.index:
             taken.append((row, row_of(holder)))
@@ -93,9 +93,9 @@ def select_pending(
     con: sqlite3.Connection, *, after: int, limit: int, retry: Retry, session: int
 ) -> list[RowRecord]:
     """Rows to be sent, in input order, from the first whose index is above `after`."""
-    where, values = _is_pending(retry, session)
+    where, values = is_pending(retry, session)
     query = (
-        f"SELECT {_COLUMNS} FROM {_WITH_RESULTS} WHERE r.idx > ? AND ({where}) "  # noqa: S608 - constants of ours
+        f"SELECT {COLUMNS} FROM {_WITH_RESULTS} WHERE r.idx > ? AND ({where}) "  # noqa: S608 - constants of ours
         "ORDER BY r.idx LIMIT ?"
     )
     return [row_of(columns) for columns in con.execute(query, [after, *values, limit])]
@@ -110,9 +110,9 @@ def select_pending_alike(
     session: int,
 ) -> list[RowRecord]:
     """Rows to be sent whose order key begins with `prefix`, by that key, from the first above `after`."""
-    where, values = _is_pending(retry, session)
+    where, values = is_pending(retry, session)
     query = (
-        f"SELECT {_COLUMNS} FROM {_WITH_RESULTS} WHERE r.ord <= ? AND (r.ord, r.idx) > (?, ?) "  # noqa: S608 - constants of ours
+        f"SELECT {COLUMNS} FROM {_WITH_RESULTS} WHERE r.ord <= ? AND (r.ord, r.idx) > (?, ?) "  # noqa: S608 - constants of ours
         f"AND ({where}) ORDER BY r.ord, r.idx LIMIT ?"
     )
     last = prefix + b"\xff" * 32
@@ -129,7 +129,7 @@ def select_groups(
     shorter one; what is left is counted under the empty key. The largest 20,000 groups of each are told.
     """
     longer, shorter = (int(size) for size in sorted(sizes, reverse=True))
-    where, values = _is_pending(retry, session)
+    where, values = is_pending(retry, session)
     prefixes = (
         f"SELECT substr(r.ord, 1, {longer}) AS prefix, count(*) AS n FROM {_WITH_RESULTS} "  # noqa: S608 - constants of ours
         f"WHERE r.custom_id IS NOT NULL AND ({where}) GROUP BY prefix"
@@ -146,7 +146,8 @@ def select_groups(
     return groups
 
 
-def _is_pending(retry: Retry, session: int) -> tuple[str, list[Any]]:
+def is_pending(retry: Retry, session: int) -> tuple[str, list[Any]]:
+    """The condition, on rows `r` and results `x`, of a row to be sent, and its values."""
     if retry is None:
         return "x.idx IS NULL", []
     again, values = _again(retry, session)

@@ -23,6 +23,7 @@ from ollama_batch.journal.partial import PartialPaths, partial_files
 from ollama_batch.journal.place import check_place, remove_file, sync_folder
 from ollama_batch.journal.readonly import ReadOnlyJournal, read_results
 from ollama_batch.journal.results import Pair, Written, count, first_failed, iterate, write_results
+from ollama_batch.journal.turns import Turns
 from ollama_batch.journal.writer import Outcome, Writer
 from ollama_batch.types import ResultRecord, RowRecord
 
@@ -50,6 +51,7 @@ class RunJournal:
         self._writer = Writer(self._connect, self._commit_group, self._append_partials)
         self._session = self._seq = self._rows = self._ok = 0
         self._codes: Counter[str] = Counter()
+        self.turns = Turns(self._ask, lambda: self._session)
         self._run_id = ""
         self._created_at = 0.0
 

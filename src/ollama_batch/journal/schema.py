@@ -5,6 +5,7 @@
     results   one per finished row  narrow, so that counting and resuming read little
     answers   one per result        the line for the output or error file, and what it has no place for
     attempts  replaced results of rows that were retried
+    turns     one per row of a conversation: its lane, its place there, what it was sent behind
     notes     decisions and failed attempts, with their time
 
 A journal is made under another name, complete with its identity, and then renamed: a journal that
@@ -24,16 +25,19 @@ from ollama_batch._points import reached
 from ollama_batch.errors import JournalCorruptError, JournalVersionError
 from ollama_batch.journal.faults import named
 from ollama_batch.journal.place import create_private, put_in_place, remove_file, sync_file
+from ollama_batch.journal.turns import TABLE as TURNS
 
 APPLICATION_ID = 0x4F6C4261
 """The four bytes "OlBa" in SQLite's header say that a file is one of ours."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 has the turns of conversations; a journal of version 1 gets them when it is next written to."""
 
 _OBJECTS = frozenset(
     {"meta", "rows", "rows_custom_id", "rows_ord", "results", "answers", "attempts", "notes"}
     | {"results_ok_stays", "results_stay"}
 )
+_SINCE_2 = frozenset({"turns", "turns_lane"})
 
 _BUSY_TIMEOUT_S = 10.0
 
@@ -75,10 +79,20 @@ def connect(path: Path | None, *, across_threads: bool = False) -> sqlite3.Conne
     )
 
 
+def _upgrade(con: sqlite3.Connection) -> None:
+    """Bring a checked journal of an earlier version to this one, whole or not at all."""
+    if con.execute("PRAGMA user_version").fetchone()[0] < SCHEMA_VERSION:
+        reached("upgrade.before_commit")
+        con.executescript(f"BEGIN IMMEDIATE; {TURNS} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
+        reached("upgrade.after_commit")
+
+
 def prepare(con: sqlite3.Connection, *, durable: bool) -> None:
     """Settings of the writing connection: a commit returns once it is on the disk, where `durable`."""
     # The write-ahead log was switched on when the file was made and stays on.
     con.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
+    if durable:
+        _upgrade(con)
     con.execute("PRAGMA foreign_keys = ON")
     con.execute("PRAGMA cache_size = -4000")  # KiB: the inner pages of the id index of a million rows fit
     con.execute(
@@ -89,7 +103,7 @@ def prepare(con: sqlite3.Connection, *, durable: bool) -> None:
 def create_tables(con: sqlite3.Connection, meta: Mapping[str, Any]) -> None:
     """Tables and first `meta` in one transaction."""
     reached("create.before_commit")
-    con.executescript(f"BEGIN IMMEDIATE; {_TABLES}")
+    con.executescript(f"BEGIN IMMEDIATE; {_TABLES}{TURNS}")
     con.executemany(
         "INSERT INTO meta VALUES (?, ?)", [(key, json.dumps(value)) for key, value in meta.items()]
     )
@@ -154,7 +168,7 @@ def check(con: sqlite3.Connection, path: Path) -> None:
             f"upgrade ollama-batch, or start again with another output",
             str(path),
         )
-    missing = _OBJECTS - found
+    missing = (_OBJECTS if version < 2 else _OBJECTS | _SINCE_2) - found
     if version < 1 or missing:
         what = f"{', '.join(sorted(missing))} missing" if missing else f"schema version {version}"
         raise JournalCorruptError(f"{path} is damaged ({what}): restore it from a copy", str(path))

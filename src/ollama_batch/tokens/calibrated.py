@@ -117,6 +117,14 @@ class CalibratedCounter:
         """How many prompts of a kind it has learned from, earlier runs included."""
         return self._kinds[kind].seen
 
+    def kind(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None) -> Kind:
+        """Which kind of prompt this is: what is learned of one kind says little of another."""
+        return self._measured(messages, tools)[0]
+
+    def trusted(self, kind: Kind) -> bool:
+        """Whether enough was seen of a kind for its bounds to be measured ones."""
+        return self._kinds[kind].trusted
+
     def line(self, kind: Kind = "text") -> Line:
         """Ratio and overheads as learned so far."""
         calibration = self._kinds[kind]

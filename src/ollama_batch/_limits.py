@@ -1,0 +1,96 @@
+"""How long a prompt may be here, as far as it was seen: what worked, what failed, kept between runs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ollama_batch.tokens.state import read_state, write_state
+
+log = logging.getLogger("ollama_batch.run")
+
+STATE_VERSION: Final = 1
+KNOWN_WITHIN: Final = 0.02
+"""The limit lies between what worked and what failed; that near to each other, what worked is the limit."""
+
+FORGET_S: Final = 7 * 86400.0
+"""Failures are believed for a week: a card is shared with others, and servers are updated."""
+
+
+class LearnedLimit:
+    """The longest prompt that works, in tokens, found by halving between what worked and what failed.
+
+    `key` is what it depends on (weights, context length ...): another key knows nothing of it. Without a
+    failure there is no limit. What `restore` or the file in `folder` tell is believed for a week.
+    """
+
+    def __init__(
+        self, key: Mapping[str, Any], *, folder: Path | None, now: Callable[[], float] = time.time
+    ) -> None:
+        self._key = dict(key)
+        self._now = now
+        self._path = None
+        if folder is not None:
+            name = hashlib.sha256(repr(sorted(self._key.items())).encode()).hexdigest()[:16]
+            self._path = folder / "limits" / f"{name}.json"
+        self._worked = 0
+        self._failed: int | None = None
+        self._failed_at = 0.0
+        if self._path is not None:
+            self._load(self._path)
+
+    @property
+    def ceiling(self) -> int | None:
+        """The longest prompt to try next, in tokens; None while nothing has failed."""
+        if self._failed is None:
+            return None
+        if self._failed - self._worked <= max(1, KNOWN_WITHIN * self._failed):
+            return max(1, self._worked)
+        return max(1, (self._worked + self._failed) // 2)
+
+    def worked(self, tokens: int) -> None:
+        """A prompt of so many tokens was answered."""
+        self._worked = max(self._worked, tokens)
+        if self._failed is not None and self._worked >= self._failed:
+            self._failed = None  # whatever it was, it is over
+
+    def failed(self, tokens: int) -> None:
+        """A prompt of so many tokens was too long for the engine, whatever its context length says."""
+        self._failed = tokens if self._failed is None else min(self._failed, tokens)
+        self._failed_at = self._now()
+        # Counted by different means: what worked may come out longer than what failed.
+        self._worked = min(self._worked, self._failed - 1)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `to_dict` said in an earlier session of the run."""
+        worked, failed, at = state["worked"], state["failed"], float(state["failed_at"])
+        if self._now() - at < FORGET_S:
+            self._worked, self._failed, self._failed_at = int(worked), int(failed), at
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known, as JSON data; of use only after a failure."""
+        return {"worked": self._worked, "failed": self._failed, "failed_at": self._failed_at}
+
+    def save(self) -> None:
+        """Keep it for later runs; a limit that was never met is not worth a file."""
+        if self._path is None:
+            return
+        if self._failed is not None:
+            write_state(self._path, {"key": self._key, **self.to_dict()}, version=STATE_VERSION)
+        elif self._path.exists():
+            self._path.unlink(missing_ok=True)
+
+    def _load(self, path: Path) -> None:
+        state = read_state(path, version=STATE_VERSION)
+        if state is None:
+            return
+        try:
+            if state["key"] != self._key:
+                raise ValueError(f"it belongs to {state['key']!r}")
+            self.restore(state)
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("ignored the learned limit in %s: %s", path, error)
