@@ -16,6 +16,7 @@ from ollama_batch import events, report, types
 from ollama_batch.metrics import BatchMetrics
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.runner import BatchRunner
+from ollama_batch.savings import HeadUsage
 from ollama_batch.testing import FAULT_KINDS
 from ollama_batch.trim import TrimResult
 
@@ -138,6 +139,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         report.SourceFiles,
         report.ErrorExample,
         BatchMetrics,
+        HeadUsage,
     ),
     "engine data": classes(types.EngineInfo, types.ChatRequest, types.Completion, types.Timings),
     "events": told,

@@ -77,6 +77,8 @@ def finished(
     trim: Any = None,
     custom_id: str = "row",
     output: str | None = None,
+    head: str | None = None,
+    prompt_s: float | None = None,
 ) -> RowFinished:
     result: BatchResult[Any] = BatchResult(
         custom_id=custom_id,
@@ -88,7 +90,7 @@ def finished(
         latency_s=latency_s,
         trim=trim,
     )
-    return RowFinished(result=result, timings=Timings(), in_flight=in_flight)
+    return RowFinished(result=result, timings=Timings(prompt_s=prompt_s), in_flight=in_flight, head=head)
 
 
 def results(*rows: RowFinished) -> Iterator[BatchResult[Any]]:

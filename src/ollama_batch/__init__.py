@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from ollama_batch.retry import RetryPolicy as RetryPolicy
     from ollama_batch.run import Run as Run
     from ollama_batch.runner import BatchRunner as BatchRunner
+    from ollama_batch.savings import HeadUsage as HeadUsage
     from ollama_batch.tokens import CalibratedCounter as CalibratedCounter
     from ollama_batch.tokens import EstimateCounter as EstimateCounter
     from ollama_batch.tokens import TiktokenCounter as TiktokenCounter
@@ -90,6 +91,7 @@ _HOMES = {
     "EngineInfo": "types",
     "EstimateCounter": "tokens",
     "Event": "events",
+    "HeadUsage": "savings",
     "Hook": "events",
     "HybridTrim": "trim",
     "ImportanceTrim": "trim",

@@ -1,4 +1,4 @@
-"""Quantiles of any number of durations in fixed memory."""
+"""Quantiles of any number of durations, or speeds, in fixed memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LogHistogram:
 
     A quantile is off by at most 1 % of its value between 1 microsecond and 115 days; `count`, `total`,
     `low` and `high` are exact. Takes about 12 KiB however many values come. Not locked. The scheme is that of
-    DDSketch (Masson, Rim, Lee, VLDB 2019) with a fixed range.
+    DDSketch (Masson, Rim, Lee, VLDB 2019) with a fixed range. Speeds, in tokens per second, do as well.
     """
 
     __slots__ = ("buckets", "count", "high", "low", "total")

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import html
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ollama_batch._text import count, duration, plain, rate, share
+from ollama_batch.savings import HEADS_KEPT, HeadUsage
 
 if TYPE_CHECKING:
+    from ollama_batch.metrics import BatchMetrics
     from ollama_batch.report import BatchReport
 
+_LINES = 25
 _ERRORS_SHOWN = 4
 _NOTES_SHOWN = 4
 _FILES_SHOWN = 2
 _LABEL_WIDTH = 11
+# A head is "far below the others" from this many rows on: of few rows, many come first in their slot.
+_ENOUGH_ROWS = 20
 
 _HINTS = {
     "output_truncated": "answers were cut off: a new run (another output) with a larger max_tokens helps",
@@ -66,14 +72,11 @@ def _head(report: BatchReport[Any]) -> str:
 
 
 def _lines(report: BatchReport[Any]) -> list[Line]:
-    return [
-        *_what(report),
-        *_figures(report),
-        *_errors(report),
-        *_places(report),
-        *_notes(report),
-        *_next(report),
-    ]
+    first = [*_what(report), *_figures(report), *_errors(report), *_places(report)]
+    last = _next(report)
+    # Notes give way: they are all in report.notes.
+    room = max(1, min(_NOTES_SHOWN, _LINES - 1 - len(first) - len(last)))
+    return [*first, *_notes(report, room), *last]
 
 
 def _what(report: BatchReport[Any]) -> list[Line]:
@@ -123,12 +126,9 @@ def _figures(report: BatchReport[Any]) -> list[Line]:
         answer = f"{count(m.completion_tokens)} answer ({rate(m.completion_tokens_mean)} a row)"
         pace = f"{rate(m.completion_tokens_per_s)} answer tokens/s"
         lines.append(("tokens", f"{prompt}, {answer}, {pace}{session}{estimated}"))
-        if m.cached_tokens is None:
-            lines.append(("cached", "not reported by the engine"))
-        else:
-            part = f"{count(m.cached_tokens)} prompt tokens ({share(m.cached_share)})"
-            some = f"; {count(m.cached_reported)} of {count(m.answers)} answers told"
-            lines.append(("cached", part + (some if m.cached_reported < m.answers else "")))
+        lines.append(("cached", _cached(m)))
+        if m.heads_total > 1:
+            lines.append(("heads", _heads(m)))
         limit = "" if m.context_limit is None else f" of {count(m.context_limit)}"
         trims = f"; {count(m.trims)} trims saved {count(m.trim_saved_tokens)} tokens" if m.trims else ""
         lines.append(("context", f"{count(m.context_peak or 0)}{limit} tokens at most{trims}"))
@@ -143,6 +143,45 @@ def _figures(report: BatchReport[Any]) -> list[Line]:
         )
         lines.append(("latency", ", ".join(f"{name} {duration(value)}" for name, value in parts)))
     return lines
+
+
+def _cached(m: BatchMetrics) -> str:
+    """What the engine reused, and against what; a guess only where the engine is silent."""
+    if m.cached_tokens is None:
+        guess = m.cached_estimate_share
+        about = "" if guess is None else f"; about {100 * guess:.0f}% by prompt-evaluation time (estimate)"
+        return f"not reported by the engine{about}"
+    whose = "the prompts"
+    if m.cached_reported < m.answers:
+        whose += f" of the {count(m.cached_reported)} of {count(m.answers)} answers that told"
+    baseline = f"{share(m.cached_share)} of {whose}; without reuse they would be evaluated anew"
+    return f"{count(m.cached_tokens)} prompt tokens ({baseline})"
+
+
+def _heads(m: BatchMetrics) -> str:
+    """How many heads the prompts have, and how the largest and the least cached of them fared."""
+    if m.heads_total == m.answers:
+        return f"{count(m.heads_total)} heads for {count(m.answers)} rows: each row has its own"
+    many = f"more than {count(HEADS_KEPT)}" if m.heads_total > HEADS_KEPT else count(m.heads_total)
+    named = [head for head in m.heads if head.head is not None]
+    shares = sorted((head.cached_share, n) for n, head in enumerate(named) if head.cached_share is not None)
+    if len(shares) < 2:
+        return f"{many} heads; largest ({_fared(named[0])})"
+    (lowest, place), *others = shares
+    least = named[place]
+    far = least.rows >= _ENOUGH_ROWS and lowest < statistics.median(each for each, _ in others) / 2
+    note = ", far below the others" if far else ""
+    of = f" of the {len(named)} largest" if m.heads_total > len(named) else ""
+    if place == 0:
+        return f"{many} heads; largest, and least cached{of} ({_fared(least)}){note}"
+    return f"{many} heads; largest ({_fared(named[0])}), least cached{of} ({_fared(least)}){note}"
+
+
+def _fared(head: HeadUsage) -> str:
+    rows = "1 row" if head.rows == 1 else f"{count(head.rows)} rows"
+    silent = head.cached_share is None
+    told = f"{count(head.prompt_tokens)} prompt tokens" if silent else f"{share(head.cached_share)} cached"
+    return f"of row {plain(head.custom_id, 30)}: {rows}, {told}"
 
 
 def _errors(report: BatchReport[Any]) -> list[Line]:
@@ -172,11 +211,11 @@ def _places(report: BatchReport[Any]) -> list[Line]:
     return lines
 
 
-def _notes(report: BatchReport[Any]) -> list[Line]:
+def _notes(report: BatchReport[Any], most: int) -> list[Line]:
     notes: Sequence[str] = report.notes
     if not report.durable and not any("not durable" in note for note in notes):
         notes = ["not durable: results are in memory only", *notes]
-    room = _NOTES_SHOWN if len(notes) <= _NOTES_SHOWN else _NOTES_SHOWN - 1
+    room = most if len(notes) <= most else most - 1
     lines = [("note", plain(note, 160)) for note in notes[:room]]
     if len(notes) > room:
         lines.append(("note", f"and {len(notes) - room} more in report.notes"))

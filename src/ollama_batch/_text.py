@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
@@ -72,7 +73,10 @@ def duration(seconds: float | None) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` as what `json.dumps` takes: no NaN or infinity (None instead), foreign objects as text."""
+    """`value` as what `json.dumps` takes: no NaN or infinity (None instead), foreign objects as text.
+
+    Dataclasses become objects of their fields.
+    """
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
@@ -81,4 +85,6 @@ def jsonable(value: Any) -> Any:
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (Sequence, Set)) and not isinstance(value, (bytes, bytearray)):
         return [jsonable(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return str(value)

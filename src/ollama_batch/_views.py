@@ -39,8 +39,13 @@ def _pace(number: float | None) -> str:
 
 
 def _cached(m: BatchMetrics) -> str:
+    """The share of prompt tokens that were cached, as the engine tells, or that it does not tell.
+
+    A guess from times is marked twice, so that it is taken for nothing else.
+    """
     if m.answers and m.cached_tokens is None:
-        return "not reported"
+        guess = m.cached_estimate_share
+        return "not reported" if guess is None else f"~{100 * guess:.0f}% estimated"
     return share(m.cached_share)
 
 

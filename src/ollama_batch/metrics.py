@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ollama_batch._histogram import LogHistogram
+from ollama_batch._minute import WINDOW_S, Minute
 from ollama_batch._text import jsonable
+from ollama_batch._usage import UsageTally
 from ollama_batch.events import (
     Decision,
     Event,
@@ -24,8 +26,8 @@ from ollama_batch.events import (
     RunStalled,
     RunStarted,
 )
+from ollama_batch.savings import HeadUsage
 
-_WINDOW_S = 60
 # Fewer rows than this in the last minute say less about the time left than the whole run does.
 _ENOUGH_ROWS = 20
 
@@ -49,6 +51,12 @@ class BatchMetrics:
     `estimated` of these were estimated rather than counted by the engine. `cached_tokens` sums what
     `cached_reported` answers told of their cache, None if none did; `cached_share` is its share (0 to 1) of
     the prompt tokens of those same answers. `reasoning_tokens` likewise. Means are per answer.
+
+    Savings: `prompt_tokens` is what the engine would have evaluated without reuse, `cached_tokens` what it
+    did not have to. `heads` has the same figures for the heads with most prompt tokens, 10 at most, largest
+    first; `heads_total` counts the heads met, 1,001 says more than 1,000. `cached_estimate` is for an engine
+    that is silent: cached tokens guessed from prompt-evaluation times (docs/savings.md), None if any answer
+    told or there is nothing to go by. It is part of no other figure.
 
     Context, in tokens of prompt and answer together: of the latest answer, the largest so far, and
     `context_limit`, the num_ctx of the run. `trims` counts rows whose messages were shortened,
@@ -89,6 +97,9 @@ class BatchMetrics:
     cached_tokens: int | None = None
     cached_reported: int = 0
     cached_share: float | None = None
+    cached_estimate: int | None = None
+    heads: Sequence[HeadUsage] = ()
+    heads_total: int = 0
     reasoning_tokens: int | None = None
     reasoning_reported: int = 0
     prompt_tokens_mean: float | None = None
@@ -128,42 +139,14 @@ class BatchMetrics:
         """Prompt and completion tokens together."""
         return self.prompt_tokens + self.completion_tokens
 
+    @property
+    def cached_estimate_share(self) -> float | None:
+        """`cached_estimate` as a share (0 to 1) of all prompt tokens; an estimate, too."""
+        return None if self.cached_estimate is None else _over(self.cached_estimate, self.prompt_tokens)
+
     def to_dict(self) -> dict[str, Any]:
         """Every field by its name, ready for `json.dumps`."""
         return {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
-
-
-class _Minute:
-    """Sums of the last 60 seconds, in buckets of one second: rows, prompt tokens, completion tokens."""
-
-    __slots__ = ("rows", "seconds")
-
-    def __init__(self) -> None:
-        self.seconds = [-1] * _WINDOW_S
-        self.rows = [[0, 0, 0] for _ in range(_WINDOW_S)]
-
-    def add(self, at_s: float, prompt: int, completion: int) -> None:
-        second = int(at_s)
-        place = second % _WINDOW_S
-        row = self.rows[place]
-        if self.seconds[place] != second:
-            self.seconds[place] = second
-            row[0] = row[1] = row[2] = 0
-        row[0] += 1
-        row[1] += prompt
-        row[2] += completion
-
-    def sums(self, at_s: float) -> tuple[int, int, int, float]:
-        """Rows, prompt and completion tokens of the window that ends at `at_s`, and its length in seconds."""
-        second = int(at_s)
-        first = second - _WINDOW_S + 1
-        rows = prompt = completion = 0
-        for stamp, row in zip(self.seconds, self.rows, strict=True):
-            if first <= stamp <= second:
-                rows += row[0]
-                prompt += row[1]
-                completion += row[2]
-        return rows, prompt, completion, min(at_s, at_s - first)
 
 
 class MetricsHook:
@@ -189,14 +172,11 @@ class MetricsHook:
         self._ok = self._failed = 0
         self._sent = self._retried = self._in_flight = 0
         self._errors: dict[str, int] = {}
-        self._answers = self._estimated = self._prompt = self._completion = 0
-        self._cached = self._cached_reported = self._cached_of = 0
-        self._reasoning = self._reasoning_reported = 0
-        self._context_current = self._context_peak = 0
+        self._usage = UsageTally()
         self._context_limit: int | None = None
         self._trims = self._trim_saved = 0
         self._latency = LogHistogram()
-        self._minute = _Minute()
+        self._minute = Minute()
         self._pause: RunPaused | None = None
         self._pause_start = 0.0
         self._pause_end: float | None = None
@@ -276,22 +256,7 @@ class MetricsHook:
         if usage is not None:
             prompt = usage.prompt_tokens
             completion = usage.completion_tokens
-            self._answers += 1
-            self._prompt += prompt
-            self._completion += completion
-            if usage.source == "estimate":
-                self._estimated += 1
-            if usage.cached_tokens is not None:
-                self._cached += usage.cached_tokens
-                self._cached_reported += 1
-                self._cached_of += prompt
-            if usage.reasoning_tokens is not None:
-                self._reasoning += usage.reasoning_tokens
-                self._reasoning_reported += 1
-            context = prompt + completion
-            self._context_current = context
-            if context > self._context_peak:
-                self._context_peak = context
+            self._usage.add(event)
         if result.latency_s is not None and (result.ok or usage is not None):
             self._latency.add(result.latency_s)
         if result.trim:
@@ -312,7 +277,7 @@ class MetricsHook:
             resumed = 0 if begun is None else begun.resumed
             resumed_failed = 0 if begun is None else begun.resumed_failed
             done = self._ok + self._failed
-            tokens = self._prompt + self._completion
+            usage = self._usage
             frozen = BatchMetrics(
                 model=None if begun is None else begun.model,
                 run_id=None if begun is None else begun.run_id,
@@ -332,19 +297,7 @@ class MetricsHook:
                 retried=self._retried,
                 in_flight=self._in_flight,
                 errors=dict(self._errors),
-                answers=self._answers,
-                estimated=self._estimated,
-                prompt_tokens=self._prompt,
-                completion_tokens=self._completion,
-                cached_tokens=self._cached if self._cached_reported else None,
-                cached_reported=self._cached_reported,
-                cached_share=_over(self._cached, self._cached_of),
-                reasoning_tokens=self._reasoning if self._reasoning_reported else None,
-                reasoning_reported=self._reasoning_reported,
-                prompt_tokens_mean=_over(self._prompt, self._answers),
-                completion_tokens_mean=_over(self._completion, self._answers),
-                context_current=self._context_current if self._answers else None,
-                context_peak=self._context_peak if self._answers else None,
+                **usage.fields(),
                 context_limit=self._context_limit,
                 trims=self._trims,
                 trim_saved_tokens=self._trim_saved,
@@ -355,9 +308,9 @@ class MetricsHook:
                 ),
                 requests_per_s=_over(done, elapsed),
                 requests_per_s_1m=_over(rows, window_s),
-                tokens_per_s=_over(tokens, elapsed),
+                tokens_per_s=_over(usage.prompt + usage.completion, elapsed),
                 tokens_per_s_1m=_over(prompt + completion, window_s),
-                completion_tokens_per_s=_over(self._completion, elapsed),
+                completion_tokens_per_s=_over(usage.completion, elapsed),
                 completion_tokens_per_s_1m=_over(completion, window_s),
             )
         p50, p90, p95, p99 = latency.quantiles((0.5, 0.9, 0.95, 0.99))
@@ -394,7 +347,7 @@ class MetricsHook:
         if self._finished is not None:
             return None
         # A pause within the window makes the last minute look slower than the engine is.
-        if minute and (self._pause_end is None or now - self._pause_end > _WINDOW_S):
+        if minute and (self._pause_end is None or now - self._pause_end > WINDOW_S):
             return left / minute
         return left * active_s / done if done and active_s > 0 else None
 

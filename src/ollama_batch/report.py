@@ -123,10 +123,8 @@ class BatchReport(Generic[ParsedT]):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the results, ready for `json.dumps`."""
-        plain: dict[str, Any] = {}
-        for f in dataclasses.fields(self):
-            if f.name != "read_results":
-                plain[f.name] = _flat(getattr(self, f.name))
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "read_results"}
+        plain: dict[str, Any] = jsonable({**fields, "started_at": self.started_at.isoformat()})
         return {**plain, "ok": self.ok}
 
     def to_pandas(self) -> pd.DataFrame:
@@ -207,16 +205,3 @@ def _cells(result: BatchResult[Any]) -> tuple[Any, ...]:
         None if usage is None else usage.reasoning_tokens,
         dict(result.metadata),
     )
-
-
-def _flat(value: Any) -> Any:
-    """`value` as JSON, with dataclasses as objects."""
-    if isinstance(value, BatchMetrics):
-        return value.to_dict()
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _flat(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, (list, tuple)):
-        return [_flat(item) for item in value]
-    return jsonable(value)

@@ -48,6 +48,10 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
         "what a person sees": (
             "_text",
             "_histogram",
+            "_minute",
+            "savings",
+            "_reuse",
+            "_usage",
             "metrics",
             "_views",
             "progress",

@@ -154,6 +154,20 @@ def test_a_plain_line_tells_unknown_from_zero() -> None:
     assert fields(plain_line(metrics.snapshot()))["cached"] == "0.0%"
 
 
+def test_a_guess_of_what_was_cached_is_marked_in_every_view() -> None:
+    metrics = hook(FakeClock())
+    for number in range(40):
+        metrics.on_event(finished(prompt=1000, prompt_s=1.0 if number < 10 else 0.2))
+    m = metrics.snapshot()
+    assert fields(plain_line(m))["cached"] == "~60%-estimated"
+    assert "cached ~60% estimated" in screen(m)
+    assert "cached <b>~60% estimated</b>" in notebook_view(m)
+    metrics.on_event(finished(prompt=1000, cached=250))
+    m = metrics.snapshot()
+    assert fields(plain_line(m))["cached"] == "25.0%"
+    assert "estimated" not in screen(m) + notebook_view(m)
+
+
 def test_a_plain_line_reads_as_written_in_the_docs() -> None:
     clock = FakeClock()
     metrics = hook(clock, total=3000)

@@ -4,6 +4,7 @@ import builtins
 import json
 import pickle
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,7 +22,13 @@ from visible_support import HOSTILE, FakeClock, finished, hook, results, sent
 ENGINE = EngineInfo("ollama", "http://127.0.0.1:11434", "0.14.2", "gemma3:12b", details={"flags": {"a", "b"}})
 
 
-def measured(ok: int = 9, failed: int = 1, cached: int | None = 400, **changed: Any) -> BatchMetrics:
+def measured(
+    ok: int = 9,
+    failed: int = 1,
+    cached: int | None = 400,
+    heads: Sequence[str] | None = None,
+    **changed: Any,
+) -> BatchMetrics:
     """A session of one row a second."""
     clock = FakeClock()
     metrics = hook(clock, **changed)
@@ -29,9 +36,29 @@ def measured(ok: int = 9, failed: int = 1, cached: int | None = 400, **changed: 
         metrics.on_event(sent())
         clock.tick(1)
         metrics.on_event(
-            finished(ok=number < ok, prompt=1000, completion=50, cached=cached, code="output_truncated")
+            finished(
+                ok=number < ok,
+                prompt=1000,
+                completion=50,
+                cached=cached,
+                code="output_truncated",
+                head=None if heads is None else heads[number % len(heads)],
+            )
         )
     return metrics.snapshot()
+
+
+def with_heads(*heads: tuple[str, int, int | None]) -> str:
+    """The line on heads of a report, from (name, rows, cached tokens of each row of 1,000 tokens)."""
+    metrics = hook(FakeClock())
+    for name, rows, cached in heads:
+        for number in range(rows):
+            metrics.on_event(
+                finished(custom_id=f"{name}-{number}", prompt=1000, cached=cached, head=f"{name:>016}")
+            )
+    told = [line for line in str(report(metrics=metrics.snapshot())).splitlines() if "heads" in line]
+    assert len(told) <= 1
+    return told[0].removeprefix("  heads      ") if told else ""
 
 
 def report(**changed: Any) -> BatchReport[Any]:
@@ -60,7 +87,7 @@ def worst() -> BatchReport[Any]:
         outcome="stopped",
         reason="because " * 100,
         counts=RowCounts(total=None, ok=9, failed=1, resumed=3, sent=10),
-        metrics=measured(9, 1),
+        metrics=measured(9, 1, heads=("a" * 16, "b" * 16)),
         files=[
             SourceFiles(source=f"{n}", output=f"o{n}", errors=f"e{n}", partial=f"p{n}") for n in range(50)
         ],
@@ -80,7 +107,8 @@ def test_a_completed_run_reads_like_this() -> None:
         "  settings   concurrency 4, num_ctx 8,192, max_tokens 1,024\n"
         "  time       12s in all, 10s sending, 1.00 requests/s while sending\n"
         "  tokens     10,000 prompt (1,000 a row), 500 answer (50.0 a row), 50.0 answer tokens/s\n"
-        "  cached     4,000 prompt tokens (40.0%)\n"
+        "  cached     4,000 prompt tokens "
+        "(40.0% of the prompts; without reuse they would be evaluated anew)\n"
         "  context    1,050 of 8,192 tokens at most\n"
         "  latency    mean 1.0s, p50 1.0s, p90 1.0s, p95 1.0s, p99 1.0s, max 1.0s\n"
         "  output     results.jsonl\n"
@@ -200,8 +228,58 @@ def test_partly_reported_and_estimated_figures_are_labelled() -> None:
     metrics.on_event(finished(prompt=100, cached=25))
     metrics.on_event(finished(prompt=100, source="estimate"))
     text = str(report(metrics=metrics.snapshot()))
-    assert "cached     25 prompt tokens (25.0%); 1 of 2 answers told" in text
+    assert (
+        "  cached     25 prompt tokens (25.0% of the prompts of the 1 of 2 answers that told; without" in text
+    )
     assert "; 1 of 2 answers estimated" in text
+
+
+def test_the_line_on_heads_names_the_largest_and_the_least_cached() -> None:
+    assert with_heads(("a", 40, 710), ("b", 12, 655), ("c", 30, 700)) == (
+        "3 heads; largest (of row a-0: 40 rows, 71.0% cached), "
+        "least cached (of row b-0: 12 rows, 65.5% cached)"
+    )
+    assert with_heads(("a", 40, 600), ("b", 12, 655)) == (
+        "2 heads; largest, and least cached (of row a-0: 40 rows, 60.0% cached)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "cached", "flagged"), [(30, 340, True), (30, 360, False), (19, 0, False), (20, 0, True)]
+)
+def test_a_head_of_many_rows_and_less_than_half_the_share_of_the_others_is_flagged(
+    rows: int, cached: int, flagged: bool
+) -> None:
+    line = with_heads(("a", 40, 700), ("b", rows, cached), ("c", 40, 710))
+    assert f"least cached (of row b-0: {rows} rows" in line
+    assert line.endswith(", far below the others") == flagged
+
+
+def test_heads_of_a_silent_engine_have_no_share() -> None:
+    assert with_heads(("a", 40, None), ("b", 12, None)) == (
+        "2 heads; largest (of row a-0: 40 rows, 40,000 prompt tokens)"
+    )
+
+
+def test_one_head_needs_no_line_and_many_are_named_by_the_ten_largest() -> None:
+    assert with_heads(("a", 40, 10)) == ""
+    assert with_heads(*[(f"h{n}", 12 - n, 10 * (n + 1)) for n in range(12)]) == (
+        "12 heads; largest, and least cached of the 10 largest (of row h0-0: 12 rows, 1.0% cached)"
+    )
+    assert with_heads(*[(f"h{n}", 1, 0) for n in range(5)]) == "5 heads for 5 rows: each row has its own"
+    assert with_heads(*[(f"h{n}", 2, 5) for n in range(1500)]).startswith("more than 1,000 heads; largest")
+
+
+def test_where_the_engine_is_silent_the_report_says_so_and_marks_its_guess() -> None:
+    metrics = hook(FakeClock())
+    for number in range(40):
+        metrics.on_event(finished(prompt=1000, prompt_s=1.0 if number < 10 else 0.2))
+    text = str(report(metrics=metrics.snapshot()))
+    assert "  cached     not reported by the engine; about 60% by prompt-evaluation time (estimate)\n" in text
+    metrics.on_event(finished(prompt=1000, cached=100))
+    text = str(report(metrics=metrics.snapshot()))
+    assert "estimate" not in text
+    assert "  cached     100 prompt tokens (10.0% of the prompts of the 1 of 41 answers that told;" in text
 
 
 def test_the_text_never_exceeds_25_lines() -> None:
@@ -210,7 +288,8 @@ def test_the_text_never_exceeds_25_lines() -> None:
     assert len(lines) == 25
     assert max(map(len, lines)) < 230
     assert "with 47 other codes" in text
-    assert "and 47 more in report.notes" in text
+    assert "  heads      2 heads; " in text
+    assert "and 48 more in report.notes" in text
 
 
 def test_the_text_has_no_line_that_ends_in_space_and_repr_is_short() -> None:
@@ -275,6 +354,15 @@ def test_a_report_is_plain_json() -> None:
     assert plain["engine"]["address"] == "http://127.0.0.1:11434"
     assert sorted(plain["engine"]["details"]["flags"]) == ["a", "b"]
     assert plain["metrics"]["prompt_tokens"] == 10_000
+    assert plain["metrics"]["heads"][0] == {
+        "head": "a" * 16,
+        "custom_id": "row",
+        "rows": 5,
+        "prompt_tokens": 5000,
+        "cached_tokens": 2000,
+        "cached_reported": 5,
+        "cached_share": 0.4,
+    }
     assert "read_results" not in plain
 
 
