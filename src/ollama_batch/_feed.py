@@ -98,7 +98,7 @@ class FileFeed(Feed):
         rows = await self._journal.pending(after=self._after, limit=FILE_ROWS, retry=self._retry)
         if not rows:
             return False
-        rows = _at_most(FILE_BYTES, rows)
+        rows = at_most(FILE_BYTES, rows)
         self._after = rows[-1].index
         self._ready.extend(await self._read(rows))
         return True
@@ -186,7 +186,7 @@ class PrefixFeed(FileFeed):
             rows = await self._journal.pending_alike(group, after=after, limit=FILE_ROWS, retry=self._retry)
             if not rows:
                 return False
-            rows = _at_most(FILE_BYTES, rows)
+            rows = at_most(FILE_BYTES, rows)
             self._reached[group] = rows[-1].order, rows[-1].index
             queue.extend(await self._read([row for row in rows if self._group_of(row) == group]))
         return True
@@ -195,7 +195,7 @@ class PrefixFeed(FileFeed):
         return next((row.order[:size] for size in GROUP_BYTES if row.order[:size] in self._groups), b"")
 
 
-def _at_most(size: int, rows: list[RowRecord]) -> list[RowRecord]:
+def at_most(size: int, rows: list[RowRecord]) -> list[RowRecord]:
     """The first of `rows`, as many as hold `size` bytes together; one at least."""
     for n, row in enumerate(rows):
         size -= row.length

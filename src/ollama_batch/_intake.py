@@ -11,12 +11,13 @@ from typing import Any, Literal, NamedTuple
 
 from ollama_batch._items import Check, Fault, ScannedRow
 from ollama_batch._options import RunnerOptions
+from ollama_batch._sizes import PromptSizes, needed_tokens
 from ollama_batch.errors import InputError, JournalMismatchError
 from ollama_batch.journal import RunJournal
 from ollama_batch.jsonl import fingerprint
 from ollama_batch.records import encode_result
 from ollama_batch.sources import FileSource, Source
-from ollama_batch.types import BatchRequest, BatchResult, InvalidRow, RowError, RowRecord
+from ollama_batch.types import BatchResult, InvalidRow, RowError, RowRecord
 
 CHUNK_ROWS = 1000
 LISTED = 100
@@ -28,25 +29,17 @@ OTHER_MODEL = "model_mismatch"
 MOST = 0.9
 """From this share of all rows on, rows that name one other model are one mistake, and named as one."""
 
-STREAM_TOKENS = 8192
-"""What num_ctx="auto" must hold for sources that can be read only once."""
-
-CHARS_PER_TOKEN = 2.5
-IMAGE_TOKENS = 1024
-MESSAGE_TOKENS = 8
-
 
 @dataclasses.dataclass(slots=True)
 class Intake:
-    """What is known of the input: `total` rows (None for streams), the models they name, the largest row.
+    """What is known of the input: `total` rows (None for streams), the models they name, how long they are.
 
-    `largest_tokens` is an upper estimate of prompt and answer together: 2.5 characters a token, more for
-    other scripts, 1,024 tokens an image.
+    `sizes` is filled only where num_ctx="auto" asks for it.
     """
 
     total: int | None = None
     invalid: int = 0
-    largest_tokens: int = STREAM_TOKENS
+    sizes: PromptSizes = dataclasses.field(default_factory=PromptSizes)
     models: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def phases(self, own: str) -> list[str]:
@@ -54,34 +47,6 @@ class Intake:
         if self.total is None:
             return [own]
         return sorted(self.models, key=lambda model: (model != own, model))
-
-
-def upper_tokens(request: BatchRequest, max_tokens: int) -> int:
-    """An upper estimate of the tokens of `request`, prompt and answer."""
-    params = request.params
-    tokens = 0.0
-    for message in request.messages:
-        tokens += MESSAGE_TOKENS
-        for name, value in message.items():
-            if name != "role":
-                tokens += sum(
-                    map(_tokens, value if name == "content" and isinstance(value, list) else [value])
-                )
-    tokens += _tokens(params.get("tools"))
-    answer = params.get("max_completion_tokens") or params.get("max_tokens") or max_tokens
-    return int(tokens) + int(answer)
-
-
-def _tokens(part: Any) -> float:
-    """Of a text, a part of a message, or anything that becomes text."""
-    if part is None:
-        return 0.0
-    if isinstance(part, Mapping):
-        if "image_url" in part:
-            return IMAGE_TOKENS
-        part = part.get("text", part)
-    text = part if isinstance(part, str) else str(part)
-    return len(text) / CHARS_PER_TOKEN if text.isascii() else len(text.encode("utf-8", "replace")) / 2
 
 
 def row_check(options: RunnerOptions, engine_check: Check) -> Check:
@@ -118,11 +83,11 @@ class _FileIntake:
         self._journal = journal
         self._options = options
         self._skip = on_invalid == "skip"
-        self._tools = len(str(options.defaults.get("tools", "")))
+        self._tools = options.defaults.get("tools")
         self._next_index = 0
         self.listed: list[InvalidRow] = []
         self.other_models: Counter[str] = Counter()
-        self.found = Intake(largest_tokens=0)
+        self.found = Intake()
 
     @property
     def rows(self) -> int:
@@ -141,8 +106,9 @@ class _FileIntake:
                 continue
             model = item.request.params.get("model") or self._options.model
             found.models[model if self._options.row_models == "check" else self._options.model] += 1
-            tokens = upper_tokens(item.request, self._options.max_tokens) + int(self._tools / CHARS_PER_TOKEN)
-            found.largest_tokens = max(found.largest_tokens, tokens)
+            if self._options.num_ctx == "auto":
+                tokens = needed_tokens(item.request, self._options.max_tokens, self._tools)
+                found.sizes.add(item.custom_id, tokens)
             chunk.rows.append(item.to_record(index, number))
         return chunk
 
@@ -314,13 +280,14 @@ def _identity(source: Source) -> dict[str, Any]:
 
 def _remember(journal: RunJournal, found: Intake, sources: Sequence[Mapping[str, Any]]) -> None:
     told = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-    journal.put("intake", told)
+    journal.put("intake", {**told, "sizes": found.sizes.to_dict()})
     journal.put("sources", sources)
 
 
 def _recall(journal: RunJournal) -> Intake:
     recorded = dict(journal.get("intake"))
-    found = Intake(**{**recorded, "models": Counter(recorded["models"])})
+    sizes = PromptSizes.from_dict(recorded["sizes"])
+    found = Intake(**{**recorded, "models": Counter(recorded["models"]), "sizes": sizes})
     # A longer file may have been looked at in between, and been refused for its last lines.
     refuse_fewer(journal, found.total or 0)
     return found

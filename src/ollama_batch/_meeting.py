@@ -12,7 +12,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from ollama_batch import __version__
 from ollama_batch._intake import Intake
-from ollama_batch._options import NUM_CTX_BUCKETS, RunnerOptions
+from ollama_batch._options import RunnerOptions
+from ollama_batch._sizes import next_bucket
 from ollama_batch.engines.base import Engine, Loadable
 from ollama_batch.errors import ConfigError, EngineBusyError, EngineError, EngineLoadingError
 from ollama_batch.journal import RunJournal
@@ -38,6 +39,8 @@ class Meeting:
     info: EngineInfo
     num_ctx: int | None
     width: int
+    context: int | None = None
+    """The tokens that prompt and answer may have together; None where nobody tells."""
 
     def to_note(self, model: str) -> dict[str, Any]:
         """What the journal keeps about a session, beside the identity of the run."""
@@ -81,9 +84,11 @@ async def meet_engine(
             journal.pin("extra_body", info.details["extra_body"])
         num_ctx = None
         if isinstance(engine, Loadable):
-            num_ctx = choose_num_ctx(options, intake, info.context_length, journal.identity.get("num_ctx"))
+            num_ctx = choose_num_ctx(options, intake, info, journal.identity.get("num_ctx"))
             journal.pin("num_ctx", num_ctx)
-        meetings[model] = Meeting(info, num_ctx, choose_width(options, info))
+        meetings[model] = Meeting(
+            info, num_ctx, choose_width(options, info), context_of(options, info, num_ctx)
+        )
     return meetings
 
 
@@ -103,7 +108,8 @@ async def load_model(
     if isinstance(engine, Loadable):
         deadline = time.monotonic() + options.load_timeout
         info = await engine.load(model, num_ctx=meeting.num_ctx, deadline=deadline)
-        meeting = Meeting(info, meeting.num_ctx, choose_width(options, info))
+        context = context_of(options, info, meeting.num_ctx)
+        meeting = Meeting(info, meeting.num_ctx, choose_width(options, info), context)
     if several_heads and options.concurrency == "auto" and meeting.info.slots is not None:
         meeting = dataclasses.replace(meeting, width=meeting.info.slots)
     journal.put("engine", dataclasses.asdict(meeting.info))
@@ -120,22 +126,52 @@ def _refuse_no_thinker(info: EngineInfo, options: RunnerOptions) -> None:
         )
 
 
-def choose_num_ctx(options: RunnerOptions, intake: Intake, longest: int | None, recorded: int | None) -> int:
+def choose_num_ctx(options: RunnerOptions, intake: Intake, info: EngineInfo, recorded: int | None) -> int:
     """The context length, in tokens, that every request of the run carries.
 
-    "auto" keeps what a resumed run began with, else takes the smallest bucket that holds the
-    largest row by its upper estimate, at most what the model was trained for.
+    "auto" keeps what a resumed run began with; else it is the engine's own where that is fixed, or the
+    smallest bucket that holds all rows but one in a thousand, at most what the model was trained for.
+    Of a stream whose end has not been seen it is the bucket above that.
     """
     if options.num_ctx != "auto":
         return options.num_ctx
     if recorded is not None:
         return recorded
-    bucket = next((size for size in NUM_CTX_BUCKETS if size >= intake.largest_tokens), NUM_CTX_BUCKETS[-1])
-    return bucket if longest is None else min(bucket, longest)
+    if info.context_fixed and info.context_length is not None:
+        return info.context_length
+    bucket = intake.sizes.bucket(conversation=options.mode == "conversation")
+    if intake.total is None:
+        bucket = next_bucket(bucket)
+    return bucket if info.context_length is None else min(bucket, info.context_length)
+
+
+def context_of(options: RunnerOptions, info: EngineInfo, num_ctx: int | None) -> int | None:
+    """The room of prompt and answer: what is sent, what the server was started with, or what the user says.
+
+    Raises ConfigError in conversation mode if nobody knows.
+    """
+    context = num_ctx
+    if context is None and info.context_fixed:
+        context = info.context_length
+    if context is None and options.num_ctx != "auto":
+        context = options.num_ctx
+    if context is None and options.mode == "conversation":
+        raise ConfigError(
+            f"a conversation needs to know how long it may be, and {info.address} does not tell its context "
+            "length: give num_ctx= as the server was started with"
+        )
+    return context
 
 
 def choose_width(options: RunnerOptions, info: EngineInfo) -> int:
-    """How many requests are out at a time: one more than the slots, so that none waits for our round trip."""
+    """How many requests are out at a time: one more than the slots, so that none waits for our round trip.
+
+    Of conversations as many as there are slots, and never more than there are lanes: two that took turns at
+    one slot would displace each other from its cache.
+    """
+    if options.policy is not None:
+        lanes = options.policy.lanes
+        return min(lanes, info.slots or lanes if options.concurrency == "auto" else options.concurrency)
     if options.concurrency != "auto":
         return options.concurrency
     if info.slots is not None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 from collections.abc import AsyncIterable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import IO, Any, Literal, TypeAlias, TypedDict
 
+from ollama_batch._gauge import StateDir
 from ollama_batch._outputs import PathLike
+from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.errors import ConfigError
 from ollama_batch.retry import RetryPolicy
+from ollama_batch.tokens import TokenCounter
+from ollama_batch.trim import HybridTrim, TrimStrategy
 from ollama_batch.types import BatchRequest, Think
 
 MOST_AT_ONCE = 4096
 """Above this, requests out at a time are a slip of the keyboard."""
-
-NUM_CTX_BUCKETS = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
-"""Context lengths, in tokens, that num_ctx="auto" chooses from."""
 
 RUN_FIELDS = ("messages", "metadata", "max_tokens", "max_completion_tokens", "model", "stream")
 """Body fields that are a setting of the runner or of a row, never a default for all rows."""
@@ -53,6 +55,11 @@ def _truth(name: str, value: object) -> None:
         _refuse(name, value, "True or False")
 
 
+def _instance(name: str, value: object, kind: type[Any], example: str) -> None:
+    if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
+        _refuse(name, value, f"a {kind.__name__}, {example}")
+
+
 def _seconds(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         _refuse(name, value, "a number of seconds above 0")
@@ -76,6 +83,11 @@ class RunnerOptions:
     recover_timeout: float = 900.0
     on_length: Literal["fail", "keep"] = "fail"
     unload_after: bool = False
+    mode: Literal["independent", "conversation"] = "independent"
+    conversation: ConversationPolicy | None = None
+    trim: TrimStrategy | None = None
+    counter: TokenCounter | None = None
+    state_dir: StateDir = "auto"
 
     def __post_init__(self) -> None:
         for model in (self.model, *self.allow_models):
@@ -108,6 +120,36 @@ class RunnerOptions:
         if self.on_length not in ("fail", "keep"):
             _refuse("on_length", self.on_length, '"fail" or "keep"')
         _truth("unload_after", self.unload_after)
+        self._check_context()
+
+    def _check_context(self) -> None:
+        """How prompts are made: the mode, and what goes with it."""
+        if self.mode not in ("independent", "conversation"):
+            _refuse("mode", self.mode, '"independent" or "conversation"')
+        if self.conversation is not None and self.mode == "independent":
+            raise ConfigError('conversation= is for mode="conversation": add that, or leave it out')
+        if self.mode == "conversation" and self.allow_models:
+            raise ConfigError("a conversation is held with one model: leave allow_models= out")
+        _instance("conversation", self.conversation, ConversationPolicy, "as in ConversationPolicy(lanes=8)")
+        _instance("trim", self.trim, TrimStrategy, "as in HybridTrim()")
+        _instance("counter", self.counter, TokenCounter, "as in default_counter()")
+        folder: object = self.state_dir
+        if folder is not None and not isinstance(folder, str | os.PathLike):
+            _refuse("state_dir", folder, '"auto", a folder, or None')
+
+    @property
+    def policy(self) -> ConversationPolicy | None:
+        """How conversations are held; None for independent rows."""
+        if self.mode == "independent":
+            return None
+        return ConversationPolicy() if self.conversation is None else self.conversation
+
+    @property
+    def strategy(self) -> TrimStrategy | None:
+        """What makes prompts shorter; None: nothing does."""
+        if self.trim is None and self.mode == "conversation":
+            return HybridTrim()
+        return self.trim
 
     def identity(self) -> dict[str, Any]:
         """The settings that change answers, compared when a run is resumed."""
@@ -116,11 +158,27 @@ class RunnerOptions:
             "defaults": dict(self.defaults),
             "max_tokens": self.max_tokens,
             "think": self.think,
-            "mode": "independent",
+            "mode": self.mode,
             "on_length": self.on_length,
         }
-        # Only where rows are not taken at their word, so that a run of the usual kind needs no word of it.
-        return settings if self.row_models == "check" else {**settings, "row_models": self.row_models}
+        # The rest only where it is not as usual, so that a run of the usual kind needs no word of it.
+        if self.row_models != "check":
+            settings["row_models"] = self.row_models
+        if self.policy is not None:
+            settings["conversation"] = described(self.policy)
+        if self.strategy is not None:
+            settings["trim"] = described(self.strategy)
+        return settings
+
+
+def described(thing: object) -> Any:
+    """A setting as JSON, the same in every process: objects by their class and fields, functions by name."""
+    if is_dataclass(thing) and not isinstance(thing, type):
+        named = {field.name: described(getattr(thing, field.name)) for field in fields(thing)}
+        return {"class": type(thing).__qualname__, **named}
+    if thing is None or isinstance(thing, str | int | float | bool):
+        return thing
+    return getattr(thing, "__qualname__", type(thing).__qualname__)
 
 
 def check_parts(engine: object, retry: object, hooks: Sequence[object]) -> None:

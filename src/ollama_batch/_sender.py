@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ollama_batch._fitting import Prompt
 from ollama_batch._gate import Gate
 from ollama_batch._meeting import Meeting
 from ollama_batch._options import RunnerOptions
@@ -25,7 +26,7 @@ from ollama_batch.errors import (
 )
 from ollama_batch.events import Event, RowSent
 from ollama_batch.retry import RetryPolicy, RowRetry
-from ollama_batch.types import BatchRequest, ChatRequest, Completion, Think
+from ollama_batch.types import BatchRequest, ChatRequest, Completion, Message, Think
 
 FATAL = (EngineAuthError, EngineStoppedError, ModelNotFoundError)
 """Errors that every further row would meet as well."""
@@ -89,6 +90,19 @@ class SendSettings:
             num_ctx=self.num_ctx,
         )
 
+    def counting_chat(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+    ) -> ChatRequest:
+        """A request that costs no more than evaluating its prompt."""
+        return ChatRequest(
+            custom_id="count",
+            model=self.model,
+            messages=messages,
+            params={"tools": tools} if tools else {},
+            max_tokens=1,
+            num_ctx=self.num_ctx,
+        )
+
 
 class Job:
     """One row on its way: how often it was handed to the engine, and how the last attempt went.
@@ -96,11 +110,12 @@ class Job:
     `unsent` of the `attempts` never left, because nothing listened.
     """
 
-    __slots__ = ("attempts", "index", "latency_s", "request", "unsent")
+    __slots__ = ("attempts", "custom_id", "index", "latency_s", "prompt", "unsent")
 
-    def __init__(self, index: int, request: ChatRequest) -> None:
+    def __init__(self, index: int, custom_id: str) -> None:
         self.index = index
-        self.request = request
+        self.custom_id = custom_id
+        self.prompt: Prompt | None = None
         self.attempts = 0
         self.unsent = 0
         self.latency_s: float | None = None
@@ -156,13 +171,22 @@ class Sender:
             return error.row_caused or self._answers > answers
         return True
 
+    async def evaluate(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+    ) -> Completion:
+        """Have a prompt of ours evaluated, to see what the engine counts. Raises EngineError, or Abandoned."""
+        await self._gate.wait()
+        async with self._limit:
+            return await self._complete(self._settings.counting_chat(messages, tools))
+
     async def _attempt(self, job: Job) -> Completion:
+        assert job.prompt is not None  # noqa: S101 - made before anything is sent
         job.attempts += 1
         self.in_flight += 1
         self._emit(
             RowSent(
                 index=job.index,
-                custom_id=job.request.custom_id,
+                custom_id=job.custom_id,
                 attempt=job.attempts,
                 in_flight=self.in_flight,
             )
@@ -170,7 +194,7 @@ class Sender:
         reached("row.before_send")
         sent = time.monotonic()
         try:
-            completion = await self._complete(job.request)
+            completion = await self._complete(job.prompt.chat)
         except EngineUnreachableError:
             job.unsent += 1
             raise

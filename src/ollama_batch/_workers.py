@@ -13,17 +13,19 @@ from tenacity import RetryCallState
 
 from ollama_batch._failures import FailureWatch
 from ollama_batch._feed import Feed
+from ollama_batch._fitting import Composer, Prompt
 from ollama_batch._gate import Gate
 from ollama_batch._portal import AddressLimit
 from ollama_batch._room import DiskRoom
 from ollama_batch._sender import Job, Sender, SendSettings
 from ollama_batch._stop import Abandoned, Stop
-from ollama_batch.engines.base import Engine
 from ollama_batch.errors import (
+    ContextTooLargeError,
     EngineBusyError,
     EngineDownError,
     EngineError,
     EngineLoadingError,
+    EngineOutOfMemoryError,
     OllamaBatchError,
     OutcomeError,
     OutputTruncatedError,
@@ -53,6 +55,7 @@ class _Outcome(NamedTuple):
     row: RowRecord
     result: BatchResult[Any]
     timings: Timings
+    prompt: Prompt | None
 
 
 class WorkerPool:
@@ -67,7 +70,8 @@ class WorkerPool:
         *,
         width: int,
         feed: Feed,
-        engine: Engine,
+        composer: Composer,
+        sender: Sender,
         journal: RunJournal,
         settings: SendSettings,
         retry: RetryPolicy,
@@ -80,6 +84,8 @@ class WorkerPool:
     ) -> None:
         self._width = width
         self._feed = feed
+        self._composer = composer
+        self._sender = sender
         self._journal = journal
         self._settings = settings
         self._retry = retry
@@ -88,9 +94,6 @@ class WorkerPool:
         self._emit = emit
         self._failures = failures
         self._total = total
-        self._sender = Sender(
-            engine=engine, settings=settings, retry=retry, limit=limit, gate=gate, stop=stop, emit=emit
-        )
         self._room = DiskRoom(gate=gate, stop=stop, patience_s=settings.patience_s)
         self._suspects: list[_Outcome] = []
         self._fetching: set[asyncio.Task[None]] = set()
@@ -153,17 +156,11 @@ class WorkerPool:
     async def _answer(self, row: RowRecord, request: BatchRequest) -> _Outcome:
         """The row's outcome, good or bad; raises Abandoned if the row is to stay pending."""
         custom_id = row.custom_id if row.custom_id is not None else str(row.index)
-        job = Job(row.index, self._settings.to_chat(custom_id, request))
-        retry = RowRetry(
-            self._retry,
-            sleep=self._stop.sleep,
-            before_sleep=partial(self._announce_retry, job),
-            patience_s=self._settings.patience_s,
-        )
+        job = Job(row.index, custom_id)
         completion: Completion | None = None
         failure: RowError | None = None
         try:
-            completion = await _listed(self._asking, retry.call(self._sender.send, job))
+            completion = await _listed(self._asking, self._ask(job, row, request))
         except EngineError as error:
             if self._stop.draining.is_set() and not error.row_caused:
                 raise Abandoned from error
@@ -181,12 +178,41 @@ class WorkerPool:
             finish_reason=None if completion is None else completion.finish_reason,
             attempts=job.attempts - job.unsent,
             latency_s=job.latency_s,
+            trim=None if job.prompt is None else job.prompt.trim,
             metadata=request.metadata,
             model_digest=self._settings.model_digest,
             index=row.index,
+            lane=row.lane,
             body=None if completion is None else completion.body,
         )
-        return _Outcome(row, result, Timings() if completion is None else completion.timings)
+        return _Outcome(row, result, Timings() if completion is None else completion.timings, job.prompt)
+
+    async def _ask(self, job: Job, row: RowRecord, request: BatchRequest) -> Completion:
+        """Make the row's prompt and have it answered; a shorter one if the engine has no room for it."""
+        composer = self._composer
+        retry = RowRetry(
+            self._retry,
+            sleep=self._stop.sleep,
+            before_sleep=partial(self._announce_retry, job),
+            patience_s=self._settings.patience_s,
+        )
+        prompt = job.prompt = await composer.compose(job.custom_id, row, request)
+        while True:
+            useless: OutcomeError | None = None
+            try:
+                completion = await retry.call(self._sender.send, job)
+            except (ContextTooLargeError, EngineOutOfMemoryError) as error:
+                shorter = await composer.shorten(prompt, error)
+                if shorter is None:
+                    raise
+                prompt = job.prompt = shorter
+                continue
+            except OutcomeError as error:
+                completion, useless = error.completion, error
+            await composer.check(prompt, completion)
+            if useless is not None:
+                raise useless
+            return completion
 
     async def _settle(self, outcome: _Outcome) -> None:
         """Record `outcome`, and the suspects that it clears; or suspect its row."""
@@ -240,7 +266,7 @@ class WorkerPool:
         self._emit(
             RowRetried(
                 index=job.index,
-                custom_id=job.request.custom_id,
+                custom_id=job.custom_id,
                 attempt=job.attempts,
                 code=error.code if isinstance(error, EngineError) else "engine_error",
                 wait_s=state.upcoming_sleep,
@@ -250,6 +276,8 @@ class WorkerPool:
     async def _record(self, outcome: _Outcome) -> None:
         """Make the result durable, then tell."""
         await self._room.keep(partial(self._journal.commit, encode_result(outcome.result)))
+        if outcome.prompt is not None:
+            self._composer.settled(outcome.prompt, outcome.result)
         self.last_finished = time.monotonic()
         self._emit(
             RowFinished(

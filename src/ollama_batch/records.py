@@ -99,6 +99,8 @@ def _info(result: BatchResult[Any], line: Mapping[str, Any]) -> dict[str, Any]:
         info["latency_s"] = result.latency_s
     if result.trim is not None:
         info["trim"] = result.trim
+    if result.lane is not None:
+        info["lane"] = result.lane
     if result.repaired:
         info["repaired"] = True
     if result.metadata:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ollama_batch._gate import Gate
+from ollama_batch._lanes import Lanes
 from ollama_batch._portal import portal, result_of
 from ollama_batch._stop import Stop
 from ollama_batch.engines.base import Engine
@@ -60,6 +61,7 @@ class Run:
         self._blamed: dict[int, str] = {}
         self._stop = Stop(self._ending)
         self._gate = Gate(engine=engine, stop=self._stop, emit=self._emit, patience_s=patience_s)
+        self._lanes: Lanes | None = None
         self._future: concurrent.futures.Future[Ended] = concurrent.futures.Future()
 
     @property
@@ -79,6 +81,10 @@ class Run:
     def resume(self) -> None:
         """Go on after `pause()`."""
         self._tell(self._gate.release, USER)
+
+    def trim_conversations(self) -> None:
+        """Have every conversation cut deep before its next request; rows of their own are left alone."""
+        self._tell(lambda: None if self._lanes is None else self._lanes.trim_all())
 
     def cancel(self, *, now: bool = False) -> None:
         """End the run early and keep it resumable; `now` also gives up the requests that are out."""

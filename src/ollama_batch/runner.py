@@ -13,9 +13,10 @@ from typing_extensions import Unpack
 from ollama_batch._activity import Activity
 from ollama_batch._failures import FailureWatch
 from ollama_batch._feed import Feed, make_feed
-from ollama_batch._intake import Intake, row_check, take_in
+from ollama_batch._gauge import StateDir
+from ollama_batch._intake import row_check, take_in
 from ollama_batch._job import Job
-from ollama_batch._meeting import Meeting, load_model, meet_engine, once_free, part_from_engine
+from ollama_batch._meeting import load_model, meet_engine, once_free, part_from_engine
 from ollama_batch._opening import begin_anew, discard_if_new, open_journal
 from ollama_batch._options import (
     Requests,
@@ -27,14 +28,14 @@ from ollama_batch._options import (
     checked_models,
 )
 from ollama_batch._outputs import plan_places
+from ollama_batch._phase import send_rows
 from ollama_batch._portal import portal
 from ollama_batch._reporting import Reporter
 from ollama_batch._results import ResultQueue
-from ollama_batch._sender import SendSettings
 from ollama_batch._signals import stop_on_signals
 from ollama_batch._stop import Abandoned
-from ollama_batch._watch import deadline, watched
-from ollama_batch._workers import WorkerPool
+from ollama_batch._watch import deadline
+from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.engines.base import Engine
 from ollama_batch.engines.ollama import OllamaEngine
 from ollama_batch.errors import ConfigError, JournalMismatchError
@@ -46,6 +47,8 @@ from ollama_batch.report import BatchReport
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.run import Ended, Run
 from ollama_batch.sources import FileSource, open_sources
+from ollama_batch.tokens import TokenCounter
+from ollama_batch.trim import TrimStrategy
 from ollama_batch.types import BatchResult, Think
 
 
@@ -58,9 +61,15 @@ class BatchRunner:
     `engine`: what answers, by default Ollama. `base_url`: where that is (else OLLAMA_HOST).
     `defaults`: OpenAI body fields for rows that do not set them, such as `{"temperature": 0}`.
     `num_ctx`: context length in tokens, the same for every request; "auto" takes the smallest of 4,096,
-    8,192, 16,384 ... that holds the largest row of a file (8,192 for other sources).
+    8,192, 16,384 ... that holds all rows of a file but one in a thousand (of a stream: its first rows, and
+    then one size more). For servers that set it themselves and do not tell, say it here.
     `max_tokens`: answer limit, in tokens, of rows without one of their own.
     `think`: whether, and how hard, reasoning models think.
+    `mode`: "independent", every request on its own; or "conversation", requests share a few growing
+    conversations, each after those before it. `conversation`: how many, and when they are trimmed.
+    `trim`: what makes a prompt shorter that does not fit (None: its row fails; a conversation has
+    HybridTrim). `counter`: what counts tokens (None: the best on this machine). `state_dir`: where what was
+    learned of a model is kept between runs ("auto": the user's state folder; None: nowhere).
     `order`: "prefix" sends requests of a file that begin alike together, each group to one slot of the
     engine, so that its prefix cache serves them; "input" keeps the order. Results are in input order.
     `concurrency`: requests out at a time; "auto" is one more than the engine's slots where it tells
@@ -91,6 +100,11 @@ class BatchRunner:
         num_ctx: int | Literal["auto"] = "auto",
         max_tokens: int = 1024,
         think: Think = False,
+        mode: Literal["independent", "conversation"] = "independent",
+        conversation: ConversationPolicy | None = None,
+        trim: TrimStrategy | None = None,
+        counter: TokenCounter | None = None,
+        state_dir: StateDir = "auto",
         allow_models: Collection[str] = (),
         row_models: Literal["check", "ignore"] = "check",
         order: Literal["prefix", "input"] = "prefix",
@@ -111,6 +125,11 @@ class BatchRunner:
             num_ctx=num_ctx,
             max_tokens=max_tokens,
             think=think,
+            mode=mode,
+            conversation=conversation,
+            trim=trim,
+            counter=counter,
+            state_dir=state_dir,
             allow_models=checked_models(allow_models),
             row_models=row_models,
             order=order,
@@ -361,7 +380,17 @@ class BatchRunner:
                 feed.keep_to(meeting.info)
                 reporter.met(meeting)
                 await self._replay(job, journal)
-                await self._send(model, feed, meeting, job, journal, failures, intake)
+                await send_rows(
+                    model,
+                    feed,
+                    meeting,
+                    job=job,
+                    journal=journal,
+                    options=self.options,
+                    retry=self.retry,
+                    failures=failures,
+                    total=lambda: intake.total,
+                )
             finally:
                 # Others at this address may be using the model.
                 unload = self.options.unload_after and not portal().limit(job.engine.address).in_use
@@ -374,35 +403,6 @@ class BatchRunner:
     async def _replay(self, job: Job, journal: RunJournal) -> None:
         if job.results is not None:
             await job.run._stop.unless_draining(job.results.replay(journal, retry=job.options.retry))
-
-    async def _send(
-        self,
-        model: str,
-        feed: Feed,
-        meeting: Meeting,
-        job: Job,
-        journal: RunJournal,
-        failures: FailureWatch,
-        intake: Intake,
-    ) -> None:
-        """Send every pending row of `model`; returns early when the run is to end."""
-        run = job.run
-        pool = WorkerPool(
-            width=meeting.width,
-            feed=feed,
-            engine=job.engine,
-            journal=journal,
-            settings=SendSettings.of(self.options, model=model, meeting=meeting),
-            retry=self.retry,
-            limit=portal().limit(job.engine.address),
-            gate=run._gate,
-            stop=run._stop,
-            emit=run._emit,
-            failures=failures,
-            total=lambda: intake.total,
-        )
-        async with watched(pool, engine=job.engine, gate=run._gate, emit=run._emit):
-            await pool.run()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

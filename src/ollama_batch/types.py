@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeAlias
 
 from typing_extensions import TypeVar
@@ -188,7 +188,9 @@ class BatchResult(Generic[ParsedT]):
 
     `ok` rows have `error is None`. A failed row may still carry `output` (an answer cut off by its
     token limit, say). `attempts` counts the times the request was sent; `latency_s` is the time of
-    the last attempt, from sending to the complete answer. `index` is the position in the input.
+    the last attempt, from sending to the complete answer. `index` is the position in the input,
+    `lane` the number of the conversation it was part of (None: of none). `trim` says what was left out
+    of the prompt, None if nothing was.
     """
 
     custom_id: str
@@ -206,6 +208,7 @@ class BatchResult(Generic[ParsedT]):
     metadata: Mapping[str, Any] = field(default_factory=dict)
     model_digest: str | None = None
     index: int = 0
+    lane: int | None = None
     body: Mapping[str, Any] | None = None
 
 
@@ -277,6 +280,10 @@ class RowRecord:
     length: int = 0
     order: bytes = b""
     lane: int | None = None
+
+    def in_lane(self, lane: int) -> RowRecord:
+        """This row, known to belong to `lane`."""
+        return replace(self, lane=lane)
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,7 @@ def _pending(
         "ORDER BY t.turn LIMIT ?"
     )
     found = con.execute(query, [lane, after, *values, limit]).fetchall()
-    return [(turn, replace(row_of(columns), lane=lane)) for turn, *columns in found]
+    return [(turn, row_of(columns).in_lane(lane)) for turn, *columns in found]
 
 
 def _begin(con: sqlite3.Connection, values: tuple[str, str, int], gone: Sequence[tuple[int]]) -> None:

@@ -127,14 +127,16 @@ def _metrics(answer: Answer) -> dict[str, int]:
         "total_duration": answer.total_ns,
         "load_duration": answer.load_ns,
         "prompt_eval_count": answer.prompt_tokens,
-        "prompt_eval_cached_count": answer.cached or 0,
         "prompt_eval_duration": answer.prompt_ns,
         "eval_count": answer.eval_tokens,
         "eval_duration": answer.eval_ns,
     }
     if answer.done_reason in ("load", "unload"):
         metrics = {name: metrics[name] for name in ("total_duration", "load_duration")}
-    return {name: value for name, value in metrics.items() if value}  # omitempty: absent means 0
+    told = {name: value for name, value in metrics.items() if value}  # omitempty: absent means 0
+    if answer.cached is not None and "prompt_eval_duration" in told:
+        told["prompt_eval_cached_count"] = answer.cached  # a pointer there: 0 is told
+    return told
 
 
 def _native_pieces(ask: Ask, answer: Answer, parts: list[tuple[str, str]]) -> Iterator[bytes]:

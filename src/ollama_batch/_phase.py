@@ -1,0 +1,119 @@
+"""One phase of a run: every pending row for one model, from its feed to the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ollama_batch._failures import FailureWatch
+from ollama_batch._feed import Feed
+from ollama_batch._fitting import Composer, Fitter
+from ollama_batch._gauge import PromptGauge
+from ollama_batch._job import Job
+from ollama_batch._lanes import Lanes
+from ollama_batch._limits import LearnedLimit
+from ollama_batch._meeting import Meeting
+from ollama_batch._options import RunnerOptions
+from ollama_batch._portal import portal
+from ollama_batch._sender import Sender, SendSettings
+from ollama_batch._watch import watched
+from ollama_batch._workers import WorkerPool
+from ollama_batch.events import Decision
+from ollama_batch.journal import RunJournal
+from ollama_batch.retry import RetryPolicy
+from ollama_batch.tokens import user_state_dir
+
+
+async def send_rows(
+    model: str,
+    feed: Feed,
+    meeting: Meeting,
+    *,
+    job: Job,
+    journal: RunJournal,
+    options: RunnerOptions,
+    retry: RetryPolicy,
+    failures: FailureWatch,
+    total: Callable[[], int | None],
+) -> None:
+    """Send every pending row of `model`; returns early when the run is to end."""
+    run, limit = job.run, portal().limit(job.engine.address)
+    settings = SendSettings.of(options, model=model, meeting=meeting)
+    sender = Sender(
+        engine=job.engine,
+        settings=settings,
+        retry=retry,
+        limit=limit,
+        gate=run._gate,
+        stop=run._stop,
+        emit=run._emit,
+    )
+    gauge = PromptGauge(
+        info=meeting.info,
+        context=meeting.context,
+        base=options.counter,
+        state_dir=options.state_dir,
+        tokenizer=job.engine,
+        ask=sender.evaluate,
+    )
+
+    async def decide(kind: str, message: str, **data: Any) -> None:
+        await journal.note(kind, {**data, "message": message})
+        run._emit(Decision(kind=kind, message=message, data=data))
+
+    composer: Composer
+    if options.policy is None:
+        composer = Fitter(gauge, strategy=options.strategy, to_chat=settings.to_chat, decide=decide)
+    else:
+        assert options.strategy is not None  # noqa: S101 - conversations have a default
+        composer = lanes = Lanes(
+            gauge,
+            journal=journal,
+            policy=options.policy,
+            strategy=options.strategy,
+            learned=LearnedLimit(_conditions(meeting), folder=_folder(options)),
+            to_chat=settings.to_chat,
+            decide=decide,
+        )
+        await lanes.open()
+        run._lanes = lanes
+    pool = WorkerPool(
+        width=meeting.width,
+        feed=feed,
+        composer=composer,
+        sender=sender,
+        journal=journal,
+        settings=settings,
+        retry=retry,
+        limit=limit,
+        gate=run._gate,
+        stop=run._stop,
+        emit=run._emit,
+        failures=failures,
+        total=total,
+    )
+    try:
+        async with watched(pool, engine=job.engine, gate=run._gate, emit=run._emit):
+            await pool.run()
+    finally:
+        await composer.close()
+
+
+def _conditions(meeting: Meeting) -> dict[str, Any]:
+    """What the longest prompt that works depends on."""
+    info = meeting.info
+    return {
+        "engine": info.engine,
+        "version": info.version,
+        "model": info.model,
+        "digest": info.digest,
+        "context": meeting.context,
+        "slots": info.slots,
+    }
+
+
+def _folder(options: RunnerOptions) -> Path | None:
+    if options.state_dir is None:
+        return None
+    return user_state_dir() if options.state_dir == "auto" else Path(options.state_dir)
