@@ -12,7 +12,8 @@ from typing_extensions import Unpack
 
 from ollama_batch._activity import Activity
 from ollama_batch._failures import FailureWatch
-from ollama_batch._feed import Feed, make_feed
+from ollama_batch._feed import Feed
+from ollama_batch._feeds import make_feed
 from ollama_batch._intake import Intake, row_check, take_in
 from ollama_batch._job import Job
 from ollama_batch._meeting import Meeting, load_model, meet_engine, once_free, part_from_engine
@@ -61,8 +62,9 @@ class BatchRunner:
     8,192, 16,384 ... that holds the largest row of a file (8,192 for other sources).
     `max_tokens`: answer limit, in tokens, of rows without one of their own.
     `think`: whether, and how hard, reasoning models think.
-    `order`: "prefix" sends requests of a file that begin alike together, each group to one slot of the
-    engine, so that its prefix cache serves them; "input" keeps the order. Results are in input order.
+    `order`: "prefix" sends requests that begin alike together, each group to one slot of the engine, so
+    that its prefix cache serves them: all of a file; of other sources those that have come, up to 4,096
+    read ahead. "input" keeps the order. Results are in input order.
     `concurrency`: requests out at a time; "auto" is one more than the engine's slots where it tells
     them (as many, with several groups), 4 for Ollama, 16 for other servers. Runs on one address share
     the larger of their limits.
@@ -330,6 +332,7 @@ class BatchRunner:
                 check=check,
                 on_invalid=job.options.on_invalid,
                 limit=job.options.limit,
+                noticed=reporter.noticed,
             )
         )
         reporter.took_in(intake)
@@ -345,6 +348,7 @@ class BatchRunner:
                 check=check,
                 found=reporter.found,
                 failed=reporter.failed,
+                noticed=reporter.noticed,
             )
             if await stop.unless_draining(feed.has_rows()):
                 feeds[model] = feed

@@ -30,6 +30,9 @@ OLLAMA_NOTE: Final = (
     "forbid that long prompts are cut in silence; use OllamaEngine (--api ollama) with the same address."
 )
 
+_SHARING: Final = frozenset({"vllm", "sglang"})
+"""What servers whose slots share their prefix cache write into `owned_by`."""
+
 _OWN_FIELDS: Final = frozenset({"model", "messages", "max_tokens", "max_completion_tokens", "stream", "n"})
 
 
@@ -80,6 +83,8 @@ class OpenAIEngine:
     async def describe(self, model: str) -> EngineInfo:
         """What the server tells about itself and `model`; `slots` from llama.cpp only.
 
+        `shares_prefixes` where vLLM or SGLang answers: by the owner they give their models, or by `/version`.
+
         Where an Ollama answers, `details["note"]` says so and names the native engine. Raises
         ModelNotFoundError if the server lists its models and `model` is not among them.
         """
@@ -113,6 +118,7 @@ class OpenAIEngine:
             digest=None,
             slots=_positive(props.get("total_slots")),
             context_length=_positive(n_ctx) or _positive((entry or {}).get("max_model_len")),
+            shares_prefixes="version" in vllm or (entry or {}).get("owned_by") in _SHARING,
             details=details,
         )
 
