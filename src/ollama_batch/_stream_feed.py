@@ -11,7 +11,7 @@ from typing import Any
 from ollama_batch._feed import Feed, Retry, Taken, schedule_for
 from ollama_batch._intake import keep_rows, record_invalid, refuse_fewer
 from ollama_batch._items import Check, ScannedRow
-from ollama_batch.errors import InputError
+from ollama_batch.errors import DiskFullError, InputError
 from ollama_batch.journal import RunJournal
 from ollama_batch.ordering import HeadSchedule, HeadWatch, Schedule, Window
 from ollama_batch.sources import StreamSource
@@ -95,7 +95,7 @@ class StreamFeed(Feed):
             else:
                 rows.append(item.to_record(index, number))
                 requests[index] = item.request
-        for row, holder in await keep_rows(self._journal, source.name, rows):
+        for row, holder in await self._keep(source.name, rows):
             invalid[row.index] = source.duplicate(row, holder.line)
         if invalid and not self._skip_invalid:
             raise InputError(
@@ -111,6 +111,9 @@ class StreamFeed(Feed):
             if row.index in requests:
                 self._ready.append((row, requests[row.index]))
                 self._watch_head(row, requests[row.index])
+
+    async def _keep(self, name: str, rows: Sequence[RowRecord]) -> list[tuple[RowRecord, RowRecord]]:
+        return await keep_rows(self._journal, name, rows)
 
     def _watch_head(self, row: RowRecord, request: BatchRequest) -> None:
         difference = self._heads.see(str(row.custom_id), request.messages)
@@ -191,6 +194,17 @@ class WindowFeed(StreamFeed):
             self._let_wait()
             self._ended = True
             self._changed.set()
+
+    async def _keep(self, name: str, rows: Sequence[RowRecord]) -> list[tuple[RowRecord, RowRecord]]:
+        while True:
+            try:
+                return await super()._keep(name, rows)
+            except DiskFullError:
+                if not self._window:
+                    raise
+            # The run waits for room with its results; nothing is to be read before it goes on.
+            self._room.clear()
+            await self._room.wait()
 
     def _places(self) -> int:
         """How many more rows may be taken into the window at once."""

@@ -30,8 +30,8 @@ USER_CHARS = 4096
 class HeadDifference:
     """Where two requests differ for a few characters and are the same again for `same_chars` characters.
 
-    `character` counts from 0 in the text of message `message_index`, whose role is `role`; as a string it is a
-    sentence that says what to do, without any text of the requests.
+    `character` counts from 0 in the text of message `message_index`, whose role is `role`. As a string it is
+    a sentence that says what to do, without any text of the requests.
     """
 
     message_index: int
@@ -54,9 +54,9 @@ class HeadDifference:
     def __str__(self) -> str:
         one, other = self.custom_ids
         return (
-            f"requests differ at character {self.character:,} of messages[{self.message_index}] ({self.role}), for "
-            f"example {one!r} and {other!r}, and are the same again for {self.same_chars:,} characters: the "
-            "prefix cache serves nothing behind the first difference, so move what changes (a date, an id) "
+            f"requests differ at character {self.character:,} of messages[{self.message_index}] "
+            f"({self.role}), for example {one!r} and {other!r}, and are the same again for "
+            f"{self.same_chars:,} characters: the prefix cache serves nothing behind the first difference, so move what changes (a date, an id) "
             "behind what stays the same"
         )
 
