@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from ollama_batch._sizes import PromptSizes, needed_tokens
 from ollama_batch.errors import InputError, JournalMismatchError
 from ollama_batch.journal import RunJournal
 from ollama_batch.jsonl import fingerprint
+from ollama_batch.ordering import HeadDifference, HeadWatch
 from ollama_batch.records import encode_result
 from ollama_batch.sources import FileSource, Source
 from ollama_batch.types import BatchResult, InvalidRow, RowError, RowRecord
@@ -88,6 +89,8 @@ class _FileIntake:
         self.listed: list[InvalidRow] = []
         self.other_models: Counter[str] = Counter()
         self.found = Intake()
+        self._heads = HeadWatch()
+        self.head_difference: HeadDifference | None = None
 
     @property
     def rows(self) -> int:
@@ -110,6 +113,8 @@ class _FileIntake:
                 tokens = needed_tokens(item.request, self._options.max_tokens, self._tools)
                 found.sizes.add(item.custom_id, tokens)
             chunk.rows.append(item.to_record(index, number))
+            difference = self._heads.see(item.custom_id, item.request.messages)
+            self.head_difference = self.head_difference or difference
         return chunk
 
     async def take(self, number: int, source: FileSource, chunk: _Chunk) -> None:
@@ -215,12 +220,13 @@ async def take_in(
     check: Check,
     on_invalid: Literal["fail", "skip"],
     limit: int | None = None,
+    noticed: Callable[..., None],
 ) -> Intake:
     """Validate and journal all rows of files; streams are only noted, their rows come while running.
 
     On resume a file of unchanged size and time is not read again; any other is, and must hold the same
-    rows. Raises InputError naming what is invalid (nothing was sent), JournalMismatchError if the input
-    is not the one the run began with.
+    rows. `noticed` is told of a head that differs by a few characters. Raises InputError naming what is
+    invalid (nothing was sent), JournalMismatchError if the input is not the one the run began with.
     """
     streams = [source for source in sources if not isinstance(source, FileSource)]
     known = journal.get("sources")
@@ -256,6 +262,8 @@ async def take_in(
     found.total = files.rows
     refuse_fewer(journal, found.total)
     _remember(journal, found, present)
+    if files.head_difference is not None:
+        noticed(HeadWatch.KIND, str(files.head_difference), **files.head_difference.data)
     return found
 
 

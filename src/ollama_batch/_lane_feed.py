@@ -8,8 +8,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ollama_batch._feed import FILE_BYTES, FILE_ROWS, Feed, FileFeed, StreamFeed, Taken, at_most
+from ollama_batch._feed import Feed, Taken
+from ollama_batch._file_feed import FILE_BYTES, FILE_ROWS, FileFeed, at_most
 from ollama_batch._items import ScannedRow
+from ollama_batch._stream_feed import StreamFeed
 from ollama_batch.journal import RunJournal
 from ollama_batch.sources import FileSource, StreamSource
 from ollama_batch.types import InvalidRow

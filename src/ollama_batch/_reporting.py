@@ -58,6 +58,7 @@ class Reporter:
         self._before = JournalCounts()
         self._again = 0
         self._notes: list[str] = []
+        self._early: list[Noticed] = []
         self.started = False
 
     def opened(self, journal: RunJournal) -> None:
@@ -81,10 +82,14 @@ class Reporter:
         self.start()
 
     def noticed(self, kind: str, message: str, **data: Any) -> None:
-        """Something worth knowing was found: told to the hooks, in the log, and in the report."""
+        """Something worth knowing was found: told to the hooks (once the run has begun), log and report."""
         self._notes.append(message)
         log.warning("%s", message)
-        self._run._emit(Noticed(kind=kind, message=message, data=data))
+        event = Noticed(kind=kind, message=message, data=data)
+        if self.started:
+            self._run._emit(event)
+        else:
+            self._early.append(event)
 
     def found(self, rows: int, complete: bool) -> None:
         """A stream has given so many rows."""
@@ -162,6 +167,8 @@ class Reporter:
                 output=None if place.output is None else str(place.output),
             )
         )
+        for event in self._early:
+            self._run._emit(event)
         if journal.counts().done > self._before.done:
             for row, record in journal.fresh_results():
                 self._tell(decode_result(record, row.custom_id), in_flight=0)

@@ -123,6 +123,7 @@ class WorkerPool:
                 task.cancel()
             await asyncio.gather(*workers, cutter, return_exceptions=True)
             self._limit.leave(self._width)
+            await self._feed.aclose()
 
     async def _cut_short(self) -> None:
         """As the run ends, cancel what would wait too long; never a worker that is keeping a result.
@@ -130,6 +131,7 @@ class WorkerPool:
         Again and again: somebody's code may swallow a cancellation, as `asyncio.wait_for` did before 3.12.
         """
         await self._stop.draining.wait()
+        await self._feed.aclose()
         while True:
             stopping = self._stop.stopping.is_set()
             for worker in (*self._fetching, *(self._asking if stopping else ())):

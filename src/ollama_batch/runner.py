@@ -12,7 +12,8 @@ from typing_extensions import Unpack
 
 from ollama_batch._activity import Activity
 from ollama_batch._failures import FailureWatch
-from ollama_batch._feed import Feed, make_feed
+from ollama_batch._feed import Feed
+from ollama_batch._feeds import make_feed
 from ollama_batch._gauge import StateDir
 from ollama_batch._intake import row_check, take_in
 from ollama_batch._job import Job
@@ -70,8 +71,9 @@ class BatchRunner:
     `trim`: what makes a prompt shorter that does not fit (None: its row fails; a conversation has
     HybridTrim). `counter`: what counts tokens (None: the best on this machine). `state_dir`: where what was
     learned of a model is kept between runs ("auto": the user's state folder; None: nowhere).
-    `order`: "prefix" sends requests of a file that begin alike together, each group to one slot of the
-    engine, so that its prefix cache serves them; "input" keeps the order. Results are in input order.
+    `order`: "prefix" sends requests that begin alike together, each group to one slot of the engine, so
+    that its prefix cache serves them: all of a file; of other sources those that have come, up to 4,096
+    read ahead. "input" keeps the order. Results are in input order.
     `concurrency`: requests out at a time; "auto" is one more than the engine's slots where it tells
     them (as many, with several groups), 4 for Ollama, 16 for other servers. Runs on one address share
     the larger of their limits.
@@ -349,6 +351,7 @@ class BatchRunner:
                 check=check,
                 on_invalid=job.options.on_invalid,
                 limit=job.options.limit,
+                noticed=reporter.noticed,
             )
         )
         reporter.took_in(intake)
@@ -364,6 +367,7 @@ class BatchRunner:
                 check=check,
                 found=reporter.found,
                 failed=reporter.failed,
+                noticed=reporter.noticed,
             )
             if await stop.unless_draining(feed.has_rows()):
                 feeds[model] = feed

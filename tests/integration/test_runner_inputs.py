@@ -276,7 +276,7 @@ def test_a_stream_that_comes_again_shorter_or_different_is_refused(fake: FakeOll
 def test_a_file_that_changes_under_the_run_stops_it_resumably(
     fake: FakeOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr("ollama_batch._feed.FILE_ROWS", 4)
+    monkeypatch.setattr("ollama_batch._file_feed.FILE_ROWS", 4)
     source, output = rows_file(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl"
     before, stat = source.read_text(), source.stat()
     fake.hold()
@@ -342,7 +342,7 @@ def test_rows_that_came_with_an_invalid_one_are_missed_when_they_are_taken_back(
 def test_rows_larger_than_the_read_ahead_are_read_one_by_one(
     fake: FakeOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ollama_batch._feed.FILE_BYTES", 500)
+    monkeypatch.setattr("ollama_batch._file_feed.FILE_BYTES", 500)
     source = write_lines(tmp_path / "in.jsonl", [line(f"r{n}", "x" * 300 * (n % 3)) for n in range(12)])
     assert runner_on(fake).run(source).counts.ok == 12
     assert set(fake.ledger.counts().values()) == {1}

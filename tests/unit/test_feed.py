@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ollama_batch._feed import PrefixFeed
+from ollama_batch._file_feed import PrefixFeed
 from ollama_batch.types import RowRecord
 
 

@@ -30,6 +30,9 @@ OLLAMA_NOTE: Final = (
     "forbid that long prompts are cut in silence; use OllamaEngine (--api ollama) with the same address."
 )
 
+_SHARING: Final = frozenset({"vllm", "sglang"})
+"""What servers whose slots share their prefix cache write into `owned_by`."""
+
 _OWN_FIELDS: Final = frozenset({"model", "messages", "max_tokens", "max_completion_tokens", "stream", "n"})
 
 
@@ -81,6 +84,8 @@ class OpenAIEngine:
     async def describe(self, model: str) -> EngineInfo:
         """What the server tells about itself and `model`; `slots` from llama.cpp only.
 
+        `shares_prefixes` where vLLM or SGLang answers: by the owner they give their models, or by `/version`.
+
         Where an Ollama answers, `details["note"]` says so and names the native engine. Raises
         ModelNotFoundError if the server lists its models and `model` is not among them.
         """
@@ -118,6 +123,7 @@ class OpenAIEngine:
             context_length=context,
             context_fixed=context is not None,
             tokenizes=bool(props or vllm),
+            shares_prefixes="version" in vllm or (entry or {}).get("owned_by") in _SHARING,
             details=details,
         )
 

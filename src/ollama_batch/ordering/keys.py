@@ -37,9 +37,14 @@ def order_key(messages: Sequence[Message], params: Mapping[str, Any]) -> bytes:
     return digest + b"".join(crc32(lead[:chars]).to_bytes(4, "big") for chars in LEAD_CHARS)
 
 
+def head_key(order: bytes) -> bytes:
+    """The part of a row's order key that stands for its head."""
+    return order[:HEAD_BYTES]
+
+
 def head_name(order: bytes) -> str | None:
     """What the head of a row is called, from its order key; None for a row without one."""
-    return order[:HEAD_BYTES].hex() or None
+    return head_key(order).hex() or None
 
 
 def _in_head(message: Message) -> bool:

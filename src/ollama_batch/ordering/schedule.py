@@ -1,65 +1,125 @@
-"""Which head each worker serves: as many heads side by side as the engine has slots, one head to a slot.
+"""Which group of rows each worker serves: as many groups side by side as the engine has slots.
 
 The slots of llama.cpp, and so of Ollama, share no cache: a head is processed once for every slot that meets
-it. So a head stays with one slot as long as other heads wait, and is spread over several only at the end.
+it. So a group stays with one slot as long as others wait, and is spread over several only when none does.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from typing import Protocol
 
 
-class HeadSchedule:
-    """Hands out heads to workers.
+class Schedule(Protocol):
+    """Hands out groups of rows to workers; knows the groups by name only, not the rows."""
 
-    `rows` maps each head to the number of its rows; `slots` is how many heads may be in work at once
-    (None: as many as there are workers). With `shared_cache` (vLLM) slots share what they cached, and one
-    head after another is served by all workers. Guarantees: while a head waits that nobody serves, no
-    head is served by two workers (without `shared_cache`), and never more than `slots` heads are in work.
-    """
-
-    def __init__(
-        self, rows: Mapping[bytes, int], *, slots: int | None = None, shared_cache: bool = False
-    ) -> None:
-        # Largest first: a large head begun last would keep one slot busy when the others have run dry.
-        self._waiting = sorted(rows, key=lambda head: (rows[head], head))
-        self._slots = 1 if shared_cache else slots
-        self._shared = shared_cache
-        self._left = dict(rows)
-        self._serving: dict[int, bytes] = {}
+    def add(self, group: bytes, rows: int = 1) -> None:
+        """So many more rows of `group` wait."""
+        ...
 
     def next(self, worker: int) -> bytes | None:
-        """The head that `worker` is to serve now; None if there is nothing for it at present.
+        """The group that `worker` is to take a row of now; None if there is nothing for it at present."""
+        ...
 
-        A worker keeps its head until `exhausted` says that it has no rows left.
-        """
-        head = self._serving.get(worker)
-        if head is not None:
-            return head
-        in_work = set(self._serving.values())
-        if self._waiting and (self._slots is None or len(in_work) < self._slots):
-            head = self._waiting.pop()
-        elif in_work and (self._shared or not self._waiting):
-            head = max(in_work, key=lambda one: (self._left[one] / self._servers(one), one))
-        else:
-            return None
-        self._serving[worker] = head
-        return head
+    def took(self, group: bytes) -> None:
+        """One row of `group` was handed out."""
+        ...
 
-    def took(self, head: bytes) -> None:
-        """One row of `head` was handed out."""
-        self._left[head] -= 1
+    def exhausted(self, group: bytes) -> None:
+        """`group` has no rows left: whoever served it is free for another."""
+        ...
 
-    def exhausted(self, head: bytes) -> None:
-        """`head` has no rows left: whoever served it is free for another."""
-        self._left[head] = 0
-        for worker in [worker for worker, served in self._serving.items() if served == head]:
-            del self._serving[worker]
+    def warms_up(self, worker: int) -> bool:
+        """Whether the row that `worker` has is a warm-up, which others wait for."""
+        ...
+
+    def finished(self, worker: int) -> None:
+        """The row that `worker` had is no longer in flight."""
+        ...
 
     @property
     def done(self) -> bool:
-        """Whether no head waits and none is in work."""
+        """Whether no group waits and none is in work."""
+        ...
+
+
+def largest_first(rows: Mapping[bytes, int]) -> list[bytes]:
+    """The groups in the order to begin them in, if all are known beforehand.
+
+    A large one begun last would keep one slot busy when the others have run dry.
+    """
+    return sorted(rows, key=lambda group: (-rows[group], group))
+
+
+class HeadSchedule:
+    """One group to a worker, for engines whose slots share no cache.
+
+    `slots` is how many groups may be in work at once (None: as many as there are workers). Groups are begun
+    in the order in which they were added. Guarantees: while a group waits that nobody serves, no worker
+    that asks is given one that another serves too; and never more than `slots` groups are in work.
+    """
+
+    def __init__(self, *, slots: int | None = None) -> None:
+        self._slots = slots
+        self._waiting: dict[bytes, None] = {}
+        self._left: Counter[bytes] = Counter()
+        self._serving: dict[int, bytes] = {}
+        self._servers: Counter[bytes] = Counter()
+
+    def add(self, group: bytes, rows: int = 1) -> None:
+        """So many more rows of `group` wait."""
+        self._left[group] += rows
+        if group not in self._servers:
+            self._waiting[group] = None
+
+    def next(self, worker: int) -> bytes | None:
+        """The group that `worker` is to take a row of now; None if there is nothing for it at present.
+
+        A worker keeps its group until `exhausted` says that it has no rows left, or until another waits and
+        somebody else serves this one as well.
+        """
+        group = self._serving.get(worker)
+        if group is not None:
+            if self._servers[group] == 1 or not self._waiting:
+                return group
+            self._leave(worker)
+        if self._waiting and (self._slots is None or len(self._servers) < self._slots):
+            group = next(iter(self._waiting))
+            del self._waiting[group]
+        elif self._servers and not self._waiting:
+            group = max(self._servers, key=lambda one: (self._left[one] / self._servers[one], one))
+        else:
+            return None
+        self._serving[worker] = group
+        self._servers[group] += 1
+        return group
+
+    def took(self, group: bytes) -> None:
+        """One row of `group` was handed out."""
+        self._left[group] -= 1
+
+    def exhausted(self, group: bytes) -> None:
+        """`group` has no rows left: whoever served it is free for another."""
+        self._left.pop(group, None)
+        self._waiting.pop(group, None)
+        for worker in [worker for worker, served in self._serving.items() if served == group]:
+            self._leave(worker)
+
+    def warms_up(self, worker: int) -> bool:
+        """Never: another slot would gain nothing from it."""
+        return False
+
+    def finished(self, worker: int) -> None:
+        """The row that `worker` had is no longer in flight: it asks for another by itself."""
+
+    @property
+    def done(self) -> bool:
+        """Whether no group waits and none is in work."""
         return not self._waiting and not self._serving
 
-    def _servers(self, head: bytes) -> int:
-        return sum(served == head for served in self._serving.values())
+    def _leave(self, worker: int) -> None:
+        group = self._serving.pop(worker)
+        self._servers[group] -= 1
+        if not self._servers[group]:
+            del self._servers[group]

@@ -42,13 +42,6 @@ def test_every_row_is_handed_out_once_and_heads_keep_to_their_slots(rows, worker
     assert not left.total()
 
 
-def test_with_a_shared_cache_all_workers_serve_one_head_after_another() -> None:
-    schedule = HeadSchedule({b"a": 4, b"b": 2}, shared_cache=True)
-    assert [schedule.next(worker) for worker in range(3)] == [b"a", b"a", b"a"]
-    schedule.exhausted(b"a")
-    assert [schedule.next(worker) for worker in range(3)] == [b"b", b"b", b"b"]
-
-
 def test_the_largest_head_is_begun_first() -> None:
     schedule = HeadSchedule({b"small": 1, b"large": 9, b"middle": 3}, slots=2)
     assert [schedule.next(0), schedule.next(1)] == [b"large", b"middle"]
