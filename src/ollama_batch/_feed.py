@@ -52,6 +52,10 @@ class Feed(ABC):
                         return False
         return True
 
+    async def look_ahead(self, rows: int, seconds: float) -> list[Taken]:
+        """Up to so many of the rows to come, as far as they are not known yet and come within `seconds`."""
+        return []
+
     async def aclose(self) -> None:
         """Read no further; may be repeated."""
         for _, timer in self._warm_ups.values():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
 from ollama_batch._feed import Feed
 from ollama_batch._file_feed import FileFeed, PrefixFeed
+from ollama_batch._intake import Intake
 from ollama_batch._items import Check
 from ollama_batch._lane_feed import FileLanes, StreamLanes
 from ollama_batch._options import RunnerOptions, RunOptions
+from ollama_batch._sizes import needed_tokens
 from ollama_batch._stream_feed import STREAM_ROWS, StreamFeed, WindowFeed
+from ollama_batch.engines.base import Engine, Loadable
 from ollama_batch.journal import RunJournal
 from ollama_batch.ordering import GROUP_BYTES
 from ollama_batch.sources import FileSource, Source, StreamSource
@@ -19,6 +22,9 @@ from ollama_batch.types import BatchResult
 
 SINGLE = 2
 """One group and the rows that are alone: nothing to be gained from another order than the input's."""
+
+SAMPLE_ROWS, SAMPLE_S = 1000, 1.0
+"""So many rows of a stream say how long its rows are, or those that come within so many seconds."""
 
 
 async def make_feed(
@@ -67,3 +73,15 @@ async def make_feed(
         failed=failed,
         noticed=noticed,
     )
+
+
+async def look_ahead(
+    feeds: Collection[Feed], intake: Intake, *, options: RunnerOptions, journal: RunJournal, engine: Engine
+) -> None:
+    """See how long the first rows of a stream are, where num_ctx="auto" has to go by them."""
+    if options.num_ctx != "auto" or not isinstance(engine, Loadable) or "num_ctx" in journal.identity:
+        return
+    for feed in feeds:
+        for row, request in await feed.look_ahead(SAMPLE_ROWS, SAMPLE_S):
+            tokens = needed_tokens(request, options.max_tokens, options.defaults.get("tools"))
+            intake.sizes.add(str(row.custom_id), tokens)

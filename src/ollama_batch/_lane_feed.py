@@ -123,6 +123,9 @@ class StreamLanes(LaneQueues, StreamFeed):
         self._lanes = lanes
         self._over = False
 
+    def _waiting(self) -> list[Taken]:
+        return sorted((taken for rows in self._rows for taken in rows), key=lambda taken: taken[0].index)
+
     def _ended(self, lane: int) -> bool:
         return self._over
 

@@ -32,6 +32,9 @@ OPENAI_WIDTH = 16
 """For servers that batch continuously and tell no limit, as vLLM does."""
 
 
+TOO_LONG_NAMED = 3
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Meeting:
     """What the run now knows about its engine."""
@@ -143,6 +146,29 @@ def choose_num_ctx(options: RunnerOptions, intake: Intake, info: EngineInfo, rec
     if intake.total is None:
         bucket = next_bucket(bucket)
     return bucket if info.context_length is None else min(bucket, info.context_length)
+
+
+def tell_too_long(
+    intake: Intake, meeting: Meeting, *, options: RunnerOptions, noticed: Callable[..., None]
+) -> None:
+    """Name the rows that num_ctx="auto" has left out, as far as that can be told before they are counted."""
+    beyond = (
+        0 if meeting.num_ctx is None or options.num_ctx != "auto" else intake.sizes.beyond(meeting.num_ctx)
+    )
+    if not beyond:
+        return
+    longest = intake.sizes.longest[: min(beyond, TOO_LONG_NAMED)]
+    named = ", ".join(f"{name} (up to {tokens:,} tokens)" for tokens, name in longest)
+    more = f" and {beyond - len(longest)} more" if beyond > len(longest) else ""
+    noticed(
+        "too_long",
+        f"{beyond:,} of {intake.sizes.rows:,} rows may need more than num_ctx {meeting.num_ctx:,}: "
+        f"{named}{more}; they are counted before they are sent, and fail if they do not fit (num_ctx= or "
+        "trim= mends that)",
+        rows=beyond,
+        num_ctx=meeting.num_ctx,
+        longest=[name for _, name in intake.sizes.longest[:beyond]],
+    )
 
 
 def context_of(options: RunnerOptions, info: EngineInfo, num_ctx: int | None) -> int | None:

@@ -174,7 +174,7 @@ class Sender:
     async def evaluate(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
     ) -> Completion:
-        """Have a prompt of ours evaluated, to see what the engine counts. Raises EngineError, or Abandoned."""
+        """Have a prompt of ours evaluated, for what the engine counts. Raises EngineError, Abandoned."""
         await self._gate.wait()
         async with self._limit:
             return await self._complete(self._settings.counting_chat(messages, tools))

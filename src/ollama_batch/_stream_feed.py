@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -63,8 +64,39 @@ class StreamFeed(Feed):
         self._noticed = noticed
         self._heads = HeadWatch()
         self._next_index = 0
+        self._reading: asyncio.Future[bool] | None = None
+
+    async def look_ahead(self, rows: int, seconds: float) -> list[Taken]:
+        """The first rows, which are handed out all the same; before the first `next`."""
+        usual, self._at_once = self._at_once, max(self._at_once, AHEAD_ROWS)
+        until = time.monotonic() + seconds
+        async with self._refilling:
+            while len(self._waiting()) < rows and (left := until - time.monotonic()) > 0:
+                # Never cancelled: what has been taken from the source would be lost.
+                reading = self._reading = self._reading or asyncio.ensure_future(self._read_some())
+                await asyncio.wait((reading,), timeout=left)
+                if not reading.done() or not await self._refill():
+                    break
+        self._at_once = usual
+        return self._waiting()[:rows]
+
+    def _waiting(self) -> list[Taken]:
+        """The rows that were read and not handed out, oldest first."""
+        return list(self._ready)
 
     async def _refill(self) -> bool:
+        reading = self._reading or asyncio.ensure_future(self._read_some())
+        self._reading = None
+        return await reading
+
+    async def aclose(self) -> None:
+        """Read no further; may be repeated."""
+        await super().aclose()
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait((self._reading,))
+
+    async def _read_some(self) -> bool:
         if not self._sources:
             return False
         number, source = self._sources[0]

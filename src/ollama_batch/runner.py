@@ -13,11 +13,11 @@ from typing_extensions import Unpack
 from ollama_batch._activity import Activity
 from ollama_batch._failures import FailureWatch
 from ollama_batch._feed import Feed
-from ollama_batch._feeds import make_feed
+from ollama_batch._feeds import look_ahead, make_feed
 from ollama_batch._gauge import StateDir
 from ollama_batch._intake import row_check, take_in
 from ollama_batch._job import Job
-from ollama_batch._meeting import load_model, meet_engine, once_free, part_from_engine
+from ollama_batch._meeting import load_model, meet_engine, once_free, part_from_engine, tell_too_long
 from ollama_batch._opening import begin_anew, discard_if_new, open_journal
 from ollama_batch._options import (
     Requests,
@@ -371,6 +371,9 @@ class BatchRunner:
             )
             if await stop.unless_draining(feed.has_rows()):
                 feeds[model] = feed
+        await stop.unless_draining(
+            look_ahead(feeds.values(), intake, options=self.options, journal=journal, engine=job.engine)
+        )
         meet = partial(meet_engine, options=self.options, journal=journal, intake=intake)
         once_not_busy = partial(once_free, sleep=stop.sleep, patience_s=self.options.recover_timeout)
         meetings = await stop.unless_draining(once_not_busy(partial(meet, job.engine, list(feeds))))
@@ -383,6 +386,7 @@ class BatchRunner:
                 meeting = await stop.unless_draining(loaded)
                 feed.keep_to(meeting.info)
                 reporter.met(meeting)
+                tell_too_long(intake, meeting, options=self.options, noticed=reporter.noticed)
                 await self._replay(job, journal)
                 await send_rows(
                     model,
