@@ -16,7 +16,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, filterfalse
+from itertools import chain
 from typing import Any
 
 from ollama_batch.types import Message
@@ -151,8 +151,9 @@ def words_of(texts: Sequence[str]) -> list[bytes]:
     whole = " ".join(texts).encode("utf-8", "replace")
     words = whole.translate(_LOWERED).split()
     if not whole.isascii():
-        others = b" ".join(filterfalse(bytes.isascii, words)).decode().lower()
-        words = [*filter(bytes.isascii, words), *" ".join(_WORDS.findall(others)).encode().split()]
+        others = b" ".join([word for word in words if not word.isascii()]).decode().lower()
+        words = [word for word in words if word.isascii()]
+        words += " ".join(_WORDS.findall(others)).encode().split()
     return words or [whole]
 
 
