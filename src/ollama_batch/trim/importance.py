@@ -126,7 +126,7 @@ class ImportanceTrim:
         scores = _Scores(self, conversation, corpus, sizes, chosen.kept, candidates)
         # A score never rises as more is kept, so one taken earlier is an upper bound of the present one.
         # Newest first among equals.
-        heap = [(-scores.upper_bound(index), -index) for index in candidates]
+        heap = [(-scores.score(index), -index) for index in candidates]
         heapq.heapify(heap)
         while heap:
             _, negative = heapq.heappop(heap)
@@ -177,36 +177,26 @@ class _Scores:
             answers = (answer_of(conversation, index) for index in range(last + 1))
             self._labels = [settings.label(answer) for answer in answers]
         self._of_label: Counter[Hashable] = Counter()
-        self._kept: list[int] = []
-        self._likeness = dict.fromkeys(candidates, 0.0)
-        self._seen = dict.fromkeys(candidates, 0)
+        self._likeness = dict.fromkeys(candidates, 0.0)  # to that of the kept which is most like it
         for index in kept:
             self.keep(index)
 
     def keep(self, index: int) -> None:
         """Take note that `index` is kept."""
-        self._kept.append(index)
         if self._labels is not None:
             self._of_label[self._labels[index]] += 1
-
-    def upper_bound(self, index: int) -> float:
-        """The score as if nothing like it were kept."""
-        return self._score(index)
+        if self._weights.novelty:
+            largest = self._likeness
+            for other, likeness in self._corpus.likeness(index).items():
+                if likeness > largest.get(other, math.inf):
+                    largest[other] = likeness
 
     def take(self, index: int) -> float | None:
         """The score now; None if it is a near duplicate of what is kept."""
-        if self._weights.novelty:
-            likeness = self._likeness[index]
-            known = self._corpus.likeness(index)
-            for other in self._kept[self._seen[index] :]:
-                likeness = max(likeness, known.get(other, 0.0))
-            self._likeness[index] = likeness
-            self._seen[index] = len(self._kept)
-            if likeness > self._duplicate_above:
-                return None
-        return self._score(index)
+        return None if self._likeness[index] > self._duplicate_above else self.score(index)
 
-    def _score(self, index: int) -> float:
+    def score(self, index: int) -> float:
+        """The score now, near duplicate or not."""
         value: float = self._fixed[index] + self._weights.novelty * max(0.0, 1.0 - self._likeness[index])
         if self._labels is not None:
             value += self._weights.balance / math.sqrt(1 + self._of_label[self._labels[index]])

@@ -13,15 +13,16 @@ import math
 import re
 import string
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from ollama_batch.types import Message
 
-# A text is known by so many of its words, the same ones in every text that has them; it is compared by
-# the rarest of these, so many, of which all texts together hold so many: that bounds the cost.
+# A text is known by about so many of its words, the same ones in every text that has them; it is compared
+# by the rarest of these, so many, of which all texts together hold so many: that bounds the cost.
 _SAMPLE_WORDS = 48
 _SKETCH_WORDS = 16
 _SKETCH_HOLDERS = 160
@@ -30,9 +31,10 @@ _SKETCH_LEAST = 4
 _K1, _B = 1.2, 0.75  # BM25's usual constants (Robertson and Zaragoza, 2009)
 _QUERY_WORDS = 32
 
-_SEPARATORS = str.maketrans(
-    {char: " " for char in map(chr, range(128)) if char not in string.ascii_letters + string.digits}
-)
+# Of the bytes of a text: ASCII letters become small, what else of ASCII is no digit becomes a blank.
+_LOWERED = bytes(
+    byte if byte >= 128 or chr(byte) in string.ascii_letters + string.digits else 32 for byte in range(256)
+).lower()
 # Chinese, Japanese and Korean are not spaced: one character is one word there.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _WORDS = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
@@ -40,9 +42,9 @@ _WORDS = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The words of one text: how often each occurs, their number, and the hashes of a sample of them."""
+    """The words of one text, by hash: how often each occurs, their number, and a sample in order."""
 
-    counts: Mapping[str, int]
+    counts: Mapping[int, int]
     total: int
     sample: Sequence[int]
 
@@ -52,31 +54,34 @@ class Corpus:
 
     def __init__(self, texts: Sequence[tuple[str, ...]]) -> None:
         self._texts = [read_words(text) for text in texts]
-        frequency: Counter[int] = Counter()
-        for words in self._texts:
-            frequency.update(words.sample)
-        idf = [_idf(count, len(texts)) for count in range(len(texts) + 1)]
-        self._sketches = [_sketch(words.sample, frequency, idf) for words in self._texts]
-        self._holders: dict[int, list[tuple[int, float]]] = {}
+        self._frequency = Counter(chain.from_iterable([words.sample for words in self._texts]))
+        self._squares = [_idf(count, len(texts)) ** 2 for count in range(len(texts) + 1)]
+        sketches = [_sketch(words.sample, self._frequency, self._squares) for words in self._texts]
+        self._sketches = [words for words, _ in sketches]
+        self._scales = [scale for _, scale in sketches]
+        self._holders: defaultdict[int, list[int]] = defaultdict(list)
         for unit, sketch in enumerate(self._sketches):
-            for word, weight in sketch:
-                self._holders.setdefault(word, []).append((unit, weight))
+            for word in sketch:
+                self._holders[word].append(unit)
         self._likeness: dict[int, dict[int, float]] = {}
 
     def likeness(self, unit: int) -> dict[int, float]:
         """About the cosine of the unit's tf-idf vector with that of each unit it has words in common with.
 
-        From 0 to 1; equal texts have 1, units not named have 0. A vector holds which words occur, not
-        how often, and is a sample: it errs towards telling texts apart.
+        From 0 to 1; equal texts have 1, units not named have 0; the same seen from either unit. A vector
+        holds which words occur, not how often, and is a sample: it errs towards telling texts apart.
         """
-        found = self._likeness.get(unit)
-        if found is None:
-            found = {}
-            for word, weight in self._sketches[unit]:
-                for other, its in self._holders[word]:
-                    found[other] = found.get(other, 0.0) + weight * its
-            self._likeness[unit] = found
-        return found
+        known = self._likeness.get(unit)
+        if known is None:
+            common: dict[int, float] = {}
+            for word in self._sketches[unit]:
+                square = self._squares[self._frequency[word]]
+                for other in self._holders[word]:
+                    common[other] = common.get(other, 0.0) + square
+            scale, scales = self._scales[unit], self._scales
+            known = {other: square * (scale * scales[other]) for other, square in common.items()}
+            self._likeness[unit] = known
+        return known
 
     def relevance(self, request: tuple[str, ...], own: int | None = None) -> list[float]:
         """BM25 of `request` against each unit, divided by the largest; all 0 if no word is in common.
@@ -85,11 +90,10 @@ class Corpus:
         """
         texts = self._texts
         asked = read_words(request).counts.keys()
-        holders: Counter[str] = Counter()
-        for words in texts:
-            holders.update(asked & words.counts.keys())
+        met = [asked & words.counts.keys() for words in texts]
+        holders = Counter(chain.from_iterable(met))
         if own is not None:
-            holders.subtract(texts[own].counts.keys() & asked)
+            holders.subtract(met[own])
         # By number and word, as the order of a set is another in every process.
         held = sorted((count, word) for word, count in holders.items() if count > 0)
         weights = {word: _idf(count, len(texts)) for count, word in held[:_QUERY_WORDS]}
@@ -98,7 +102,7 @@ class Corpus:
         for unit, words in enumerate(texts):
             damping = _K1 * (1 - _B + _B * words.total / mean)
             terms = []
-            for word in weights.keys() & words.counts.keys():
+            for word in weights.keys() & met[unit]:
                 times = words.counts[word]
                 terms.append(weights[word] * times * (_K1 + 1) / (times + damping))
             found.append(0.0 if unit == own else math.fsum(terms))  # exact, so in any order the same
@@ -107,28 +111,25 @@ class Corpus:
 
 
 def _sketch(
-    sample: Sequence[int], frequency: Mapping[int, int], idf: Sequence[float]
-) -> list[tuple[int, float]]:
-    """The rarest words that others have too, with their weights, in a vector of length 1.
+    sample: Sequence[int], frequency: Mapping[int, int], squares: Sequence[float]
+) -> tuple[list[int], float]:
+    """The rarest words that others have too, and the scale by which their vector has length 1.
 
-    Words that no other text has enter its length, at the rate at which the others are taken.
+    `squares` are those of the weights, by frequency. Words that no other text has enter the length, at
+    the rate at which the others are taken.
     """
-    keys = sorted([frequency[word] << 32 | word for word in sample])
-    own = bisect.bisect_left(keys, 2 << 32)
-    taken: list[tuple[int, float]] = []
-    holders = 0
-    for key in keys[own : own + _SKETCH_WORDS]:
-        count = key >> 32
-        holders += count
-        if holders > _SKETCH_HOLDERS and len(taken) >= _SKETCH_LEAST:
-            break
-        taken.append((key, idf[count]))
-    if not taken:
-        return []
-    square = sum([weight * weight for _, weight in taken])
-    square += own * len(taken) / (len(keys) - own) * idf[1] ** 2
-    length = math.sqrt(square)
-    return [(key, weight / length) for key, weight in taken]
+    ranked = sorted(sample, key=frequency.__getitem__)  # among equals by hash, as the sample is
+    own = bisect.bisect_left(ranked, 2, key=frequency.__getitem__)
+    words = ranked[own : own + _SKETCH_WORDS]
+    counts = [frequency[word] for word in words]
+    while len(words) > _SKETCH_LEAST and sum(counts) > _SKETCH_HOLDERS:
+        words.pop()
+        counts.pop()
+    if not words:
+        return [], 0.0
+    square = sum([squares[count] for count in counts])
+    square += own * len(words) / (len(ranked) - own) * squares[1]
+    return words, (1 - 1e-15) / math.sqrt(square)  # rounding lifts no likeness above 1
 
 
 def _idf(frequency: int, texts: int) -> float:
@@ -137,17 +138,32 @@ def _idf(frequency: int, texts: int) -> float:
 
 @functools.lru_cache(maxsize=512)
 def read_words(texts: tuple[str, ...]) -> Words:
-    """The words of these texts, lower-cased; a text without any is one word as a whole."""
-    found: list[str] = []
-    for text in texts:
-        lowered = text.lower()
-        found += lowered.translate(_SEPARATORS).split() if lowered.isascii() else _WORDS.findall(lowered)
-    counts = Counter(found or [" ".join(texts)])
-    try:
-        hashes = set(map(zlib.crc32, map(str.encode, counts)))
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold
-        hashes = {zlib.crc32(word.encode("utf-8", "replace")) for word in counts}
-    return Words(counts, counts.total(), tuple(sorted(hashes)[:_SAMPLE_WORDS]))
+    """The words of these texts, hashed; they are remembered by the text."""
+    words = words_of(texts)
+    counts = Counter(map(zlib.crc32, words))
+    return Words(counts, len(words), _sample(counts))
+
+
+def words_of(texts: Sequence[str]) -> list[bytes]:
+    """The words of these texts, lower-cased, in any order; texts without any are one word as a whole."""
+    # Bytes are split and hashed at half the price of characters. Half a surrogate pair, which JSON can
+    # hold, is no letter: it becomes a question mark.
+    whole = " ".join(texts).encode("utf-8", "replace")
+    words = whole.translate(_LOWERED).split()
+    if not whole.isascii():
+        others = b" ".join([word for word in words if not word.isascii()]).decode().lower()
+        words = [word for word in words if word.isascii()]
+        words += " ".join(_WORDS.findall(others)).encode().split()
+    return words or [whole]
+
+
+def _sample(hashes: Mapping[int, int]) -> list[int]:
+    """About `_SAMPLE_WORDS` of the hashes, those below a bound that texts of the same length share.
+
+    The last bits, which hardly tell words apart, are left out: small numbers sort faster.
+    """
+    bound = (_SAMPLE_WORDS << 32) // len(hashes)
+    return sorted([value >> 2 for value in hashes if value < bound])
 
 
 def texts_of(messages: Sequence[Message]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ollama_batch.tokens import CalibratedCounter, EstimateCounter, TokenCounter
+from ollama_batch.tokens._regression import Line
 from ollama_batch.tokens._texts import texts_of
 from ollama_batch.types import Message
 from tokens_support import WordCounter, prompt
@@ -315,3 +316,16 @@ def test_equal_prompts_for_a_long_time_leave_the_overheads_sane() -> None:
 def test_an_estimate_is_a_base_like_any_other() -> None:
     counter = CalibratedCounter(EstimateCounter(), model_digest="d")
     assert counter.estimate(prompt(10)).source == "estimate"
+
+
+parts = st.floats(0, 1e4)
+
+
+@given(
+    st.builds(Line, st.floats(0.2, 10), parts, parts, parts),
+    st.lists(st.tuples(st.tuples(parts, parts, st.just(1.0), parts), st.floats(1, 1e6)), max_size=5),
+)
+def test_shares_in_one_go_are_those_of_single_predictions(
+    line: Line, observed: list[tuple[tuple[float, float, float, float], float]]
+) -> None:
+    assert line.shares(observed) == [count / line.at(features) for features, count in observed]

@@ -9,22 +9,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_batch.errors import ConfigError
-from ollama_batch.tokens import Count, CountLedger, EstimateCounter, TokenCounter
+from ollama_batch.tokens import CalibratedCounter, Count, CountLedger, EstimateCounter, TokenCounter
 from tokens_support import WordCounter
 
 HEAD = {"role": "system", "content": "judge every profile by the same five criteria"}
 
 
-def test_a_repeated_head_is_tokenized_once() -> None:
+def test_a_head_of_a_thousand_requests_is_tokenized_once() -> None:
     counter = WordCounter()
-    for row in range(50):
+    for row in range(1000):
         counter.count_messages([HEAD, {"role": "user", "content": f"profile {row}"}])
     assert counter.seen.count(HEAD["content"]) == 1
     assert counter.ledger == CountLedger(
-        texts=100,
-        tokenized=51,
-        tokenized_chars=len(HEAD["content"]) + sum(len(f"profile {n}") for n in range(50)),
+        texts=2000,
+        tokenized=1001,
+        tokenized_chars=len(HEAD["content"]) + sum(len(f"profile {n}") for n in range(1000)),
     )
+
+
+def test_bounding_and_learning_from_a_thousand_requests_tokenizes_each_text_once() -> None:
+    counter = WordCounter()
+    calibrated = CalibratedCounter(counter, model_digest="none")
+    for row in range(1000):
+        prompt = [HEAD, {"role": "user", "content": f"profile {row}"}]
+        reported = calibrated.upper_bound(prompt).tokens
+        calibrated.bound_for(prompt).count_messages(prompt)
+        calibrated.observe(prompt, reported)
+    assert counter.seen == [HEAD["content"], *(f"profile {row}" for row in range(1000))]
 
 
 def test_many_tails_do_not_push_a_head_out() -> None:

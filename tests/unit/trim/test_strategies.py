@@ -19,7 +19,7 @@ from ollama_batch.trim import (
     replay,
     trim_to_marks,
 )
-from ollama_batch.trim.scoring import Corpus, read_words, texts_of
+from ollama_batch.trim.scoring import Corpus, texts_of, words_of
 from ollama_batch.types import Message
 from trim_support import COUNTER, WordCounter, assistant, calling, system, tool, user
 
@@ -157,10 +157,46 @@ def test_parts_and_pictures_are_told_apart() -> None:
 
 
 def test_half_a_surrogate_pair_and_unspaced_scripts_have_words() -> None:
-    assert list(read_words(("x \ud800 y",)).counts) != []
-    assert list(read_words(("\u6771\u4eac ok",)).counts) == ["\u6771", "\u4eac", "ok"]
-    assert list(read_words(("Na\u00efve CAFE, it's",)).counts) == ["na\u00efve", "cafe", "it", "s"]
-    assert read_words(("...", "!")).counts == {"... !": 1}
+    def words(*texts: str) -> list[str]:
+        return sorted(word.decode() for word in words_of(texts))
+
+    assert words("x \ud800 y") == ["x", "y"]
+    assert words("\ud800") == ["?"]
+    assert words("\u6771\u4eac ok") == ["ok", "\u4eac", "\u6771"]
+    assert words("Na\u00efve CAFE, it's", "\u201cQUOTED_42\u201d\u2014\u00c9t\u00e9") == [
+        *("42", "cafe", "it", "na\u00efve", "quoted", "s", "\u00e9t\u00e9")
+    ]
+    assert words("...", "!") == ["... !"]
+
+
+def test_words_are_those_of_python_in_any_script() -> None:
+    """The oracle: a text is lower-cased as a whole, and a word is a run of what `isalnum` says yes to."""
+    texts = [
+        "Plain words, 3 of them; x_y.",
+        "\u017dlu\u0165ou\u010dk\u00fd K\u016f\u0147 \u2014 \u00bb\u00c7a va\u00ab",
+        "\u041f\u0440\u0438\u0432\u0435\u0442,\u043c\u0438\u0440!\u212a\u00df \u0661\u0662 \ufb01n",
+    ]
+    for text in texts:
+        blanked = "".join(char if char.isalnum() else " " for char in text.lower())
+        assert sorted(word.decode() for word in words_of([text])) == sorted(blanked.split())
+
+
+def test_a_likeness_is_never_above_1_and_is_1_for_equal_texts() -> None:
+    for size in range(1, 200):
+        texts = [(" ".join(f"w{at * 7 % size}" for at in range(size)),)] * 2 + [(f"w{size // 2} other",)] * 3
+        found = Corpus(texts).likeness(0)
+        assert found[0] == found[1] == pytest.approx(1)
+        assert max(found.values()) <= 1
+
+
+def test_a_long_text_with_one_word_changed_is_like_itself() -> None:
+    """By a sample of its words, as 600 are more than are looked at; and unlike one of other words."""
+    words = [f"word{at}" for at in range(600)]
+    others = [f"other{at}" for at in range(600)]
+    changed = [*words[:300], "changed", *words[301:]]
+    found = Corpus([(" ".join(each),) for each in (words, changed, others, others)]).likeness(0)
+    assert found[1] > 0.9
+    assert found.get(2, 0.0) == 0
 
 
 def test_relevance_is_that_of_bm25() -> None:
