@@ -19,7 +19,7 @@ from harness import Goal, Outcome
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from crash_support import ELSEWHERE, Campaign
+from crash_support import ELSEWHERE, Campaign, mode_for
 from ollama_batch._points import POINTS
 
 ROWS, POINT_ROWS, CONCURRENCY = 2000, 120, 16
@@ -39,7 +39,10 @@ def killed_at(point: str, nth: int) -> dict[str, Any]:
 
 
 def _killed_at(point: str, nth: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder, Campaign(Path(folder), rows=POINT_ROWS) as campaign:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Campaign(Path(folder), rows=POINT_ROWS, mode=mode_for(point)) as campaign,
+    ):
         if point == "result.before_replace":  # needs failed rows of an earlier session
             campaign.life()
         campaign.life(point=point, nth=nth)

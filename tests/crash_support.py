@@ -20,8 +20,13 @@ from ollama_batch.testing import FakeOllama, Fault
 CHILD = Path(__file__).with_name("run_child.py")
 LIFE_S = 60.0
 
-ELSEWHERE = ("aside.before_rename", "file.remove")
+ELSEWHERE = ("aside.before_rename", "file.remove", "upgrade.before_commit", "upgrade.after_commit")
 """Points only reached when a run is asked for something special, which has tests of its own."""
+
+
+def mode_for(point: str) -> str:
+    """The mode of a run that reaches `point`."""
+    return "conversation" if point.startswith(("turn.", "turns.")) else "independent"
 
 
 @dataclass
@@ -32,12 +37,15 @@ class Campaign:
     rows: int = 2000
     concurrency: int = 16
     flaky: int = 3
+    mode: str = "independent"
     kills: int = 0
     ok_rows_sent_again: int = 0
     most_resent_at_one_kill: int = 0
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.mode == "conversation":
+            self.flaky = 0  # a fake refuses by message, and here a row's messages are others the next time
         self.input = self.folder / "in.jsonl"
         self.output = self.folder / "out.jsonl"
         with self.input.open("w") as file:
@@ -74,6 +82,7 @@ class Campaign:
             "output": str(self.output),
             "url": self.fake.url,
             "concurrency": self.concurrency,
+            "mode": self.mode,
             "point": point,
             "nth": nth,
         }

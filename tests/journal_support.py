@@ -57,6 +57,8 @@ async def work(folder: Path, tell: Callable[[dict[str, object]], None]) -> None:
                 return
             for start in range(0, ROWS, 8):
                 await journal.add_rows([row(n) for n in range(start, start + 8)])
+            await journal.turns.assign(2)
+            await journal.turns.requeue(retry)
             waiting: Iterator[RowRecord] = iter(await journal.pending(after=-1, limit=ROWS, retry=retry))
 
             async def worker(
@@ -68,6 +70,7 @@ async def work(folder: Path, tell: Callable[[dict[str, object]], None]) -> None:
                     code = "engine_error" if is_flawed(item.index) and not again else None
                     token = uuid.uuid4().hex
                     record = result(item.index, code=code, text=token)
+                    await journal.turns.begin(item.index, None, [{"role": "user", "content": token}])
                     tell({"sent": item.index})
                     if code is not None:
                         await journal.note("attempt", {"index": item.index})

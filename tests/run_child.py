@@ -33,6 +33,7 @@ def main(settings: dict[str, Any]) -> None:
         model="toy:1b",
         base_url=settings["url"],
         concurrency=settings["concurrency"],
+        mode=settings.get("mode", "independent"),
         progress="none",
     )
     report = runner.run(settings["input"], output=settings["output"], retry_failed=True)

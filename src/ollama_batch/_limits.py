@@ -69,7 +69,8 @@ class LearnedLimit:
         """Take over what `to_dict` said in an earlier session of the run."""
         worked, failed, at = state["worked"], state["failed"], float(state["failed_at"])
         if self._now() - at < FORGET_S:
-            self._worked, self._failed, self._failed_at = int(worked), int(failed), at
+            self._worked, self._failed_at = int(worked), at
+            self._failed = None if failed is None else int(failed)
 
     def to_dict(self) -> dict[str, Any]:
         """What is known, as JSON data; of use only after a failure."""
@@ -77,12 +78,8 @@ class LearnedLimit:
 
     def save(self) -> None:
         """Keep it for later runs; a limit that was never met is not worth a file."""
-        if self._path is None:
-            return
-        if self._failed is not None:
+        if self._path is not None and (self._failed is not None or self._path.exists()):
             write_state(self._path, {"key": self._key, **self.to_dict()}, version=STATE_VERSION)
-        elif self._path.exists():
-            self._path.unlink(missing_ok=True)
 
     def _load(self, path: Path) -> None:
         state = read_state(path, version=STATE_VERSION)

@@ -48,6 +48,7 @@ POINTS: tuple[str, ...] = (
     "upgrade.after_commit",
     "turns.before_assign",
     "turns.after_assign",
+    "turns.before_requeue",
     "turn.before_begin",
     "turn.after_begin",
 )

@@ -606,7 +606,7 @@ def test_requests_come_from_standard_input(fake_ollama: FakeOllama, tmp_path: Pa
         out, err = child.communicate("".join(json.dumps(each) + "\n" for each in rows(5)), timeout=30)
     assert child.returncode == 0, err
     assert "5 of 5 rows ok" in out
-    assert err.splitlines()[0].startswith("ollama-batch state=running done=0 total=unknown")
+    assert err.splitlines()[0].startswith("ollama-batch state=running done=0 total=5")
     assert err.splitlines()[-1].startswith("ollama-batch state=completed done=5 total=5")
     assert ids(output) == [f"r{n}" for n in range(5)]
 

@@ -47,7 +47,7 @@ async def test_a_shared_prefix_is_not_evaluated_again_and_still_counted() -> Non
             gpt = (await http.post("/v1/chat/completions", json=body("h " * 90 + "two"))).json()
     assert [a["prompt_eval_count"] for a in (first, second, third)] == [91, 91, 91]
     # The last token is always evaluated, also when the whole prompt is known.
-    assert [a.get("prompt_eval_cached_count") for a in (first, second, third)] == [None, 90, 90]
+    assert [a.get("prompt_eval_cached_count") for a in (first, second, third)] == [0, 90, 90]
     assert first["prompt_eval_duration"] == pytest.approx(910_000, abs=1)
     assert second["prompt_eval_duration"] == pytest.approx(10_000, abs=1)
     assert gpt["usage"]["prompt_tokens_details"] == {"cached_tokens": 90}

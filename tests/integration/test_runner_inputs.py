@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ollama_batch.errors import (
     JournalMismatchError,
     ModelNotFoundError,
 )
+from ollama_batch.events import RowSent
 from ollama_batch.journal import RunJournal, verify
 from ollama_batch.testing import FakeModel, FakeOllama, Fault
 from runner_support import files_in, ids, line, names, read_lines, rows_file, runner_on, write_lines
@@ -440,7 +442,8 @@ def test_a_model_that_cannot_think_is_refused_once(fake_ollama_factory: Factory,
     ("chars", "max_tokens", "trained", "num_ctx"),
     [
         (100, 1024, 131_072, 4096),
-        (8_000, 1024, 131_072, 8192),
+        (8_000, 1024, 131_072, 4096),
+        (12_000, 1024, 131_072, 8192),
         (30_000, 1024, 131_072, 16_384),
         (30_000, 1024, 10_000, 10_000),
         (100, 6_000, 131_072, 8192),
@@ -458,9 +461,46 @@ def test_auto_num_ctx_is_the_smallest_that_holds_the_largest_row(
 
 
 def test_auto_num_ctx_of_a_stream_and_an_explicit_one(fake: FakeOllama) -> None:
-    assert runner_on(fake).run(["x"]).num_ctx == 8192
+    assert runner_on(fake).run(["x"]).num_ctx == 4096
     assert runner_on(fake, num_ctx=2048).run(["x"]).num_ctx == 2048
-    assert [load["num_ctx"] for load in fake.ledger.load_settings()] == [8192, 2048]
+    assert [load["num_ctx"] for load in fake.ledger.load_settings()] == [4096, 2048]
+
+
+def test_auto_num_ctx_of_a_stream_that_goes_on_is_one_size_more_than_its_first_rows_need(
+    fake: FakeOllama,
+) -> None:
+    sent = threading.Event()
+
+    class FirstSent:
+        def on_event(self, event: Any) -> None:
+            if isinstance(event, RowSent):
+                sent.set()
+
+    def slow() -> Iterator[str]:
+        yield "x" * 12_000  # about 3,700 tokens, and an answer of 1,024
+        assert sent.wait(30), "a row waited for rows that had not come yet"
+        yield "the last"
+
+    report = runner_on(fake, hooks=[FirstSent()]).run(slow())
+    assert report.ok
+    assert report.num_ctx == 16_384
+    assert fake.ledger.loads == 1
+
+
+def test_auto_num_ctx_leaves_out_one_row_in_a_thousand_and_names_it(fake: FakeOllama, tmp_path: Path) -> None:
+    lines = [line(f"r{n}", "short") for n in range(1999)]
+    lines.insert(700, line("long", "y" * 40_000))
+    source = write_lines(tmp_path / "in.jsonl", lines)
+    report = runner_on(fake, max_tokens=256).run(source)
+    assert report.num_ctx == 4096
+    assert any(
+        "1 of 2,000 rows may need more than num_ctx 4,096: long (up to" in note for note in report.notes
+    )
+    (failed,) = (result for result in report.results() if not result.ok)
+    assert failed.custom_id == "long"
+    assert failed.error is not None
+    assert failed.error.code == "context_length_exceeded"
+    assert failed.attempts == fake.ledger.count("long") == 0
 
 
 def test_an_openai_server_runs_the_same_file(fake: FakeOllama, tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def _requeue(con: sqlite3.Connection, retry: Retry, session: int) -> None:
     last = con.execute("SELECT ifnull(max(turn), -1) FROM turns").fetchone()[0]
     con.execute("BEGIN IMMEDIATE")
     try:
+        reached("turns.before_requeue")
         con.executemany(
             "UPDATE turns SET turn = ? WHERE idx = ?",
             [(last + 1 + number, index) for number, index in enumerate(again)],

@@ -18,7 +18,9 @@ from ollama_batch.journal import RunJournal
 
 SOURCE = "".join(file.read_text() for file in Path(journal_package.__file__).parent.glob("*.py"))
 # Journals are set aside by a runner that begins anew, whose tests kill it there.
-JOURNAL_POINTS = [name for name in POINTS if f'reached("{name}")' in SOURCE and not name.startswith("aside.")]
+JOURNAL_POINTS = [
+    name for name in POINTS if f'reached("{name}")' in SOURCE and not name.startswith(("aside.", "upgrade."))
+]
 # The moments a point is reached again: amid the results, in the second session, in the second export.
 LATER = [
     ("result.after_insert", 7),
@@ -80,3 +82,26 @@ def test_a_kill_loses_and_doubles_nothing(tmp_path: Path, point: str, nth: int) 
         assert replaced == [index for index in range(ROWS) if is_flawed(index)]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.run.db"]
     assert [json.loads(line)["custom_id"] for line in lines] == [f"row-{n}" for n in range(ROWS)]
+
+
+def make_older(path: Path) -> None:
+    """Take from a journal what version 1 did not have."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as con:
+        con.executescript("DROP TABLE turns; PRAGMA user_version = 1;")
+
+
+@pytest.mark.parametrize("point", ["upgrade.before_commit", "upgrade.after_commit"])
+def test_a_kill_while_an_older_journal_is_upgraded_loses_nothing(tmp_path: Path, point: str) -> None:
+    kill_at(tmp_path, "result.after_commit", 9)
+    path = tmp_path / "out.jsonl.run.db"
+    make_older(path)
+    before = recorded(path)
+    assert kill_at(tmp_path, point) == []
+    with closing(sqlite3.connect(path)) as con:
+        version = con.execute("PRAGMA user_version").fetchone()[0]
+        turns = con.execute("SELECT count(*) FROM sqlite_master WHERE name = 'turns'").fetchone()[0]
+    assert (version, turns) == ((1, 0) if point == "upgrade.before_commit" else (2, 1))
+    asyncio.run(work(tmp_path, lambda _: None))
+    after = recorded(path)
+    assert sorted(after) == list(range(ROWS))
+    assert all(after[index] == found for index, found in before.items() if found[0])
