@@ -15,6 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ollama_batch.conversation import ConversationPolicy as ConversationPolicy
     from ollama_batch.engines.base import Engine as Engine
     from ollama_batch.engines.embedded import EmbeddedEngine as EmbeddedEngine
     from ollama_batch.engines.ollama import OllamaEngine as OllamaEngine
@@ -85,6 +86,7 @@ _HOMES = {
     "Completion": "types",
     "ConfigError": "errors",
     "ContextTooLargeError": "errors",
+    "ConversationPolicy": "conversation",
     "EmbeddedEngine": "engines.embedded",
     "Engine": "engines.base",
     "EngineError": "errors",

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ollama_batch.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ollama_batch.conversation import ConversationPolicy
     from ollama_batch.engines.base import Engine
+    from ollama_batch.trim import TrimStrategy
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -34,6 +36,12 @@ ERRORS = "failed rows (default: beside OUT, named STEM.errors.jsonl)"
 
 TOY = "toy"
 THINK: Mapping[str, bool] = {"off": False, "on": True}
+STRATEGIES: Mapping[str, str] = {
+    "sliding": "SlidingWindowTrim",
+    "importance": "ImportanceTrim",
+    "hybrid": "HybridTrim",
+    "aggressive": "AggressiveTrim",
+}
 
 
 def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
@@ -143,6 +151,23 @@ def _add_run(subparsers: Any, command: Command) -> None:
         help="answers cut off by their token limit fail (default) or count",
     )
 
+    context = run.add_argument_group("context")
+    context.add_argument(
+        "--mode",
+        choices=("independent", "conversation"),
+        default="independent",
+        help="independent (default): every row on its own; conversation: rows share growing conversations",
+    )
+    context.add_argument(
+        "--trim",
+        choices=tuple(STRATEGIES),
+        help="shorten prompts that do not fit (default: their rows fail; in a conversation: hybrid)",
+    )
+    context.add_argument("--lanes", type=_count, metavar="N", help="conversations side by side (default: 4)")
+    context.add_argument(
+        "--trim-every", type=_count, metavar="N", help="trim a conversation also after every N answers"
+    )
+
     going = run.add_argument_group("the run")
     going.add_argument(
         "--concurrency", type=_number_or_auto, default="auto", metavar="N|auto", help="requests out at a time"
@@ -247,6 +272,32 @@ def _count(text: str) -> int:
 
 
 # What the options of `run` stand for
+
+
+def trim_strategy(arguments: argparse.Namespace) -> TrimStrategy | None:
+    """The strategy that `--trim` names."""
+    if arguments.trim is None:
+        return None
+    from ollama_batch import trim
+
+    strategy: TrimStrategy = getattr(trim, STRATEGIES[arguments.trim])()
+    return strategy
+
+
+def conversation_policy(arguments: argparse.Namespace) -> ConversationPolicy | None:
+    """How conversations are held. Raises ConfigError for options that only conversations have."""
+    given = {
+        name: value
+        for name, value in (("lanes", arguments.lanes), ("every", arguments.trim_every))
+        if value is not None
+    }
+    if arguments.mode == "independent":
+        if given:
+            raise ConfigError("--lanes and --trim-every are for --mode conversation")
+        return None
+    from ollama_batch.conversation import ConversationPolicy
+
+    return ConversationPolicy(**given)
 
 
 def make_engine(arguments: argparse.Namespace, model: str | None) -> Engine:

@@ -202,6 +202,7 @@ class Reporter:
             concurrency=None if meeting is None else meeting.width,
             num_ctx=journal.identity.get("num_ctx") if meeting is None else meeting.num_ctx,
             max_tokens=self._options.max_tokens,
+            lanes=None if self._options.policy is None else self._options.policy.lanes,
             started_at=self._began_at,
             duration_s=duration_s,
             notes=tuple(dict.fromkeys((*self._notes, *self._hooks_that_raised()))),

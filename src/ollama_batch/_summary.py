@@ -98,6 +98,7 @@ def _what(report: BatchReport[Any]) -> list[Line]:
             ("concurrency", report.concurrency),
             ("num_ctx", report.num_ctx),
             ("max_tokens", report.max_tokens),
+            ("lanes", report.lanes),
         )
         if value is not None
     ]

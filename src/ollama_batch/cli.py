@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ollama_batch._arguments import THINK as THINK_LEVELS
-from ollama_batch._arguments import body_defaults, fallback_model, input_paths, make_engine, make_parser
+from ollama_batch._arguments import (
+    body_defaults,
+    conversation_policy,
+    fallback_model,
+    input_paths,
+    make_engine,
+    make_parser,
+    trim_strategy,
+)
 from ollama_batch._text import duration, plain
 from ollama_batch.errors import (
     ConfigError,
@@ -104,6 +112,9 @@ def _run(arguments: Namespace) -> int:
             num_ctx=arguments.num_ctx,
             max_tokens=arguments.max_tokens,
             think=THINK_LEVELS.get(arguments.think, arguments.think),
+            mode=arguments.mode,
+            conversation=conversation_policy(arguments),
+            trim=trim_strategy(arguments),
             allow_models=arguments.allow_model,
             row_models="ignore" if arguments.ignore_row_models else "check",
             order=arguments.order,

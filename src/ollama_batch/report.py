@@ -74,7 +74,8 @@ class BatchReport(Generic[ParsedT]):
     """What became of a run. `print(report)` shows it; notebooks render it.
 
     `outcome` is "completed" (every row has a result), "stopped" or "interrupted", both resumable if
-    `durable`; `reason` says why it did not complete. `counts` are of the whole run, `metrics` and
+    `durable`; `reason` says why it did not complete. `lanes` is the number of conversations, None for
+    independent rows. `counts` are of the whole run, `metrics` and
     `duration_s` (seconds) of this session. `started_at` has a time zone. `notes` are decisions and warnings,
     one sentence each. `read_results` opens the results in input order; `results()` is the way to call it.
     """
@@ -94,6 +95,7 @@ class BatchReport(Generic[ParsedT]):
     concurrency: int | None = None
     num_ctx: int | None = None
     max_tokens: int | None = None
+    lanes: int | None = None
     notes: Sequence[str] = ()
     error_examples: Sequence[ErrorExample] = ()
     read_results: Callable[[], Iterator[BatchResult[ParsedT]]] | None = field(default=None, compare=False)
