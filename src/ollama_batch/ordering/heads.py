@@ -56,8 +56,8 @@ class HeadDifference:
         return (
             f"requests differ at character {self.character:,} of messages[{self.message_index}] "
             f"({self.role}), for example {one!r} and {other!r}, and are the same again for "
-            f"{self.same_chars:,} characters: the prefix cache serves nothing behind the first difference, so move what changes (a date, an id) "
-            "behind what stays the same"
+            f"{self.same_chars:,} characters: the prefix cache serves nothing behind the first difference, "
+            "so move what changes (a date, an id) behind what stays the same"
         )
 
 
