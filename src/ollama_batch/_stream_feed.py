@@ -171,7 +171,7 @@ class WindowFeed(StreamFeed):
         self._room = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         self._ended = self._closed = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     def keep_to(self, engine: EngineInfo) -> None:
         """As many groups at once as there are slots: more would displace each other from the cache."""
@@ -220,7 +220,9 @@ class WindowFeed(StreamFeed):
                     return
                 self._let_wait()
                 self._changed.set()
-        except Exception as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # whoever asks for a row is to end of it, SystemExit included
             self._error = error
         finally:
             self._let_wait()

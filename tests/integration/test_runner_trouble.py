@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from email.utils import formatdate
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -519,15 +520,11 @@ def test_max_failures_stops_the_run(
 def test_a_share_of_a_stream_is_one_of_the_rows_so_far(fake_ollama_factory: Factory) -> None:
     fake = fake_ollama_factory(faults=[Fault("length", every=10)])
 
-    def endless() -> Iterator[Any]:
-        yield from rows(200)
-
-    runner = quick_runner(fake, concurrency=1, num_ctx=4096)  # so that no rows are looked ahead at
-    assert runner.run(endless(), max_failures=0.2).counts.failed == 20
+    assert quick_runner(fake, concurrency=1).run(iter(rows(200)), max_failures=0.2).counts.failed == 20
     fake.clear_faults()
     fake.inject(Fault("length", every=3))
     with pytest.raises(TooManyFailuresError) as stopped:
-        runner.run(endless(), max_failures=0.2)
+        quick_runner(fake, concurrency=1).run((name(n) for n in count()), max_failures=0.2)
     assert stopped.value.report.counts.failed == 17  # of 51: the first failure from the 50th row on
 
 

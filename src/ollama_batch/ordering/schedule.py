@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import islice
 from typing import Protocol
+
+from ollama_batch.ordering.keys import head_key
+from ollama_batch.ordering.waiting import WaitingGroups
 
 
 class Schedule(Protocol):
@@ -56,22 +60,24 @@ class HeadSchedule:
     """One group to a worker, for engines whose slots share no cache.
 
     `slots` is how many groups may be in work at once (None: as many as there are workers). Groups are begun
-    in the order in which they were added. Guarantees: while a group waits that nobody serves, no worker
-    that asks is given one that another serves too; and never more than `slots` groups are in work.
+    in the order in which they were added, but a worker goes through all groups of a head before it begins
+    another, and begins one that nobody serves if it can. Guarantees: while a group waits that nobody serves,
+    no worker that asks is given one that another serves too; and never more than `slots` are in work.
     """
 
     def __init__(self, *, slots: int | None = None) -> None:
         self._slots = slots
-        self._waiting: dict[bytes, None] = {}
+        self._waiting = WaitingGroups()
         self._left: Counter[bytes] = Counter()
         self._serving: dict[int, bytes] = {}
         self._servers: Counter[bytes] = Counter()
+        self._heads: dict[int, bytes] = {}
 
     def add(self, group: bytes, rows: int = 1) -> None:
         """So many more rows of `group` wait."""
         self._left[group] += rows
         if group not in self._servers:
-            self._waiting[group] = None
+            self._waiting.add(group)
 
     def next(self, worker: int) -> bytes | None:
         """The group that `worker` is to take a row of now; None if there is nothing for it at present.
@@ -85,13 +91,13 @@ class HeadSchedule:
                 return group
             self._leave(worker)
         if self._waiting and (self._slots is None or len(self._servers) < self._slots):
-            group = next(iter(self._waiting))
-            del self._waiting[group]
+            group = self._begin(worker)
         elif self._servers and not self._waiting:
             group = max(self._servers, key=lambda one: (self._left[one] / self._servers[one], one))
         else:
             return None
         self._serving[worker] = group
+        self._heads[worker] = head_key(group)
         self._servers[group] += 1
         return group
 
@@ -102,7 +108,7 @@ class HeadSchedule:
     def exhausted(self, group: bytes) -> None:
         """`group` has no rows left: whoever served it is free for another."""
         self._left.pop(group, None)
-        self._waiting.pop(group, None)
+        self._waiting.discard(group)
         for worker in [worker for worker, served in self._serving.items() if served == group]:
             self._leave(worker)
 
@@ -117,6 +123,16 @@ class HeadSchedule:
     def done(self) -> bool:
         """Whether no group waits and none is in work."""
         return not self._waiting and not self._serving
+
+    def _begin(self, worker: int) -> bytes:
+        """A group that waits: of the head that `worker` had last, of one that nobody serves, or the first."""
+        group = self._waiting.take(self._heads.get(worker, b""))
+        if group is None:
+            in_work = {head_key(one) for one in self._servers}
+            heads = list(islice(self._waiting.heads(), len(in_work) + 1))
+            group = self._waiting.take(next((head for head in heads if head not in in_work), heads[0]))
+        assert group is not None  # noqa: S101 - its head came from those that wait
+        return group
 
     def _leave(self, worker: int) -> None:
         group = self._serving.pop(worker)

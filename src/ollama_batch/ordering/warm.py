@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ollama_batch.ordering.keys import head_key
+from ollama_batch.ordering.waiting import WaitingGroups
 
 REMEMBERED = 4096
 """So many beginnings are remembered as warm, the latest; an engine that sees as many has forgotten others."""
@@ -57,30 +58,29 @@ class WarmSchedule:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[bytes, dict[bytes, None]] = {}
+        self._waiting = WaitingGroups()
         self._begun: dict[bytes, None] = {}
         self._warmth = Warmth()
 
     def add(self, group: bytes, rows: int = 1) -> None:
         """So many more rows of `group` wait."""
         if group not in self._begun:
-            self._waiting.setdefault(head_key(group), {})[group] = None
+            self._waiting.add(group)
 
     def next(self, worker: int) -> bytes | None:
         """The group that `worker` is to take a row of now; None if there is nothing for it at present."""
         self._warmth.end(worker, warm=False)  # of a group that had no row left
-        for group in self._begun:
-            if self._warmth.free(_names(group)):
-                self._warmth.begin(worker, _names(group))
-                return group
-        for head, groups in self._waiting.items():
-            if self._warmth.free((head,)):  # at most as many are not as there are workers
-                group = next(iter(groups))
-                self._no_longer_waits(group)
-                self._begun[group] = None
-                self._warmth.begin(worker, _names(group))
-                return group
-        return None
+        for begun in self._begun:
+            if self._warmth.free(_names(begun)):
+                self._warmth.begin(worker, _names(begun))
+                return begun
+        # At most as many heads are not free as there are workers.
+        head = next((head for head in self._waiting.heads() if self._warmth.free((head,))), None)
+        group = None if head is None else self._waiting.take(head)
+        if group is not None:
+            self._begun[group] = None
+            self._warmth.begin(worker, _names(group))
+        return group
 
     def took(self, group: bytes) -> None:
         """One row of `group` was handed out."""
@@ -88,7 +88,7 @@ class WarmSchedule:
     def exhausted(self, group: bytes) -> None:
         """`group` has no rows left."""
         self._begun.pop(group, None)
-        self._no_longer_waits(group)
+        self._waiting.discard(group)
 
     def warms_up(self, worker: int) -> bool:
         """Whether the row that `worker` has is a warm-up, which others wait for."""
@@ -102,14 +102,6 @@ class WarmSchedule:
     def done(self) -> bool:
         """Whether no group waits and none is in work."""
         return not self._waiting and not self._begun
-
-    def _no_longer_waits(self, group: bytes) -> None:
-        head = head_key(group)
-        groups = self._waiting.get(head)
-        if groups is not None:
-            groups.pop(group, None)
-            if not groups:
-                del self._waiting[head]
 
 
 def _names(group: bytes) -> tuple[bytes, ...]:

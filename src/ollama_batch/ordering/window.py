@@ -78,11 +78,11 @@ class Window(Generic[T]):
     def _regroup(self, number: int, lead: bytes) -> None:
         """The row with this number is no longer the only one that begins as it does."""
         waiting = self._rows[number]
+        self._rows[number] = waiting._replace(group=lead)
+        self._join(lead, number)  # before it leaves, so that its head keeps its turn
         self._leave(number, waiting.group)
         if not self._groups[waiting.group]:
             self._drop(waiting.group)
-        self._rows[number] = waiting._replace(group=lead)
-        self._join(lead, number)
 
     def _pop(self, number: int) -> T:
         waiting = self._rows.pop(number)

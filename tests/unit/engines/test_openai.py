@@ -139,6 +139,25 @@ async def test_describe_reads_what_vllm_tells() -> None:
     assert "note" not in info.details
 
 
+@pytest.mark.parametrize(
+    ("paths", "shares"),
+    [
+        ({"/version": {"version": "0.11"}}, True),
+        ({"/v1/models": {"data": [{"id": "m:1b", "owned_by": "vllm"}]}}, True),
+        ({"/v1/models": {"data": [{"id": "m:1b", "owned_by": "sglang"}]}}, True),
+        (
+            {"/v1/models": {"data": [{"id": "m:1b", "owned_by": "llamacpp"}]}, "/props": {"total_slots": 4}},
+            False,
+        ),
+        ({"/v1/models": {"data": [{"id": "m:1b", "owned_by": "library"}]}}, False),
+        ({"/api/version": {"version": "0.33.0"}, "/version": {"version": "0.33.0"}}, False),
+        ({}, False),
+    ],
+)
+async def test_describe_knows_whose_slots_share_their_cache(paths: dict[str, Any], shares: bool) -> None:
+    assert (await engine(Canned(paths=paths)).describe("m:1b")).shares_prefixes is shares
+
+
 async def test_describe_reads_what_llama_cpp_tells_and_takes_any_name() -> None:
     props = {"total_slots": 4, "build_info": "b10488", "default_generation_settings": {"n_ctx": 2048}}
     info = await engine(Canned(paths={"/v1/models": MODELS, "/props": props})).describe("anything")
