@@ -84,6 +84,13 @@ def expected_tokens(
     return lane.prompt_tokens + lane.answer_tokens + around + sum(map(counter.count_message, own))
 
 
+def least_tokens(messages: Sequence[Message], expected: int, counter: ScaledCounter) -> float:
+    """The fewest tokens a prompt can have of which so many are expected."""
+    if counter.measured:
+        return expected / MARGIN
+    return CalibratedCounter(counter.base, model_digest="").lower_bound(messages).tokens
+
+
 def last_messages(messages: Sequence[Message], most: int, counter: TokenCounter) -> TrimResult:
     """The head and as many whole exchanges at the end as have `most` messages together with it."""
     counted = MessageCounter()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -27,7 +27,13 @@ from ollama_batch._lane import (
     split_head,
     to_decision,
 )
-from ollama_batch._lane_counts import MARGIN, ScaledCounter, expected_tokens, lane_counter, last_messages
+from ollama_batch._lane_counts import (
+    ScaledCounter,
+    expected_tokens,
+    lane_counter,
+    last_messages,
+    least_tokens,
+)
 from ollama_batch._limits import LearnedLimit
 from ollama_batch.conversation import ConversationPolicy, Marks
 from ollama_batch.errors import (
@@ -47,9 +53,6 @@ LEARNED: Final = "limit_learned"
 CUT_SHARE: Final = 0.6
 """A report below so much of the fewest tokens a prompt can have says that the server has cut it."""
 
-UNMEASURED: Final = 2.75
-"""A bound without observations lies 1.375 times above the estimate; half of that is the least."""
-
 
 @dataclass(slots=True, kw_only=True)
 class TurnPrompt(Prompt):
@@ -60,12 +63,7 @@ class TurnPrompt(Prompt):
     said: list[Said]
     own: list[Message]
     decision: Decision
-    measured: bool
-
-    @property
-    def least_tokens(self) -> float:
-        """The fewest tokens the prompt can have; of a first one, which only we have counted, half."""
-        return self.size.tokens / (MARGIN if self.measured else UNMEASURED)
+    least_tokens: float
 
 
 class Lanes:
@@ -81,6 +79,7 @@ class Lanes:
         learned: LearnedLimit,
         to_chat: ToChat,
         decide: Decide,
+        noticed: Callable[..., None],
     ) -> None:
         self._gauge = gauge
         self._journal = journal
@@ -89,6 +88,7 @@ class Lanes:
         self._learned = learned
         self._to_chat = to_chat
         self._decide = decide
+        self._noticed = noticed
         self._lanes: dict[int, Lane] = {}
         self._begun: dict[int, Decision] = {}
         self._asked: set[int] = set()
@@ -168,10 +168,17 @@ class Lanes:
         usage = result.usage
         lane.prompt_tokens = None if usage is None else usage.prompt_tokens or None
         lane.answer_tokens = 0 if usage is None else usage.completion_tokens
-        self._asked.discard(lane.number)
 
     async def close(self) -> None:
-        """Keep what was learned for the next run."""
+        """Keep what was learned for the next run, and say it."""
+        ceiling = self._learned.ceiling
+        if ceiling is not None:
+            self._noticed(
+                LEARNED,
+                f"prompts of more than {ceiling:,} tokens are not sent any more: longer ones were too long for "
+                f"the engine, although num_ctx is {self._gauge.context:,}",
+                ceiling=ceiling,
+            )
         await asyncio.to_thread(self._learned.save)
         await self._gauge.save()
 
@@ -202,7 +209,7 @@ class Lanes:
             said=said,
             own=own,
             decision=decision,
-            measured=counter.measured,
+            least_tokens=least_tokens(messages, tokens, counter),
         )
 
     async def _decision(
@@ -219,11 +226,13 @@ class Lanes:
         tools = _tools(counter, chat)
         marks = self._policy.marks(room, ceiling=self._learned.ceiling)
         why = why or self._why(lane, expected_tokens(lane, head, own, counter) + tools, marks)
+        self._asked.discard(lane.number)
         if not lane.said or not why:
             await self._refuse_too_large(lane, head, own, chat, room)
             return None
         spare = tools + sum(map(counter.count_message, own[:-1]))
-        budget, most = marks.low - spare, room - spare
+        # Asked to be short, a lane keeps a quarter of what it may have; see AggressiveTrim.
+        budget, most = (marks.high // 4 if why == "asked" else marks.low) - spare, room - spare
         result = self._trimmed(lane, head, own[-1:], why, budget=budget, most=most, counter=counter)
         if result is None:
             await self._refuse_too_large(Lane(lane.number), head, own, chat, room)

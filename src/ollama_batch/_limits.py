@@ -17,6 +17,9 @@ STATE_VERSION: Final = 1
 KNOWN_WITHIN: Final = 0.02
 """The limit lies between what worked and what failed; that near to each other, what worked is the limit."""
 
+SETTLED: Final = 50
+"""So many prompts without news of what lies between say that none will come: what worked is the limit."""
+
 FORGET_S: Final = 7 * 86400.0
 """Failures are believed for a week: a card is shared with others, and servers are updated."""
 
@@ -40,6 +43,7 @@ class LearnedLimit:
         self._worked = 0
         self._failed: int | None = None
         self._failed_at = 0.0
+        self._without_news = 0
         if self._path is not None:
             self._load(self._path)
 
@@ -48,12 +52,14 @@ class LearnedLimit:
         """The longest prompt to try next, in tokens; None while nothing has failed."""
         if self._failed is None:
             return None
-        if self._failed - self._worked <= max(1, KNOWN_WITHIN * self._failed):
+        near = self._failed - self._worked <= max(1, KNOWN_WITHIN * self._failed)
+        if near or self._without_news >= SETTLED:
             return max(1, self._worked)
         return max(1, (self._worked + self._failed) // 2)
 
     def worked(self, tokens: int) -> None:
         """A prompt of so many tokens was answered."""
+        self._without_news = 0 if tokens > self._worked else self._without_news + 1
         self._worked = max(self._worked, tokens)
         if self._failed is not None and self._worked >= self._failed:
             self._failed = None  # whatever it was, it is over
@@ -62,6 +68,7 @@ class LearnedLimit:
         """A prompt of so many tokens was too long for the engine, whatever its context length says."""
         self._failed = tokens if self._failed is None else min(self._failed, tokens)
         self._failed_at = self._now()
+        self._without_news = 0
         # Counted by different means: what worked may come out longer than what failed.
         self._worked = min(self._worked, self._failed - 1)
 

@@ -36,6 +36,7 @@ async def send_rows(
     retry: RetryPolicy,
     failures: FailureWatch,
     total: Callable[[], int | None],
+    noticed: Callable[..., None],
 ) -> None:
     """Send every pending row of `model`; returns early when the run is to end."""
     run, limit = job.run, portal().limit(job.engine.address)
@@ -75,6 +76,7 @@ async def send_rows(
             learned=LearnedLimit(_conditions(meeting), folder=_folder(options)),
             to_chat=settings.to_chat,
             decide=decide,
+            noticed=noticed,
         )
         await lanes.open()
         run._lanes = lanes

@@ -75,7 +75,8 @@ class StreamFeed(Feed):
                 # Never cancelled: what has been taken from the source would be lost.
                 reading = self._reading = self._reading or asyncio.ensure_future(self._read_some())
                 await asyncio.wait((reading,), timeout=left)
-                if not reading.done() or not await self._refill():
+                # An error is told when its place is reached, after the rows before it.
+                if not reading.done() or reading.exception() is not None or not await self._refill():
                     break
         self._at_once = usual
         return self._waiting()[:rows]

@@ -398,6 +398,7 @@ class BatchRunner:
                     retry=self.retry,
                     failures=failures,
                     total=lambda: intake.total,
+                    noticed=reporter.noticed,
                 )
             finally:
                 # Others at this address may be using the model.

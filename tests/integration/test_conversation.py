@@ -13,6 +13,8 @@ import pytest
 from conversation_support import HEAD, Prompts, answer_to, own_name, row, talker
 from ollama_batch import ConversationPolicy, HybridTrim, OpenAIEngine, SlidingWindowTrim
 from ollama_batch.errors import ConfigError, JournalMismatchError
+from ollama_batch.events import Decision, Noticed
+from ollama_batch.retry import RetryPolicy
 from ollama_batch.testing import FakeOllama, FakeReply, Fault
 from ollama_batch.types import BatchRequest
 from runner_support import Events, ids, runner_on, write_lines
@@ -89,7 +91,7 @@ def test_a_stream_with_fewer_workers_than_lanes_comes_to_its_end(fake: FakeOllam
 def test_a_failed_row_leaves_the_conversation_as_it_was(
     fake: FakeOllama, prompts: Prompts, tmp_path: Path
 ) -> None:
-    fake.inject(Fault("status", status=400, match="r3 "))
+    fake.inject(Fault("status", status=400, match="r3"))
     source = write_lines(tmp_path / "in.jsonl", map(row, NAMES))
     report = talker(fake, lanes=1).run(source, output=tmp_path / "out.jsonl")
     assert [example.custom_ids for example in report.error_examples] == [("r3",)]
@@ -100,7 +102,7 @@ def test_a_failed_row_leaves_the_conversation_as_it_was(
 def test_a_row_that_is_sent_again_goes_behind_all_others(
     fake: FakeOllama, prompts: Prompts, tmp_path: Path
 ) -> None:
-    fake.inject(Fault("status", status=400, match="r3 "))
+    fake.inject(Fault("status", status=400, match="r3"))
     source = write_lines(tmp_path / "in.jsonl", map(row, NAMES))
     runner = talker(fake, lanes=2)
     runner.run(source, output=tmp_path / "out.jsonl")
@@ -173,8 +175,6 @@ def test_a_lane_is_cut_every_so_many_answers(fake: FakeOllama, prompts: Prompts,
 
 def test_the_original_rule_keeps_forty_messages(fake: FakeOllama, prompts: Prompts, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [row(f"r{n}") for n in range(120)])
-    report = talker(fake).run  # a policy of its own below
-    runner = talker(fake, num_ctx=40_000)
     runner = runner_on(
         fake,
         mode="conversation",
@@ -200,7 +200,7 @@ def test_lanes_are_cut_deep_when_they_are_asked_to(
             if type(event).__name__ == "RowFinished" and event.result.custom_id == "r19":
                 runs[0].trim_conversations()
 
-    runs = [talker(fake, lanes=1, hooks=[AskHalfWay()]).start(source)]
+    runs = [talker(fake, lanes=1, num_ctx=2000, hooks=[AskHalfWay()]).start(source)]
     report = runs[0].wait(30)
     cut = [result for result in report.results() if result.trim is not None]
     assert [result.trim["why"] for result in cut if result.trim] == ["asked"]
@@ -252,8 +252,6 @@ def test_what_is_too_long_for_the_engine_moves_the_marks_and_is_known_to_the_nex
 
     fake = fake_ollama_factory(reply=limited, tokenizer="words")
     events = Events()
-    from ollama_batch.retry import RetryPolicy
-
     options = {
         "lanes": 1,
         "num_ctx": 1000,
@@ -265,14 +263,15 @@ def test_what_is_too_long_for_the_engine_moves_the_marks_and_is_known_to_the_nex
     source = write_lines(tmp_path / "in.jsonl", [row(f"r{n}", words=20) for n in range(80)])
     report = talker(fake, **options).run(source)
     assert report.ok, report
-    learned = [event for event in events.seen if getattr(event, "kind", "") == "limit_learned"]
+    learned = [event for event in events.of(Decision) if event.kind == "limit_learned"]
     assert 1 <= len(learned) <= 8
-    ceiling = learned[-1].data["ceiling"]
-    assert 0.9 * hidden <= ceiling <= hidden
+    (told,) = (event for event in events.of(Noticed) if event.kind == "limit_learned")
+    assert 0.9 * hidden <= told.data["ceiling"] <= hidden
+    assert told.message in report.notes
     events.seen.clear()
     asked = fake.ledger.count()
     assert talker(fake, **options).run(source).ok
-    assert [event for event in events.seen if getattr(event, "kind", "") == "limit_learned"] == []
+    assert events.of(Decision) == []
     assert fake.ledger.count() == asked + 80
 
 
