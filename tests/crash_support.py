@@ -38,6 +38,7 @@ class Campaign:
     concurrency: int = 16
     flaky: int = 3
     mode: str = "independent"
+    options: dict[str, Any] = field(default_factory=dict)
     kills: int = 0
     ok_rows_sent_again: int = 0
     most_resent_at_one_kill: int = 0
@@ -81,8 +82,7 @@ class Campaign:
             "input": str(self.input),
             "output": str(self.output),
             "url": self.fake.url,
-            "concurrency": self.concurrency,
-            "mode": self.mode,
+            "options": {"mode": self.mode, "concurrency": self.concurrency, **self.options},
             "point": point,
             "nth": nth,
         }
@@ -110,6 +110,13 @@ class Campaign:
                 child.kill()
                 return
             time.sleep(0.002)  # between two looks at the ledger
+
+    def prompts(self) -> dict[str, set[str]]:
+        """The digests of all prompts that each row was sent as."""
+        found: dict[str, set[str]] = {}
+        for record in self.fake.ledger.completions():
+            found.setdefault(record.key, set()).add(record.digest)
+        return found
 
     def _done(self) -> set[str]:
         """The ids of ok rows, as the journal has them now."""

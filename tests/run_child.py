@@ -32,9 +32,8 @@ def main(settings: dict[str, Any]) -> None:
     runner = BatchRunner(
         model="toy:1b",
         base_url=settings["url"],
-        concurrency=settings["concurrency"],
-        mode=settings.get("mode", "independent"),
         progress="none",
+        **settings.get("options", {}),
     )
     report = runner.run(settings["input"], output=settings["output"], retry_failed=True)
     told = {"ok": report.counts.ok, "failed": report.counts.failed, "peak_rss_bytes": peak_rss_bytes()}

@@ -175,8 +175,8 @@ class Lanes:
         if ceiling is not None:
             self._noticed(
                 LEARNED,
-                f"prompts of more than {ceiling:,} tokens are not sent any more: longer ones were too long for "
-                f"the engine, although num_ctx is {self._gauge.context:,}",
+                f"prompts of more than {ceiling:,} tokens are not sent any more: longer ones were too long "
+                f"for the engine, although num_ctx is {self._gauge.context:,}",
                 ceiling=ceiling,
             )
         await asyncio.to_thread(self._learned.save)

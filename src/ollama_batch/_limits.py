@@ -17,8 +17,8 @@ STATE_VERSION: Final = 1
 KNOWN_WITHIN: Final = 0.02
 """The limit lies between what worked and what failed; that near to each other, what worked is the limit."""
 
-SETTLED: Final = 50
-"""So many prompts without news of what lies between say that none will come: what worked is the limit."""
+SETTLED, NEAR = 20, 0.95
+"""So many prompts that came near what worked, and not beyond, say that none will: that is the limit."""
 
 FORGET_S: Final = 7 * 86400.0
 """Failures are believed for a week: a card is shared with others, and servers are updated."""
@@ -59,7 +59,10 @@ class LearnedLimit:
 
     def worked(self, tokens: int) -> None:
         """A prompt of so many tokens was answered."""
-        self._without_news = 0 if tokens > self._worked else self._without_news + 1
+        if tokens > self._worked:
+            self._without_news = 0
+        elif tokens >= NEAR * self._worked:
+            self._without_news += 1
         self._worked = max(self._worked, tokens)
         if self._failed is not None and self._worked >= self._failed:
             self._failed = None  # whatever it was, it is over
@@ -77,11 +80,17 @@ class LearnedLimit:
         worked, failed, at = state["worked"], state["failed"], float(state["failed_at"])
         if self._now() - at < FORGET_S:
             self._worked, self._failed_at = int(worked), at
+            self._without_news = int(state["without_news"])
             self._failed = None if failed is None else int(failed)
 
     def to_dict(self) -> dict[str, Any]:
         """What is known, as JSON data; of use only after a failure."""
-        return {"worked": self._worked, "failed": self._failed, "failed_at": self._failed_at}
+        return {
+            "worked": self._worked,
+            "failed": self._failed,
+            "failed_at": self._failed_at,
+            "without_news": self._without_news,
+        }
 
     def save(self) -> None:
         """Keep it for later runs; a limit that was never met is not worth a file."""
