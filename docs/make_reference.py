@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ollama_batch import events, report, types
+from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.metrics import BatchMetrics
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.runner import BatchRunner
@@ -128,7 +129,7 @@ def columns() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "runner": runner_arguments,
-    "retry": classes(RetryPolicy),
+    "retry": classes(RetryPolicy, ConversationPolicy),
     "data": classes(
         types.BatchRequest,
         types.BatchResult,

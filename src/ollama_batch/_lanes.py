@@ -28,6 +28,7 @@ from ollama_batch._lane import (
     to_decision,
 )
 from ollama_batch._lane_counts import (
+    MARGIN,
     ScaledCounter,
     expected_tokens,
     lane_counter,
@@ -267,7 +268,7 @@ class Lanes:
             result = last_messages(messages, len(head) + self._policy.keep_messages, counter)
             if result.tokens_after + sum(map(counter.count_message, upcoming)) <= most:
                 return result
-        strategy = AggressiveTrim(limit=max(1, budget)) if why == "asked" else self._strategy
+        strategy = AggressiveTrim(share=1.0) if why == "asked" else self._strategy
         trim = partial(strategy.trim, messages, counter=counter, upcoming=upcoming[0] if upcoming else None)
         try:
             return trim(budget=budget)
@@ -294,7 +295,7 @@ class Lanes:
 
     async def _note_limit(self, prompt: TurnPrompt, error: EngineError) -> None:
         """Remember that a prompt of this length was too long here."""
-        tokens = prompt.size.tokens
+        tokens = round(prompt.size.tokens / MARGIN)  # as it is most likely, not at most
         if isinstance(error, ContextTooLargeError):
             tokens = error.tokens or tokens
             if error.limit is not None:

@@ -1,22 +1,50 @@
-"""Opening the journal of a run, and making sure that its files are its own."""
+"""Opening the sources and the journal of a run, and making sure that its files are its own."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ollama_batch._outputs import Place, Places
-from ollama_batch.errors import DiskFullError, JournalCorruptError, JournalMismatchError, OutputError
+from ollama_batch.errors import (
+    ConfigError,
+    DiskFullError,
+    JournalCorruptError,
+    JournalMismatchError,
+    OutputError,
+)
 from ollama_batch.journal import RunJournal, set_aside
-from ollama_batch.sources import FileSource, Source
+from ollama_batch.sources import FileSource, Source, open_sources
 
 SPARE_BYTES = 64 * 2**20
 """Room there must be beyond what the input suggests."""
 
 RESULT_BYTES = 2048
 """Room a row that is done has taken already, at least: a short answer in journal and partial output."""
+
+
+def sources_of_run(requests: object, *, waits: bool, phases: bool) -> list[Source]:
+    """The sources that `requests` stands for; `waits` says that the caller's thread will wait for the run,
+    `phases` that it sends to several models. Raises ConfigError for what cannot be one run, InputError.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        loop = None
+    if waits and isinstance(requests, AsyncIterable) and loop is not None:
+        raise ConfigError(
+            "an async iterable is read on the loop that runs here, which this call would stop: "
+            "use `await runner.arun(...)` or `runner.stream(...)`"
+        )
+    sources = open_sources(requests, loop=loop)
+    if len({isinstance(source, FileSource) for source in sources}) > 1:
+        raise ConfigError("files and pipes cannot be inputs of one run: run them one after another")
+    if phases and not all(isinstance(source, FileSource) for source in sources):
+        raise ConfigError("allow_models= needs files: the models run one after another")
+    return sources
 
 
 def open_journal(

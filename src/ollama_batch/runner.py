@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 from weakref import WeakSet
@@ -18,7 +18,7 @@ from ollama_batch._gauge import StateDir
 from ollama_batch._intake import row_check, take_in
 from ollama_batch._job import Job
 from ollama_batch._meeting import load_model, meet_engine, once_free, part_from_engine, tell_too_long
-from ollama_batch._opening import begin_anew, discard_if_new, open_journal
+from ollama_batch._opening import begin_anew, discard_if_new, open_journal, sources_of_run
 from ollama_batch._options import (
     Requests,
     RunArguments,
@@ -47,7 +47,6 @@ from ollama_batch.progress import make_progress
 from ollama_batch.report import BatchReport
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.run import Ended, Run
-from ollama_batch.sources import FileSource, open_sources
 from ollama_batch.tokens import TokenCounter
 from ollama_batch.trim import TrimStrategy
 from ollama_batch.types import BatchResult, Think
@@ -256,17 +255,8 @@ class BatchRunner:
         waits: bool = False,
     ) -> Run:
         """Start a run; `waits` says that the caller's thread will wait for it."""
-        options, loop = RunOptions.of(arguments), _running_loop()
-        if waits and isinstance(requests, AsyncIterable) and loop is not None:
-            raise ConfigError(
-                "an async iterable is read on the loop that runs here, which this call would stop: "
-                "use `await runner.arun(...)` or `runner.stream(...)`"
-            )
-        sources = open_sources(requests, loop=loop)
-        if len({isinstance(source, FileSource) for source in sources}) > 1:
-            raise ConfigError("files and pipes cannot be inputs of one run: run them one after another")
-        if self.options.allow_models and not all(isinstance(source, FileSource) for source in sources):
-            raise ConfigError("allow_models= needs files: the models run one after another")
+        options = RunOptions.of(arguments)
+        sources = sources_of_run(requests, waits=waits, phases=bool(self.options.allow_models))
         places = plan_places(
             [source.name for source in sources],
             output=arguments.get("output"),
@@ -412,10 +402,3 @@ class BatchRunner:
     async def _replay(self, job: Job, journal: RunJournal) -> None:
         if job.results is not None:
             await job.run._stop.unless_draining(job.results.replay(journal, retry=job.options.retry))
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

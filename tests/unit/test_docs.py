@@ -118,7 +118,7 @@ def test_the_quickstarts_requests_from_python_run(
 
 
 def test_the_quickstarts_test_of_ones_own_code_passes() -> None:
-    exec(example("docs/quickstart.md", 10), {})
+    exec(example("docs/quickstart.md", 11), {})
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,9 @@ def test_the_quickstarts_test_of_ones_own_code_passes() -> None:
         (6, 2, ""),
         (7, 1, ""),
         (8, 1, ""),
+        (9, 1, ""),
     ],
-    ids=["defaults", "on_invalid", "start", "async", "pandas", "hooks", "stopped"],
+    ids=["defaults", "on_invalid", "start", "async", "pandas", "hooks", "conversation", "stopped"],
 )
 def test_an_example_of_the_quickstart_runs(
     here: FakeOllama, number: int, asked: int, printed: str, capsys: pytest.CaptureFixture[str]
@@ -151,7 +152,7 @@ def test_an_example_of_the_quickstart_runs(
 
 def test_the_quickstarts_pytest_example_passes(fake_ollama_factory: Callable[..., FakeOllama]) -> None:
     scope: dict[str, Any] = {}
-    exec(example("docs/quickstart.md", 11), scope)
+    exec(example("docs/quickstart.md", 12), scope)
     scope["test_a_busy_server_and_a_bad_row"](fake_ollama_factory)
 
 
