@@ -23,6 +23,7 @@ from ollama_batch._arguments import make_parser
 from ollama_batch.cli import main
 from ollama_batch.engines import OllamaEngine, OpenAIEngine
 from ollama_batch.testing import FakeModel, FakeOllama, Fault
+from runner_support import write_lines
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -711,3 +712,32 @@ def test_thinking_is_asked_of_models_that_can(
     words = ("--base-url", fake.url, "--model", "thinker", "--think", "high", "--progress", "none")
     assert ask("run", source, "-o", tmp_path / "out.jsonl", *words)[0] == 0
     assert fake.ledger.completions()[0].sent["think"] == "high"
+
+
+def test_a_conversation_is_held_from_the_command_line(
+    ask: Cli, fake_ollama: FakeOllama, tmp_path: Path
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", rows(6))
+    words = ("--base-url", fake_ollama.url, "--model", "toy:1b", "--progress", "none")
+    talk = ("--mode", "conversation", "--lanes", "2", "--trim", "sliding", "--trim-every", "5")
+    code, out, err = ask("run", source, "-o", tmp_path / "out.jsonl", *words, *talk)
+    assert code == 0, err
+    assert "lanes 2" in out
+    refused = ask("run", source, "-o", tmp_path / "other.jsonl", *words, "--lanes", "2")
+    assert refused[0] == 2
+    assert "--lanes and --trim-every are for --mode conversation" in refused[2]
+
+
+def test_a_strategy_shortens_what_does_not_fit(ask: Cli, fake_ollama: FakeOllama, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "w " * 300}, {"role": "assistant", "content": "a " * 300}]
+    long = rows(1)[0]
+    long["body"]["messages"] = [*turns * 3, *long["body"]["messages"]]
+    source = write_lines(tmp_path / "in.jsonl", [long])
+    words = ("--base-url", fake_ollama.url, "--model", "toy:1b", "--progress", "none")
+    small = ("--num-ctx", "512", "--max-tokens", "64")
+    code, out, _ = ask("run", source, "-o", tmp_path / "out.jsonl", *words, *small)
+    assert code == 1
+    assert "context_length_exceeded" in out
+    code, out, _ = ask("run", source, "-o", tmp_path / "cut.jsonl", *words, *small, "--trim", "hybrid")
+    assert code == 0
+    assert "1 trims saved" in out
