@@ -36,6 +36,7 @@ from ollama_batch._lane_counts import (
     least_tokens,
 )
 from ollama_batch._limits import LearnedLimit
+from ollama_batch._room import DiskRoom
 from ollama_batch.conversation import ConversationPolicy, Marks
 from ollama_batch.errors import (
     ContextTooLargeError,
@@ -75,6 +76,7 @@ class Lanes:
         gauge: PromptGauge,
         *,
         journal: RunJournal,
+        room: DiskRoom,
         policy: ConversationPolicy,
         strategy: TrimStrategy,
         learned: LearnedLimit,
@@ -84,6 +86,7 @@ class Lanes:
     ) -> None:
         self._gauge = gauge
         self._journal = journal
+        self._room = room
         self._policy = policy
         self._strategy = strategy
         self._learned = learned
@@ -192,7 +195,7 @@ class Lanes:
         head, own = split_head(request.messages)
         said = lane.after(decision)
         left, lane.left = lane.left, set()
-        await self._journal.turns.begin(row.index, decision, own, forget=left)
+        await self._room.keep(partial(self._journal.turns.begin, row.index, decision, own, forget=left))
         messages = [*head, *(each.message for each in said), *own]
         counter = await self._counter(lane, head)
         if decision is None:

@@ -16,6 +16,7 @@ from ollama_batch._limits import LearnedLimit
 from ollama_batch._meeting import Meeting
 from ollama_batch._options import RunnerOptions
 from ollama_batch._portal import portal
+from ollama_batch._room import DiskRoom
 from ollama_batch._sender import Sender, SendSettings
 from ollama_batch._watch import watched
 from ollama_batch._workers import WorkerPool
@@ -59,6 +60,8 @@ async def send_rows(
         ask=sender.evaluate,
     )
 
+    room = DiskRoom(gate=run._gate, stop=run._stop, patience_s=settings.patience_s)
+
     async def decide(kind: str, message: str, **data: Any) -> None:
         await journal.note(kind, {**data, "message": message})
         run._emit(Decision(kind=kind, message=message, data=data))
@@ -71,6 +74,7 @@ async def send_rows(
         composer = lanes = Lanes(
             gauge,
             journal=journal,
+            room=room,
             policy=options.policy,
             strategy=options.strategy,
             learned=LearnedLimit(_conditions(meeting), folder=_folder(options)),
@@ -89,7 +93,7 @@ async def send_rows(
         settings=settings,
         retry=retry,
         limit=limit,
-        gate=run._gate,
+        room=room,
         stop=run._stop,
         emit=run._emit,
         failures=failures,

@@ -14,7 +14,6 @@ from tenacity import RetryCallState
 from ollama_batch._failures import FailureWatch
 from ollama_batch._feed import Feed
 from ollama_batch._fitting import Composer, Prompt
-from ollama_batch._gate import Gate
 from ollama_batch._portal import AddressLimit
 from ollama_batch._room import DiskRoom
 from ollama_batch._sender import Job, Sender, SendSettings
@@ -76,7 +75,7 @@ class WorkerPool:
         settings: SendSettings,
         retry: RetryPolicy,
         limit: AddressLimit,
-        gate: Gate,
+        room: DiskRoom,
         stop: Stop,
         emit: Callable[[Event], None],
         failures: FailureWatch,
@@ -94,7 +93,7 @@ class WorkerPool:
         self._emit = emit
         self._failures = failures
         self._total = total
-        self._room = DiskRoom(gate=gate, stop=stop, patience_s=settings.patience_s)
+        self._room = room
         self._suspects: list[_Outcome] = []
         self._fetching: set[asyncio.Task[None]] = set()
         self._asking: set[asyncio.Task[None]] = set()

@@ -12,8 +12,9 @@ import pytest
 
 from conversation_support import HEAD, Prompts, answer_to, own_name, row, talker
 from ollama_batch import ConversationPolicy, HybridTrim, OpenAIEngine, SlidingWindowTrim
-from ollama_batch.errors import ConfigError, JournalMismatchError
-from ollama_batch.events import Decision, Noticed
+from ollama_batch.errors import ConfigError, DiskFullError, JournalMismatchError
+from ollama_batch.events import Decision, Noticed, RunPaused
+from ollama_batch.journal.turns import Turns
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.testing import FakeOllama, FakeReply, Fault
 from ollama_batch.types import BatchRequest
@@ -275,6 +276,27 @@ def test_what_is_too_long_for_the_engine_moves_the_marks_and_is_known_to_the_nex
     assert talker(fake, **options).run(source).ok
     assert events.of(Decision) == []
     assert fake.ledger.count() == asked + 150
+
+
+def test_a_full_disk_lets_a_row_wait_before_it_is_sent(
+    fake: FakeOllama, prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, refused = Turns.begin, []
+
+    async def full_twice(self: Turns, *arguments: Any, **named: Any) -> None:
+        if len(prompts.asked) == 5 and len(refused) < 2:
+            refused.append(len(prompts.asked))
+            raise DiskFullError("no room")
+        await begin(self, *arguments, **named)
+
+    monkeypatch.setattr(Turns, "begin", full_twice)
+    monkeypatch.setattr("ollama_batch._room.RETRY_S", 0.01)
+    events = Events()
+    source = write_lines(tmp_path / "in.jsonl", map(row, NAMES))
+    assert talker(fake, lanes=1, hooks=[events]).run(source, output=tmp_path / "out.jsonl").ok
+    assert refused == [5, 5]
+    assert [event.reason for event in events.of(RunPaused)] == ["disk"]
+    assert {own_name(each): each for each in prompts.asked} == unbroken(NAMES, 1)
 
 
 def test_a_run_that_goes_on_needs_the_same_lanes_and_the_same_rule(fake: FakeOllama, tmp_path: Path) -> None:
