@@ -18,7 +18,16 @@ from typing import Any
 
 import pytest
 
-from ollama_batch import BatchRunner, cli, errors
+from ollama_batch import (
+    AggressiveTrim,
+    BatchRunner,
+    ConversationPolicy,
+    HybridTrim,
+    ImportanceTrim,
+    SlidingWindowTrim,
+    cli,
+    errors,
+)
 from ollama_batch._arguments import make_parser
 from ollama_batch.cli import main
 from ollama_batch.engines import OllamaEngine, OpenAIEngine
@@ -121,6 +130,13 @@ OPTIONS: list[tuple[list[str], str, str, Any]] = [
     (["--allow-model", "n", "--allow-model", "o"], "made", "allow_models", ["n", "o"]),
     (["--ignore-row-models"], "made", "row_models", "ignore"),
     (["--order", "input"], "made", "order", "input"),
+    (["--mode", "conversation"], "made", "mode", "conversation"),
+    (["--mode", "conversation", "--lanes", "2"], "made", "conversation", ConversationPolicy(lanes=2)),
+    (["--mode", "conversation", "--trim-every", "9"], "made", "conversation", ConversationPolicy(every=9)),
+    (["--trim", "sliding"], "made", "trim", SlidingWindowTrim()),
+    (["--trim", "importance"], "made", "trim", ImportanceTrim()),
+    (["--trim", "hybrid"], "made", "trim", HybridTrim()),
+    (["--trim", "aggressive"], "made", "trim", AggressiveTrim()),
 ]
 ELSEWHERE = {"--help", "--base-url", "--api", "--api-key-env", "--embedded", "--gguf", "--toy", "--schema"}
 
@@ -150,7 +166,8 @@ def test_every_option_of_run_is_in_the_tables_of_these_tests() -> None:
     parser = make_parser({"run": lambda _: 0})
     group = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     words = {words for action in group.choices["run"]._actions for words in action.option_strings[-1:]}
-    assert words == {option[0] for option, *_ in OPTIONS} - {"-o"} | ELSEWHERE
+    tried = {word for option, *_ in OPTIONS for word in option if word.startswith("--")}
+    assert words == tried | ELSEWHERE
 
 
 @pytest.mark.parametrize(("words", "where", "name", "value"), OPTIONS, ids=lambda value: str(value))
@@ -176,6 +193,9 @@ def test_without_options_the_library_gets_its_own_defaults(
         "num_ctx": own.options.num_ctx,
         "max_tokens": own.options.max_tokens,
         "think": own.options.think,
+        "mode": own.options.mode,
+        "conversation": own.options.conversation,
+        "trim": own.options.trim,
         "allow_models": list(own.options.allow_models),
         "row_models": own.options.row_models,
         "order": own.options.order,
@@ -300,7 +320,7 @@ def test_wrong_usage_exits_2_and_says_what_is_wrong(
     assert (code, out) == (2, "")
     assert said in err
     assert "Traceback" not in err
-    assert len(err.splitlines()) <= 14, "an error is short; only wrong options are answered with the usage"
+    assert len(err.splitlines()) <= 18, "an error is short; only wrong options are answered with the usage"
     assert sorted(tmp_path.iterdir()) == before, "nothing is left behind"
 
 

@@ -319,7 +319,9 @@ def test_a_poison_row_among_good_ones_fails_alone(fake_ollama_factory: Factory) 
     fake = fake_ollama_factory(faults=[Fault("crash", match=POISON)])
     report = quick_runner(fake).run(rows(40))
     assert (report.counts.ok, report.counts.failed) == (39, 1)
-    assert fake.ledger.counts() == {name(n): 4 if name(n) == POISON else 1 for n in range(40)}
+    asked = fake.ledger.counts()
+    assert asked.pop(TEST_QUESTION, 0) <= 1  # the poison row may be the last to be judged
+    assert asked == {name(n): 4 if name(n) == POISON else 1 for n in range(40)}
 
 
 def test_a_poison_row_in_front_does_not_block_a_single_worker(fake_ollama_factory: Factory) -> None:
