@@ -49,22 +49,24 @@ async def send_rows(
         stop=run._stop,
         emit=run._emit,
     )
-    gauge = PromptGauge(
-        info=meeting.info,
-        context=meeting.context,
-        base=options.counter,
-        state_dir=options.state_dir,
-        tokenizer=job.engine,
-        ask=sender.evaluate,
-    )
 
     async def decide(kind: str, message: str, **data: Any) -> None:
         await journal.note(kind, {**data, "message": message})
         run._emit(Decision(kind=kind, message=message, data=data))
 
+    gauge = PromptGauge(
+        info=meeting.info,
+        context=meeting.context,
+        sure=meeting.num_ctx is not None or meeting.info.context_fixed,
+        base=options.counter,
+        state_dir=options.state_dir,
+        tokenizer=job.engine,
+        asking=sender,
+        decide=decide,
+    )
     composer: Composer
     if options.policy is None:
-        composer = Fitter(gauge, strategy=options.strategy, to_chat=settings.to_chat, decide=decide)
+        composer = Fitter(gauge, strategy=options.strategy, to_chat=settings.to_chat)
     else:
         assert options.strategy is not None  # noqa: S101 - conversations have a default
         composer = lanes = Lanes(

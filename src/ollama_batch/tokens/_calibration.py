@@ -19,7 +19,8 @@ WINDOW: Final = 500
 ENOUGH: Final = 30
 """Observations from which the spread is trusted; before, a fixed factor stands for it."""
 
-_LEAST_MARGIN: Final = 1.02
+_LEAST_MARGIN: Final = 0.02
+_MARGIN_OF_FEW: Final = 0.03  # on top with ENOUGH prompts, whose ratio may be off by so much; soon gone
 _WIDEST: Final = 4.0
 _QUANTILE: Final = 0.995
 _ROBUST: Final = 64  # latest residuals whose spread says what an outlier is
@@ -111,8 +112,9 @@ class Calibration:
 
     def _measured(self, line: Line) -> Margins:
         residuals = sorted(line.shares(self._window))
+        least = 1 + _LEAST_MARGIN + _MARGIN_OF_FEW * (ENOUGH / max(ENOUGH, len(residuals))) ** 2
         if not residuals:
-            return Margins(1 / _LEAST_MARGIN, _LEAST_MARGIN)
+            return Margins(1 / least, least)
         # A few counts that are off by a factor are somebody's mistake, not the spread.
         kept = [value for value in residuals if 1 / _GROSS <= value <= _GROSS]
         if len(residuals) - len(kept) <= max(1, len(residuals) // 50):
@@ -124,8 +126,8 @@ class Calibration:
         upper = high + (high - middle) * further
         lower = low - (middle - low) * further
         return Margins(
-            lower=max(1 / _WIDEST, min(lower, 1 / _LEAST_MARGIN)),
-            upper=min(_WIDEST, max(upper, _LEAST_MARGIN)),
+            lower=max(1 / _WIDEST, min(lower, 1 / least)),
+            upper=min(_WIDEST, max(upper, least)),
         )
 
     def _trust(self, features: Features, y: float, prior: Line) -> float:

@@ -205,18 +205,20 @@ class CalibratedCounter:
         *,
         num_ctx: int | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        kind: Kind | None = None,
     ) -> Skipped | None:
         """Learn that the engine counted `reported` prompt tokens, cached ones included.
 
-        Returns None, or why nothing was learned: the engine reported nothing (or 0, as older servers do
-        for a cached prompt), the prompt fills `num_ctx` to 98 % and may have been cut, or the count is
-        so low that it must have been.
+        `kind` is given for a piece of a larger prompt of that kind. Returns None, or why nothing was learned:
+        the engine reported nothing (or 0, as older servers do for a cached prompt), the prompt fills
+        `num_ctx` to 98 % and may have been cut, or the count is so low that it must have been.
         """
         if not reported or reported < 0:
             return "not_reported"
         if num_ctx is not None and reported >= _AT_LIMIT_SHARE * num_ctx:
             return "at_limit"
-        kind, features = self._measured(messages, tools)
+        its_kind, features = self._measured(messages, tools)
+        kind = its_kind if kind is None else kind
         if self._kinds[kind].trusted and reported < _TRUNCATED_SHARE * self._least(kind, features):
             return "truncated"
         prior = PRIOR if kind == "text" else self._kinds["text"].line()
