@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ollama_batch import EngineInfo
 from ollama_batch._gauge import PromptGauge
 from ollama_batch.errors import EngineError, OutputTruncatedError, RequestRejectedError
-from ollama_batch.tokens._texts import texts_of
+from ollama_batch.tokens._texts import compact_json, texts_of
 from ollama_batch.types import Completion, Message, Usage
 from tokens_support import WordCounter
 
@@ -59,7 +59,10 @@ class Scripted:
         await asyncio.sleep(0)
         if self.trouble:
             raise self.trouble.pop(0)
-        raise OutputTruncatedError("cut off", answer(self.count(messages)))
+        tokens = self.count(messages)
+        if tokens is not None and tools:
+            tokens += math.ceil(1.3 * len(compact_json(tools).split()))
+        raise OutputTruncatedError("cut off", answer(tokens))
 
     async def patiently(self, question: Callable[[], Awaitable[T]]) -> T:
         return await question()

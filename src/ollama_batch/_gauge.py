@@ -137,7 +137,7 @@ class PromptGauge:
         if limit is None or limit < 1 or (bound <= limit and self._bytes_tell):
             return Size(bound, "bytes")
         counter = await self._ready(bound, messages)
-        kind = counter.kind(messages, tools=tools)
+        kind = await self._learned(counter, messages, tools)
         if not counter.trusted(kind) and not _hopeless(counter, messages, limit):
             exact = await self._counted_by_engine(messages, tools)
             if exact is not None:
@@ -234,7 +234,6 @@ class PromptGauge:
     async def save(self) -> None:
         """Keep what was learned for the next run."""
         if self._counter is not None:
-            await self._learn_from_answers(self._counter)
             await asyncio.to_thread(self._counter.save)
 
     async def _loaded(self) -> CalibratedCounter:
@@ -253,18 +252,24 @@ class PromptGauge:
             return self._counter
 
     async def _ready(self, size: int, messages: Sequence[Message]) -> CalibratedCounter:
-        """The counter, knowing what answers have told, and with these messages counted if they are long."""
+        """The counter, with these messages counted beside the loop if they are long."""
         counter = await self._loaded()
         if size > LARGE_BYTES:
             await asyncio.to_thread(counter.base.count_messages, messages)  # remembered, by text
-        if self._answered:
-            await self._learn_from_answers(counter)
         return counter
+
+    async def _learned(self, counter: CalibratedCounter, messages: Sequence[Message], tools: Tools) -> Kind:
+        """The kind of a prompt, of which the counter now knows what answers have told."""
+        kind = counter.kind(messages, tools=tools)
+        if self._answered and not counter.trusted(kind):
+            await self._learn_from_answers(counter)
+        return kind
 
     async def _calibrated(self, size: int, messages: Sequence[Message], tools: Tools) -> CalibratedCounter:
         """The counter, knowing what it can about prompts of this kind."""
         counter = await self._ready(size, messages)
-        await self._ask_about(counter, counter.kind(messages, tools=tools), messages, tools)
+        kind = await self._learned(counter, messages, tools)
+        await self._ask_about(counter, kind, messages, tools)
         return counter
 
     async def _learn_from_answers(self, counter: CalibratedCounter) -> None:

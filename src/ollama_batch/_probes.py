@@ -14,7 +14,7 @@ Piece: TypeAlias = list[Message]
 PROBES: Final = 32
 """Pieces of text the engine is asked about when too little is known of how it counts."""
 
-PIECE_CHARS: Final = (160, 1900)
+PIECE_CHARS: Final = (500, 1900)
 """Length of the shortest and of the longest piece, in characters: short enough to fit everywhere."""
 
 

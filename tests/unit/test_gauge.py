@@ -285,15 +285,17 @@ async def test_what_was_learned_is_found_again(tmp_path: Path) -> None:
     assert len(other.engine.evaluated) == PROBES
 
 
-async def test_answers_of_the_end_of_a_run_are_learned_from_when_it_is_saved(tmp_path: Path) -> None:
-    first = Bench(state_dir=tmp_path)
-    await first.gauge.size(words(2000), None, LIMIT)
-    before = first.counter.ledger.texts
-    for number in range(10):
-        await answered(first, words(100, seed=number))
-    assert first.counter.ledger.texts == before
-    await first.gauge.save()
-    assert first.counter.ledger.texts > before
+async def test_once_enough_is_known_short_rows_are_not_counted_any_more() -> None:
+    bench = Bench()
+    for number in range(30):
+        await answered(bench, words(100, seed=number))
+    await bench.gauge.size(words(2000), None, LIMIT)
+    before = len(bench.counter.seen)
+    for number in range(30):
+        await answered(bench, words(100, seed=1000 + number))
+    await bench.gauge.size(words(2000, seed=1), None, LIMIT)
+    await bench.gauge.save()
+    assert len(bench.counter.seen) == before + 1
 
 
 async def test_nothing_is_kept_without_a_folder_or_without_need(tmp_path: Path) -> None:
