@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ollama_batch import BatchReport, OpenAIEngine, RetryPolicy
-from ollama_batch.errors import RunCancelledError
+from ollama_batch.errors import InputError, RunCancelledError
 from ollama_batch.events import Decision, RowSent
 from ollama_batch.testing import FakeModel, FakeOllama, Fault
 from ollama_batch.testing._prompts import measure
@@ -22,7 +22,7 @@ from ollama_batch.testing._toy_words import WORDS
 from ollama_batch.tokens import EstimateCounter
 from ollama_batch.trim import AggressiveTrim, HybridTrim, ImportanceTrim, SlidingWindowTrim
 from ollama_batch.types import EngineInfo, Message
-from runner_support import MODEL, Events, line, runner_on
+from runner_support import MODEL, Events, line, runner_on, write_lines
 from tokens_support import WordCounter
 
 NUM_CTX, ANSWER = 2048, 64
@@ -321,6 +321,18 @@ def test_a_stream_gets_a_context_from_its_first_rows_and_keeps_it(fake: FakeOlla
     assert settings["num_ctx"] == 8192  # 4,096 holds the first rows; that and a bucket
 
 
+@pytest.mark.parametrize("order", ["prefix", "input"])
+def test_looking_ahead_in_a_stream_does_not_lose_the_rows_before_a_bad_one(
+    fake: FakeOllama, order: str
+) -> None:
+    """The first 16 are taken by themselves; what is wrong further on stops the run behind them."""
+    items = [*(line(f"r{n}") for n in range(40)), {"no": "request"}, line("last")]
+    runner = runner_on(fake, order=order, state_dir=None)
+    with pytest.raises(InputError, match="item 41 is invalid"):
+        runner.run(iter(items))
+    assert sent(fake) == {f"r{n}" for n in range(16)}
+
+
 def test_a_model_with_less_context_than_was_asked_for_is_sent_nothing_too_long(
     fake_ollama_factory: Any, tmp_path: Path
 ) -> None:
@@ -330,6 +342,48 @@ def test_a_model_with_less_context_than_was_asked_for_is_sent_nothing_too_long(
     report = runner_on(fake, num_ctx=32_768, state_dir=None).run(rows, output=tmp_path / "out.jsonl")
     assert {result.custom_id for result in report.results() if not result.ok} == planted
     assert planted.isdisjoint(sent(fake))
+
+
+def test_what_a_row_says_of_its_answer_and_model_counts(fake_ollama_factory: Any, tmp_path: Path) -> None:
+    """Each model of a run has a context and a calibration of its own."""
+    fake = fake_ollama_factory(models=[FakeModel(MODEL), FakeModel("toy:2b", context_length=1024)])
+    rng = random.Random(21)
+    body = prose(rng, 4 * 1200)
+    rows = [
+        line("roomy", body),
+        line("too long an answer", body, max_completion_tokens=1200),
+        line("no room at all", max_tokens=NUM_CTX),
+        line("smaller model", body, model="toy:2b"),
+        line("fits it", prose(rng, 2000), model="toy:2b"),
+    ]
+    runner = runner_on(
+        fake,
+        num_ctx=NUM_CTX,
+        max_tokens=ANSWER,
+        allow_models=["toy:2b"],
+        counter=EstimateCounter(),
+        state_dir=tmp_path / "state",
+    )
+    path = write_lines(tmp_path / "in.jsonl", rows)
+    report = runner.run(path, output=tmp_path / "out.jsonl")
+    failed = {result.custom_id for result in report.results() if not result.ok}
+    assert failed == {"too long an answer", "no room at all", "smaller model"}
+    assert failed.isdisjoint(sent(fake))
+    assert len(list((tmp_path / "state").rglob("*.json"))) == 2
+
+
+def test_a_row_that_is_too_long_is_so_in_every_session(fake: FakeOllama, tmp_path: Path) -> None:
+    rng = random.Random(23)
+    rows = [single(rng, f"r{n}", tokens) for n, tokens in enumerate([100, 2100, 100])]
+    output = tmp_path / "out.jsonl"
+    first = runner_on(fake, state_dir=None, num_ctx=NUM_CTX).run(rows, output=output)
+    assert first.counts.failed == 1
+    again = runner_on(fake, state_dir=None, num_ctx=NUM_CTX).run(
+        rows, output=output, retry_failed={"context_length_exceeded"}
+    )
+    assert (again.counts.ok, again.counts.failed) == (2, 1)
+    assert sent(fake) == {"r0", "r2"}
+    assert fake.ledger.count("r0") == fake.ledger.count("r2") == 1
 
 
 # On llama.cpp

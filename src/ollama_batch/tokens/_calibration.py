@@ -111,7 +111,11 @@ class Calibration:
         """
         order = int(x).bit_length()
         if order not in self._margins:
-            self._margins[order] = self._measured(line, float(1 << order >> 1))
+            found = self._measured(line, float(1 << order >> 1))
+            if order:
+                widest = self.margins(line)
+                found = Margins(max(found.lower, widest.lower), min(found.upper, widest.upper))
+            self._margins[order] = found
         return self._margins[order]
 
     def _measured(self, line: Line, size: float) -> Margins:
