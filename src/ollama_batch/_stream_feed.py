@@ -83,7 +83,7 @@ class StreamFeed(Feed):
                 # Never cancelled: what has been taken from the source would be lost.
                 reading = self._reading = self._reading or asyncio.ensure_future(self._read_some())
                 await asyncio.wait((reading,), timeout=left)
-                if not reading.done() or reading.cancelled() or reading.exception() is not None:
+                if not reading.done() or reading.cancelled() or isinstance(reading.exception(), Exception):
                     break
                 if not await self._refill():
                     break
@@ -181,7 +181,7 @@ class WindowFeed(StreamFeed):
         self._room = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         self._ended = self._closed = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     def keep_to(self, engine: EngineInfo) -> None:
         """As many groups at once as there are slots: more would displace each other from the cache."""
@@ -230,7 +230,7 @@ class WindowFeed(StreamFeed):
                     return
                 self._let_wait()
                 self._changed.set()
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # a generator may raise what it likes
             self._error = error
         finally:
             self._let_wait()
