@@ -522,7 +522,7 @@ def test_a_share_of_a_stream_is_one_of_the_rows_so_far(fake_ollama_factory: Fact
     def endless() -> Iterator[Any]:
         yield from rows(200)
 
-    runner = quick_runner(fake, concurrency=1, num_ctx=4096)  # so that no rows are looked ahead at
+    runner = quick_runner(fake, concurrency=1, order="input")  # so that no rows are looked ahead at
     assert runner.run(endless(), max_failures=0.2).counts.failed == 20
     fake.clear_faults()
     fake.inject(Fault("length", every=3))
