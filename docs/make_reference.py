@@ -24,10 +24,8 @@ from ollama_batch.trim import TrimResult
 REFERENCE = Path(__file__).with_name("reference.md")
 
 NOT_SET_YET = {
-    "BatchResult": ("parsed", "repaired", "trim"),
+    "BatchResult": ("parsed", "repaired"),
     "BatchMetrics": (
-        "trims",
-        "trim_saved_tokens",
         "vram_used_bytes",
         "vram_total_bytes",
         "ram_used_bytes",

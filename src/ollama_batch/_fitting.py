@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
-from ollama_batch._gauge import PromptGauge, Size, Tools
+from ollama_batch._gauge import LARGE_BYTES, PromptGauge, Size, Tools
+from ollama_batch._gauge import Decide as Decide
 from ollama_batch.errors import ContextTooLargeError, EngineError, PromptTruncatedError
+from ollama_batch.tokens import BoundCounter, byte_bound
 from ollama_batch.trim import TrimStrategy
 from ollama_batch.types import BatchRequest, BatchResult, ChatRequest, Completion, RowRecord
 
 ToChat: TypeAlias = Callable[[str, BatchRequest], ChatRequest]
-Decide: TypeAlias = Callable[..., Awaitable[None]]
-"""Journals a decision and tells it: `await decide(kind, message, **data)`."""
 
 TRIMS: Final = 2
 """So often a prompt that the engine refuses is made shorter before its row fails."""
@@ -64,13 +66,10 @@ class Composer(Protocol):
 class Fitter:
     """The composer of independent rows: each prompt by itself, trimmed by `strategy` if it is too long."""
 
-    def __init__(
-        self, gauge: PromptGauge, *, strategy: TrimStrategy | None, to_chat: ToChat, decide: Decide
-    ) -> None:
+    def __init__(self, gauge: PromptGauge, *, strategy: TrimStrategy | None, to_chat: ToChat) -> None:
         self._gauge = gauge
         self._strategy = strategy
         self._to_chat = to_chat
-        self._decide = decide
 
     async def compose(self, custom_id: str, row: RowRecord, request: BatchRequest) -> Prompt:
         """The row's own prompt, or a trimmed one. Raises ContextTooLargeError if it cannot fit."""
@@ -83,31 +82,26 @@ class Fitter:
             return prompt
         if self._strategy is None or limit < 1:
             raise too_large(self._gauge, chat, size, limit)
-        return await self._trimmed(prompt, self._strategy, limit)
+        counter = await self._gauge.bound(request.messages, tools)
+        return await self._trimmed(prompt, self._strategy, limit, counter)
 
     async def shorten(self, prompt: Prompt, error: EngineError) -> Prompt | None:
-        """Trim once more, to what the engine says it has room for, or to nine tenths."""
+        """Trim once more: to what the engine says it has room for, and a tenth below what it refused."""
         if not isinstance(error, ContextTooLargeError):
             return None
-        self._gauge.refused(prompt.chat.messages, prompt.tools)
-        await self._decide(
-            "bound_widened",
-            f"the engine refused {prompt.chat.custom_id}, whose prompt fits by our count "
-            f"({prompt.size.tokens} tokens at most, by {prompt.size.source}): counts are taken 10 % higher",
-            custom_id=prompt.chat.custom_id,
-            tokens=prompt.size.tokens,
-            engine_tokens=error.tokens,
-            engine_limit=error.limit,
-        )
-        limit = room_for_prompt(self._gauge, prompt.chat)
-        if self._strategy is None or prompt.shortened >= TRIMS or limit is None:
+        chat, tools = prompt.chat, prompt.tools
+        await self._gauge.refused(chat.custom_id, chat.messages, tools, prompt.size, error)
+        if self._strategy is None or prompt.shortened >= TRIMS:
             return None
-        told = limit if error.limit is None else error.limit - prompt.chat.max_tokens
-        smaller = min(limit, told, prompt.size.tokens * 9 // 10)
+        counter = await self._gauge.bound(prompt.request.messages, tools)
+        smaller = counter.count_messages(chat.messages) * 9 // 10
+        limit = room_for_prompt(self._gauge, chat)
+        if limit is not None:
+            smaller = min(limit, smaller)
         if smaller < 1:
             return None
         try:
-            trimmed = await self._trimmed(prompt, self._strategy, smaller)
+            trimmed = await self._trimmed(prompt, self._strategy, smaller, counter)
         except ContextTooLargeError:
             return None
         trimmed.shortened = prompt.shortened + 1
@@ -124,10 +118,22 @@ class Fitter:
         """Keep what was learned of the engine's counts."""
         await self._gauge.save()
 
-    async def _trimmed(self, prompt: Prompt, strategy: TrimStrategy, limit: int) -> Prompt:
+    async def _trimmed(
+        self, prompt: Prompt, strategy: TrimStrategy, limit: int, counter: BoundCounter
+    ) -> Prompt:
         messages = prompt.request.messages
-        counter = await self._gauge.bound(messages, prompt.tools)
-        result = strategy.trim(messages, budget=limit, counter=counter)
+        trim = partial(strategy.trim, messages, budget=limit, counter=counter)
+        try:
+            large = byte_bound(messages) > LARGE_BYTES
+            result = await asyncio.to_thread(trim) if large else trim()
+        except ContextTooLargeError as error:
+            raise too_large(
+                self._gauge,
+                prompt.chat,
+                Size(prompt.size.tokens if error.tokens is None else error.tokens, counter.source),
+                limit,
+                trimmed=True,
+            ) from error
         chat = dataclasses.replace(prompt.chat, messages=result.messages)
         size = Size(result.tokens_after, counter.source)
         return Prompt(prompt.row, prompt.request, chat, size, result.to_dict() if result.changed else None)
@@ -138,17 +144,24 @@ def room_for_prompt(gauge: PromptGauge, chat: ChatRequest) -> int | None:
     return None if gauge.context is None else gauge.context - chat.max_tokens
 
 
-def too_large(gauge: PromptGauge, chat: ChatRequest, size: Size, limit: int) -> ContextTooLargeError:
+def too_large(
+    gauge: PromptGauge, chat: ChatRequest, size: Size, limit: int, *, trimmed: bool = False
+) -> ContextTooLargeError:
     """The error of a prompt that does not fit, with what to do about it."""
     room = f"num_ctx {gauge.context} less max_tokens {chat.max_tokens}"
+    ways = (
+        "raise num_ctx" if gauge.sets_context else "give the server a larger context (and num_ctx=, if set)"
+    )
     if limit < 1:
-        what = f"there is no room for a prompt: {room} is {limit}; raise num_ctx or lower max_tokens"
-    else:
-        told = "has" if size.source == "engine" else "may have"
-        what = (
-            f"the prompt {told} {size.tokens} tokens (by {size.source}), there is room for {limit} ({room}): "
-            "raise num_ctx, lower max_tokens, or give trim="
-        )
+        what = f"there is no room for a prompt: {room} is {limit}; {ways} or lower max_tokens"
+        return ContextTooLargeError(size.tokens, limit, what)
+    told = "has" if size.exact else "may have"
+    which = "what has to stay of the prompt" if trimmed else "the prompt"
+    last = "or lower max_tokens" if trimmed else "lower max_tokens, or give trim="
+    what = (
+        f"{which} {told} {size.tokens} tokens (by {size.source}), there is room for {limit} ({room}): "
+        f"{ways}{'' if trimmed else ','} {last}"
+    )
     return ContextTooLargeError(size.tokens, limit, what)
 
 
@@ -157,7 +170,8 @@ async def refuse_cut(gauge: PromptGauge, prompt: Prompt, completion: Completion)
     usage = completion.usage
     if usage is not None and await gauge.was_cut(prompt.chat.messages, prompt.tools, prompt.size, usage):
         raise PromptTruncatedError(
-            f"the server cut the prompt: it reports {usage.prompt_tokens} tokens of about "
-            f"{prompt.size.tokens}; give it a larger context, or use an engine that takes num_ctx",
+            f"the server cut the prompt: it reports {usage.prompt_tokens} tokens of {prompt.size.tokens} at "
+            f"most (by {prompt.size.source}); give it a larger context, and its length as num_ctx=, so that "
+            "rows too long for it are not sent; or use an engine that sets it (OllamaEngine)",
             completion,
         )

@@ -1,7 +1,8 @@
 """Whether prompts fit the context: by their length alone, else by counting, else by asking the engine.
 
-A row that fits by its bytes is never tokenized. Where the bytes do not tell, the counter is corrected by what
-the engine has reported of earlier prompts, and if that is not enough, by asking it about pieces of this one.
+A row that fits by its bytes is never tokenized. Where they do not tell, the engine counts the prompt if it
+can; else our counter does, corrected by what the engine has reported of earlier prompts and, if that is not
+enough, by asking it about pieces of this one.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from functools import partial
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
-from ollama_batch.errors import EngineError, OutcomeError
+from ollama_batch._probes import Piece, counted, pieces_of
+from ollama_batch._screen import Screen
+from ollama_batch.errors import ContextTooLargeError, EngineError, OutcomeError
 from ollama_batch.tokens import (
     BoundCounter,
     CalibratedCounter,
@@ -25,33 +29,30 @@ from ollama_batch.tokens import (
     default_counter,
     user_state_dir,
 )
+from ollama_batch.tokens._regression import RANGES
 from ollama_batch.tokens._texts import texts_of
 from ollama_batch.tokens.calibrated import Kind
 from ollama_batch.types import Completion, EngineInfo, Message, Usage
 
 log = logging.getLogger("ollama_batch.run")
 
+T = TypeVar("T")
+
 StateDir: TypeAlias = str | os.PathLike[str] | Literal["auto"] | None
 """Where what is learned is kept between runs: the user's state folder ("auto"), a folder, or nowhere."""
 
 Tools: TypeAlias = Sequence[Mapping[str, Any]] | None
-Ask: TypeAlias = Callable[[Sequence[Message], Tools], Awaitable[Completion]]
-"""Has the engine evaluate a prompt and answer one token."""
+Decide: TypeAlias = Callable[..., Awaitable[None]]
+"""Journals a decision and tells it: `await decide(kind, message, **data)`."""
 
 SURE_TOKENS: Final = 2048
 """No server has a smaller context unless it was told to: so long a prompt is never cut."""
 
-PROBES: Final = 32
-"""Pieces of text the engine is asked about when too little is known of how it counts."""
-
-PIECE_CHARS: Final = (160, 2400)
-"""Length of the shortest and of the longest piece, in characters: short enough to fit everywhere."""
-
 LARGE_BYTES: Final = 200_000
 """Prompts beyond this are counted in a thread: it takes long enough to hold up the run's loop."""
 
-VERIFIED: Final = 16
-SUSPICIOUS: Final = 0.75
+CUT_SHARE: Final = 0.6
+"""A report under this share of what a prompt has at least means that the server cut it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,30 @@ class Size:
         """Whether the length alone told, so that nothing was tokenized."""
         return self.source == "bytes"
 
+    @property
+    def exact(self) -> bool:
+        """Whether the engine itself has counted."""
+        return self.source == "engine"
+
+
+class Asking(Protocol):
+    """Puts questions of ours to the engine, as patiently as a row is sent."""
+
+    async def evaluate(self, messages: Sequence[Message], tools: Tools) -> Completion:
+        """Have a prompt evaluated and one token answered. Raises EngineError."""
+        ...
+
+    async def patiently(self, question: Callable[[], Awaitable[T]]) -> T:
+        """The result of `question()`, asked while the engine works. Raises EngineError."""
+        ...
+
 
 class PromptGauge:
     """What one phase of a run knows of its prompts' tokens.
 
-    `context` is the room of prompt and answer together, in tokens, None where the server does not tell.
-    `base` is the counter to correct (None: the best one on this machine, found when first needed).
+    `context` is the room of prompt and answer together, in tokens, None where nobody tells; `sure` says that
+    the server itself has it from us or told it, so that it cannot cut what fits. `base` is the counter to
+    correct (None: the best one on this machine, found when first needed).
     """
 
     def __init__(
@@ -79,34 +98,54 @@ class PromptGauge:
         *,
         info: EngineInfo,
         context: int | None,
+        sure: bool,
         base: TokenCounter | None,
         state_dir: StateDir,
         tokenizer: object,
-        ask: Ask,
+        asking: Asking,
+        decide: Decide,
     ) -> None:
         self.context = context
+        self._sure = sure
         self._info = info
         self._base = base
         self._state_dir = user_state_dir() if state_dir == "auto" else state_dir
-        self._ask = ask
+        self._asking = asking
+        self._decide = decide
         exact = info.tokenizes and isinstance(tokenizer, Tokenizing)
         self._exact = ExactCounter(tokenizer, info.model) if exact else None  # type: ignore[arg-type]  # asked above
         self._counter: CalibratedCounter | None = None
-        self._busy = asyncio.Lock()  # the counter is made once, and the engine asked once for each kind
+        self._loading = asyncio.Lock()  # the counter is made once
+        self._probing = asyncio.Lock()  # and the engine asked once for each kind
         self._asked: set[Kind] = set()
         # Answered prompts that were not counted: known well enough to learn from, should that be needed.
         self._answered: deque[tuple[Sequence[Message], Tools, int]] = deque(maxlen=64)
-        self._verified = 0
-        self._tokens_per_byte = 0.0
+        self._screen = Screen()
+        self._bytes_tell = True
+
+    @property
+    def sets_context(self) -> bool:
+        """Whether num_ctx= sets the engine's context, and does not just tell what the server was given."""
+        return self._info.engine in ("ollama", "embedded")
 
     async def size(self, messages: Sequence[Message], tools: Tools, limit: int | None) -> Size:
-        """The most tokens the prompt has; exact enough to say whether it fits `limit`."""
+        """The most tokens the prompt has; exact enough to say whether it fits `limit`.
+
+        Raises EngineError, not caused by the row, if the engine had to be asked and is in trouble.
+        """
         bound = byte_bound(messages, tools=tools)
-        if limit is None or bound <= limit:
+        if limit is None or limit < 1 or (bound <= limit and self._bytes_tell):
             return Size(bound, "bytes")
-        counter = await self._calibrated(messages, tools, bound)
+        counter = await self._ready(bound, messages)
+        kind = await self._learned(counter, messages, tools)
+        if not counter.trusted(kind) and not _hopeless(counter, messages, limit):
+            exact = await self._counted_by_engine(messages, tools)
+            if exact is not None:
+                counter.observe(messages, exact, tools=tools)
+                return Size(exact, "engine")
+            await self._ask_about(counter, kind, messages, tools)
         upper = counter.upper_bound(messages, tools=tools)
-        if upper.tokens > limit >= counter.lower_bound(messages, tools=tools).tokens:
+        if upper.tokens > limit and not _hopeless(counter, messages, limit):
             exact = await self._counted_by_engine(messages, tools)
             if exact is not None:
                 return Size(exact, "engine")
@@ -114,7 +153,7 @@ class PromptGauge:
 
     async def bound(self, messages: Sequence[Message], tools: Tools) -> BoundCounter:
         """A counter of upper bounds to trim `messages` with."""
-        counter = await self._calibrated(messages, tools, byte_bound(messages, tools=tools))
+        counter = await self._calibrated(byte_bound(messages, tools=tools), messages, tools)
         return counter.bound_for(messages, tools=tools)
 
     async def base(self) -> TokenCounter:
@@ -131,116 +170,172 @@ class PromptGauge:
         reported = 0 if usage is None or usage.source == "estimate" else usage.prompt_tokens
         if not reported:
             return False
-        if size.by_length and (self.context is not None or size.tokens <= SURE_TOKENS):
-            self._answered.append((messages, tools, reported))
-            return False
-        if size.by_length and not self._is_suspicious(reported, size.tokens):
-            return False
-        counter = await self._calibrated(messages, tools, size.tokens)
+        if size.exact:
+            return reported < CUT_SHARE * size.tokens
+        if size.by_length:
+            if self._sure or size.tokens <= SURE_TOKENS:
+                self._answered.append((messages, tools, reported))
+                return False
+            if not self._screen.suspects(messages, tools, reported):
+                return False
+        counter = await self._calibrated(size.tokens, messages, tools)
         if counter.truncated(messages, reported, tools=tools):
             return True
         counter.observe(messages, reported, num_ctx=self.context, tools=tools)
         if size.by_length:
-            self._verified += 1
-            weight = 1 / min(self._verified, VERIFIED)
-            self._tokens_per_byte += weight * (reported / size.tokens - self._tokens_per_byte)
+            self._screen.verified(messages, tools, reported)
         return False
 
-    def refused(self, messages: Sequence[Message], tools: Tools) -> None:
-        """The engine refused a prompt that fits by our bound: from now on the bound is wider."""
-        if self._counter is not None:
-            self._counter.overflowed(messages, tools=tools)
+    async def refused(
+        self,
+        custom_id: str,
+        messages: Sequence[Message],
+        tools: Tools,
+        size: Size,
+        error: ContextTooLargeError,
+    ) -> None:
+        """Learn from a prompt that the engine refused although it fits by what we know, and say what."""
+        limit, told = error.limit, {"engine_tokens": error.tokens, "engine_limit": error.limit}
+        if limit is not None and limit > 0 and (self.context is None or limit < self.context):
+            before, self.context = self.context, limit
+            known = "was not known" if before is None else f"was taken to be {before}"
+            await self._decide(
+                "context_learned",
+                f"the engine refused {custom_id}: its context has {limit} tokens ({known}); rows are "
+                "measured by that from now on",
+                custom_id=custom_id,
+                context=limit,
+                **told,
+            )
+        if self.context is not None and size.tokens > self.context:
+            return  # that is why
+        if size.by_length:
+            news, self._bytes_tell = self._bytes_tell, False
+            if news:
+                await self._decide(
+                    "lengths_distrusted",
+                    f"the engine refused {custom_id}, which has {size.tokens} tokens at most by its length: "
+                    "every prompt is counted from now on",
+                    custom_id=custom_id,
+                    tokens=size.tokens,
+                    **told,
+                )
+            return
+        (await self._loaded()).overflowed(messages, tools=tools)
+        await self._decide(
+            "bound_widened",
+            f"the engine refused {custom_id}, whose prompt fits by our count ({size.tokens} tokens at most, "
+            f"by {size.source}): counts of its kind are taken 10 % higher",
+            custom_id=custom_id,
+            tokens=size.tokens,
+            **told,
+        )
 
     async def save(self) -> None:
         """Keep what was learned for the next run."""
         if self._counter is not None:
             await asyncio.to_thread(self._counter.save)
 
-    def _is_suspicious(self, reported: int, size: int) -> bool:
-        """Whether so few tokens for so many bytes want a closer look, where the context is not known."""
-        return self._verified < VERIFIED or reported / size < SUSPICIOUS * self._tokens_per_byte
-
     async def _loaded(self) -> CalibratedCounter:
-        async with self._busy:
+        if self._counter is not None:
+            return self._counter
+        async with self._loading:
             if self._counter is None:
                 info = self._info
                 base = await asyncio.to_thread(default_counter) if self._base is None else self._base
                 self._counter = await asyncio.to_thread(
                     CalibratedCounter,
                     base,
-                    model_digest=info.digest or f"{info.engine} {info.model}",
+                    model_digest=info.digest or f"{info.engine} {info.address} {info.model}",
                     state_dir=self._state_dir,
                 )
             return self._counter
 
-    async def _calibrated(self, messages: Sequence[Message], tools: Tools, size: int) -> CalibratedCounter:
-        """The counter, knowing what it can about prompts of this kind."""
+    async def _ready(self, size: int, messages: Sequence[Message]) -> CalibratedCounter:
+        """The counter, with these messages counted beside the loop if they are long."""
         counter = await self._loaded()
         if size > LARGE_BYTES:
             await asyncio.to_thread(counter.base.count_messages, messages)  # remembered, by text
-        while self._answered:
-            seen, its_tools, reported = self._answered.popleft()
-            counter.observe(seen, reported, num_ctx=self.context, tools=its_tools)
-        kind = counter.kind(messages, tools=tools)
-        if not counter.trusted(kind) and kind != "images":
-            async with self._busy:
-                if kind not in self._asked:
-                    self._asked.add(kind)
-                    await self._learn(counter, messages, tools)
         return counter
 
-    async def _learn(self, counter: CalibratedCounter, messages: Sequence[Message], tools: Tools) -> None:
-        """Have the engine count pieces of these messages."""
-        pieces = pieces_of(messages, room=self.context)
-        log.info("asking the engine how it counts, with %d pieces of a prompt", len(pieces))
-        counts = await asyncio.gather(*(self._reported(piece, tools) for piece in pieces))
-        for piece, reported in zip(pieces, counts, strict=True):
-            counter.observe(piece, reported, tools=tools)
+    async def _learned(self, counter: CalibratedCounter, messages: Sequence[Message], tools: Tools) -> Kind:
+        """The kind of a prompt, of which the counter now knows what answers have told."""
+        kind = counter.kind(messages, tools=tools)
+        if self._answered and not counter.trusted(kind):
+            await self._learn_from_answers(counter)
+        return kind
 
-    async def _reported(self, messages: Sequence[Message], tools: Tools) -> int | None:
-        exact = await self._counted_by_engine(messages, tools)
+    async def _calibrated(self, size: int, messages: Sequence[Message], tools: Tools) -> CalibratedCounter:
+        """The counter, knowing what it can about prompts of this kind."""
+        counter = await self._ready(size, messages)
+        kind = await self._learned(counter, messages, tools)
+        await self._ask_about(counter, kind, messages, tools)
+        return counter
+
+    async def _learn_from_answers(self, counter: CalibratedCounter) -> None:
+        answered = list(self._answered)
+        self._answered.clear()
+        if sum(byte_bound(seen) for seen, _, _ in answered) > LARGE_BYTES:
+            await asyncio.to_thread(lambda: [counter.base.count_messages(seen) for seen, _, _ in answered])
+        for seen, tools, reported in answered:
+            counter.observe(seen, reported, num_ctx=self.context, tools=tools)
+
+    async def _ask_about(
+        self, counter: CalibratedCounter, kind: Kind, messages: Sequence[Message], tools: Tools
+    ) -> None:
+        """Have the engine count pieces of these messages, if too little is known of their kind.
+
+        Of images nothing can be learned from pieces of text. Raises EngineError, not caused by the row, if
+        the engine is in trouble: then nobody knows, and the next one asks again.
+        """
+        if counter.trusted(kind) or kind in self._asked or kind == "images":
+            return
+        async with self._probing:
+            if counter.trusted(kind) or kind in self._asked:
+                return  # somebody else has asked meanwhile
+            pieces = pieces_of(messages, room=self.context)
+            if self._exact is None:
+                await self._decide(
+                    "asked_engine",
+                    f"too little is known of how the engine counts prompts of the kind {kind!r}: asking it "
+                    f"up to {len(pieces)} short questions of our own, for one token each",
+                    questions=len(pieces),
+                    prompts=kind,
+                )
+            for piece, reported in await counted(pieces, partial(self._reported, tools)):
+                counter.observe(piece, reported, tools=tools, kind=kind)
+            self._asked.add(kind)
+
+    async def _reported(self, tools: Tools, piece: Piece) -> int | None:
+        exact = await self._counted_by_engine(piece, tools)
         if exact is not None:
             return exact
         try:
-            completion = await self._ask(messages, tools)
+            completion = await self._asking.evaluate(piece, tools)
         except OutcomeError as useless:  # one token is an answer cut off: what was counted comes with it
             completion = useless.completion
         except EngineError as error:
-            log.debug("the engine did not count a piece: %s", type(error).__name__)
+            if not error.row_caused:
+                raise
+            log.debug("the engine did not take a piece: %s", type(error).__name__)
             return None
-        return None if completion.usage is None else completion.usage.prompt_tokens
+        usage = completion.usage
+        return None if usage is None or usage.source == "estimate" else usage.prompt_tokens
 
     async def _counted_by_engine(self, messages: Sequence[Message], tools: Tools) -> int | None:
-        if self._exact is None:
+        exact = self._exact
+        if exact is None:
             return None
         try:
-            return (await self._exact.count(messages, tools=tools)).tokens
+            return (await self._asking.patiently(partial(exact.count, messages, tools=tools))).tokens
         except EngineError as error:
-            log.debug("the engine does not count prompts: %s", type(error).__name__)
-            if not error.retryable:
-                self._exact = None
+            log.debug("the engine did not count a prompt: %s", type(error).__name__)
+            if not error.row_caused:
+                self._exact = None  # it was asked with patience
             return None
 
 
-def pieces_of(messages: Sequence[Message], *, room: int | None = None) -> list[list[Message]]:
-    """Prompts made of pieces of the text in `messages`, short and long, of one message and of two.
-
-    The longest takes half of a context of `room` tokens even where every character is one.
-    """
-    text = "\n".join(part for message in messages for part in texts_of(message))
-    longest = PIECE_CHARS[1] if room is None else max(16, min(PIECE_CHARS[1], room // 2))
-    shortest = min(PIECE_CHARS[0], longest)
-    pieces: list[list[Message]] = []
-    for number in range(PROBES):
-        chars = round(shortest * (longest / shortest) ** (number / (PROBES - 1)))
-        # Spread over the text, and the same in every session.
-        start = 0 if len(text) <= chars else (number * 2654435761 >> 5) % (len(text) - chars)
-        piece = text[start : start + chars]
-        if number % 2:
-            half = len(piece) // 2
-            pieces.append(
-                [{"role": "system", "content": piece[:half]}, {"role": "user", "content": piece[half:]}]
-            )
-        else:
-            pieces.append([{"role": "user", "content": piece}])
-    return pieces
+def _hopeless(counter: CalibratedCounter, messages: Sequence[Message], limit: int) -> bool:
+    """Whether a prompt is too long whatever could still be learned of the engine's tokenizer."""
+    texts = (text for message in messages for text in texts_of(message))
+    return RANGES[0][0] * sum(map(counter.base.count_text, texts)) > limit

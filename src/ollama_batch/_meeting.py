@@ -160,11 +160,13 @@ def tell_too_long(
     longest = intake.sizes.longest[: min(beyond, TOO_LONG_NAMED)]
     named = ", ".join(f"{name} (up to {tokens:,} tokens)" for tokens, name in longest)
     more = f" and {beyond - len(longest)} more" if beyond > len(longest) else ""
+    fate = "fail if they do not fit (num_ctx= or trim= mends that)"
+    if options.strategy is not None:
+        fate = "are trimmed if they do not fit (a larger num_ctx= avoids that)"
     noticed(
         "too_long",
         f"{beyond:,} of {intake.sizes.rows:,} rows may need more than num_ctx {meeting.num_ctx:,}: "
-        f"{named}{more}; they are counted before they are sent, and fail if they do not fit (num_ctx= or "
-        "trim= mends that)",
+        f"{named}{more}; they are counted before they are sent, and {fate}",
         rows=beyond,
         num_ctx=meeting.num_ctx,
         longest=[name for _, name in intake.sizes.longest[:beyond]],
@@ -172,15 +174,14 @@ def tell_too_long(
 
 
 def context_of(options: RunnerOptions, info: EngineInfo, num_ctx: int | None) -> int | None:
-    """The room of prompt and answer: what is sent, what the server was started with, or what the user says.
+    """The room of prompt and answer: the least of what is sent, what the user says, and what the server was
+    started with or, where it is sent a num_ctx, can do at most (Ollama lowers what is beyond).
 
     Raises ConfigError in conversation mode if nobody knows.
     """
-    context = num_ctx
-    if context is None and info.context_fixed:
-        context = info.context_length
-    if context is None and options.num_ctx != "auto":
-        context = options.num_ctx
+    most = info.context_length if info.context_fixed or num_ctx is not None else None
+    said = None if options.num_ctx == "auto" else options.num_ctx
+    context = min((known for known in (num_ctx, said, most) if known is not None), default=None)
     if context is None and options.mode == "conversation":
         raise ConfigError(
             f"a conversation needs to know how long it may be, and {info.address} does not tell its context "

@@ -51,14 +51,6 @@ async def send_rows(
         stop=run._stop,
         emit=run._emit,
     )
-    gauge = PromptGauge(
-        info=meeting.info,
-        context=meeting.context,
-        base=options.counter,
-        state_dir=options.state_dir,
-        tokenizer=job.engine,
-        ask=sender.evaluate,
-    )
 
     room = DiskRoom(gate=run._gate, stop=run._stop, patience_s=settings.patience_s)
 
@@ -66,9 +58,19 @@ async def send_rows(
         await journal.note(kind, {**data, "message": message})
         run._emit(Decision(kind=kind, message=message, data=data))
 
+    gauge = PromptGauge(
+        info=meeting.info,
+        context=meeting.context,
+        sure=meeting.num_ctx is not None or meeting.info.context_fixed,
+        base=options.counter,
+        state_dir=options.state_dir,
+        tokenizer=job.engine,
+        asking=sender,
+        decide=decide,
+    )
     composer: Composer
     if options.policy is None:
-        composer = Fitter(gauge, strategy=options.strategy, to_chat=settings.to_chat, decide=decide)
+        composer = Fitter(gauge, strategy=options.strategy, to_chat=settings.to_chat)
     else:
         assert options.strategy is not None  # noqa: S101 - conversations have a default
         composer = lanes = Lanes(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Final, Literal, TypeVar
 
 from ollama_batch._fitting import Prompt
 from ollama_batch._gate import Gate
@@ -28,11 +29,17 @@ from ollama_batch.events import Event, RowSent
 from ollama_batch.retry import RetryPolicy, RowRetry
 from ollama_batch.types import BatchRequest, ChatRequest, Completion, Message, Think
 
+T = TypeVar("T")
+
 FATAL = (EngineAuthError, EngineStoppedError, ModelNotFoundError)
 """Errors that every further row would meet as well."""
 
 TEST_QUESTION = "Say OK."
 """What the engine is asked when rows fail and none is answered: is it the rows, or the engine?"""
+
+
+TEMPLATE_FIELDS: Final = ("chat_template_kwargs", "chat_template")
+"""Body fields that change what a prompt is made of beside its messages and tools."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,14 +100,16 @@ class SendSettings:
     def counting_chat(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
     ) -> ChatRequest:
-        """A request that costs no more than evaluating its prompt."""
+        """A request that costs no more than evaluating its prompt, made as those of rows are."""
+        params = {name: self.defaults[name] for name in TEMPLATE_FIELDS if name in self.defaults}
         return ChatRequest(
             custom_id="count",
             model=self.model,
             messages=messages,
-            params={"tools": tools} if tools else {},
+            params={**params, "tools": tools} if tools else params,
             max_tokens=1,
             num_ctx=self.num_ctx,
+            think=self.think,
         )
 
 
@@ -175,9 +184,27 @@ class Sender:
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
     ) -> Completion:
         """Have a prompt of ours evaluated, for what the engine counts. Raises EngineError, Abandoned."""
-        await self._gate.wait()
-        async with self._limit:
-            return await self._complete(self._settings.counting_chat(messages, tools))
+        chat = self._settings.counting_chat(messages, tools)
+        return await self.patiently(partial(self._complete, chat))
+
+    async def patiently(self, question: Callable[[], Awaitable[T]]) -> T:
+        """The result of `question()`, which is asked as rows are sent: through the gate, within the limit,
+        repeated as their policy allows. Raises EngineError, Abandoned.
+        """
+
+        async def ask(question: Callable[[], Awaitable[T]]) -> T:
+            while True:
+                await self._gate.wait()
+                async with self._limit:
+                    if self._gate.open and not self._stop.draining.is_set():
+                        try:
+                            return await question()
+                        except (EngineUnreachableError, EngineConnectionError) as error:
+                            self._gate.engine_trouble(error)
+                            raise
+
+        retry = RowRetry(self._retry, sleep=self._stop.sleep, patience_s=self._settings.patience_s)
+        return await retry.call(ask, question)
 
     async def _attempt(self, job: Job) -> Completion:
         assert job.prompt is not None  # noqa: S101 - made before anything is sent

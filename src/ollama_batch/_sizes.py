@@ -8,8 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ollama_batch.tokens._texts import IMAGE_TOKENS, Texture, compact_json, images_of, texts_of
-from ollama_batch.types import BatchRequest
+from ollama_batch.tokens._texts import (
+    BOUND_PER_MESSAGE,
+    BOUND_PER_PROMPT,
+    IMAGE_TOKENS,
+    TOOL_BYTES,
+    Texture,
+    byte_length,
+    compact_json,
+    images_of,
+    texts_of,
+)
+from ollama_batch.types import BatchRequest, Message
 
 NUM_CTX_BUCKETS: Final = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
 """Context lengths, in tokens, that num_ctx="auto" chooses from."""
@@ -19,7 +29,7 @@ LEFT_OUT: Final = 1000
 
 LISTED: Final = 20
 
-_SAMPLE_CHARS: Final = 2000
+_SAMPLE_CHARS: Final = 667
 _PER_MESSAGE, _PER_PROMPT = 6, 68  # a template's tokens, as the bound of an uncalibrated counter has them
 _FACTOR, _FACTOR_OTHER = 1.375, 2.2  # ratio 1.1, times 1.25 for letters and 2 for digits and wide text
 _SHARE: Final = 0.2
@@ -70,9 +80,11 @@ class PromptSizes:
         return max(held, next(size for size in NUM_CTX_BUCKETS if size >= wanted))
 
     def beyond(self, num_ctx: int) -> int:
-        """How many rows may need more than `num_ctx`, one of the buckets (else: of the longest ones)."""
-        if num_ctx in NUM_CTX_BUCKETS:
-            return self.over[NUM_CTX_BUCKETS.index(num_ctx)]
+        """How many rows may need more than `num_ctx`; at least so many, where that is none of the buckets."""
+        for bucket, over in zip(NUM_CTX_BUCKETS, self.over, strict=True):
+            if bucket >= num_ctx:
+                longest = sum(tokens > num_ctx for tokens, _ in self.longest)
+                return over if bucket == num_ctx else max(over, longest)
         return sum(tokens > num_ctx for tokens, _ in self.longest)
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,35 +107,63 @@ def needed_tokens(request: BatchRequest, max_tokens: int, tools: Sequence[Any] |
     """An upper estimate of the tokens of a row, prompt and answer; `tools` are those it does not set itself.
 
     4.5 letters or 2 digits a token, as EstimateCounter has it, times 1.1 for the model's tokenizer and 1.25
-    for what that leaves open (2 where a fifth is digits or wide characters). Of a long text the texture
-    of its first 2,000 characters stands for all of it.
+    for what that leaves open (2 where a fifth is digits or wide characters); never more than `byte_bound`.
     """
     params = request.params
-    plain = odd = characters = 0.0
-    images = 0
-    for message in request.messages:
-        images += images_of(message)
-        for text in texts_of(message):
-            tokens, special = _estimated(text)
-            plain += tokens
-            odd += special
-            characters += len(text)
-    given = params.get("tools") or tools
-    if given:
-        plain += _estimated(compact_json(given))[0]
-    factor = _FACTOR_OTHER if odd > _SHARE * characters else _FACTOR
-    prompt = factor * (plain + IMAGE_TOKENS * images) + _PER_MESSAGE * len(request.messages) + _PER_PROMPT
+    rough = rough_tokens(request.messages, params.get("tools") or tools)
+    factor = _FACTOR_OTHER if rough.odd else _FACTOR
+    prompt = factor * rough.tokens + _PER_MESSAGE * len(request.messages) + _PER_PROMPT
     answer = params.get("max_completion_tokens") or params.get("max_tokens") or max_tokens
-    return math.ceil(prompt) + int(answer)
+    return math.ceil(min(prompt, rough.most)) + int(answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Rough:
+    """What a prompt is about: tokens of its texts and images, whether a fifth of it is digits or wide
+    characters, and the `most` tokens that it can have by its length (of images no length tells).
+    """
+
+    tokens: float
+    odd: bool
+    most: float
+
+
+def rough_tokens(messages: Sequence[Message], tools: Sequence[Any] | None) -> Rough:
+    """The tokens of a prompt by its texture, at a few microseconds a message.
+
+    Of a text of more than 2,000 characters, its beginning, middle and end stand for all of it.
+    """
+    tokens = special = 0.0
+    characters = images = 0
+    most = BOUND_PER_PROMPT
+    for message in messages:
+        images += images_of(message)
+        most += BOUND_PER_MESSAGE
+        for text in texts_of(message):
+            plain, odd = _estimated(text)
+            tokens += plain
+            special += odd
+            characters += len(text)
+            most += byte_length(text)
+    odd_one = special > _SHARE * characters
+    if tools:
+        defined = compact_json(tools)
+        tokens += _estimated(defined)[0]
+        most += BOUND_PER_PROMPT + TOOL_BYTES * byte_length(defined)
+    return Rough(max(1.0, tokens + IMAGE_TOKENS * images), odd_one, math.inf if images else most)
 
 
 def _estimated(text: str) -> tuple[float, float]:
     """About how many tokens `text` has, and how many of its characters are digits or wide."""
-    if not text:
+    size = len(text)
+    if not size:
         return 0.0, 0.0
-    sample = text[:_SAMPLE_CHARS]
+    sample = text
+    if size > 3 * _SAMPLE_CHARS:
+        middle = (size - _SAMPLE_CHARS) // 2
+        sample = text[:_SAMPLE_CHARS] + text[middle : middle + _SAMPLE_CHARS] + text[-_SAMPLE_CHARS:]
     found = Texture.of(sample)
-    scale = len(text) / len(sample)
+    scale = size / len(sample)
     tokens = found.letters / 4.5 + (found.digits + found.marks) / 2
     tokens += found.wide + 2 * found.astral + found.other_bytes / 4
     return scale * tokens, scale * (found.digits + found.wide + found.astral + found.other_bytes / 2)

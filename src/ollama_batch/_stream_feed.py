@@ -67,16 +67,25 @@ class StreamFeed(Feed):
         self._reading: asyncio.Future[bool] | None = None
 
     async def look_ahead(self, rows: int, seconds: float) -> list[Taken]:
-        """The first rows, which are handed out all the same; before the first `next`."""
-        usual, self._at_once = self._at_once, max(self._at_once, AHEAD_ROWS)
-        until = time.monotonic() + seconds
+        """The first rows, which are handed out all the same; before the first `next`.
+
+        At most as many as a window holds. What ends the input early is told when the rows before it are out.
+        """
+        usual, until = self._at_once, time.monotonic() + seconds
         async with self._refilling:
-            while len(self._waiting()) < rows and (left := until - time.monotonic()) > 0:
+            while len(waiting := self._waiting()) < rows and (left := until - time.monotonic()) > 0:
+                size = sum(_text_bytes(request.messages) for _, request in waiting)
+                if size >= WINDOW_BYTES:
+                    break
+                if waiting:
+                    mean = max(1, size // len(waiting))
+                    self._at_once = max(usual, min(AHEAD_ROWS, (WINDOW_BYTES - size) // mean))
                 # Never cancelled: what has been taken from the source would be lost.
                 reading = self._reading = self._reading or asyncio.ensure_future(self._read_some())
                 await asyncio.wait((reading,), timeout=left)
-                # An error is told when its place is reached, after the rows before it.
-                if not reading.done() or reading.exception() is not None or not await self._refill():
+                if not reading.done() or reading.cancelled() or isinstance(reading.exception(), Exception):
+                    break
+                if not await self._refill():
                     break
         self._at_once = usual
         return self._waiting()[:rows]

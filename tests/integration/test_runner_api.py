@@ -315,13 +315,17 @@ def test_a_hook_that_ends_the_process_ends_its_run_and_no_other(
     assert runner_on(fake).start(["x"]).wait(timeout=10).ok
 
 
-def test_a_generator_that_ends_the_process_ends_its_run_and_no_other(fake: FakeOllama) -> None:
+@pytest.mark.parametrize("num_ctx", ["auto", 4096])
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_generator_that_ends_the_process_ends_its_run_and_no_other(
+    fake: FakeOllama, num_ctx: Any, rows: int
+) -> None:
     def requests() -> Any:
-        yield "x"
+        yield from map(str, range(rows))
         raise SystemExit(3)
 
     with pytest.raises(SystemExit):
-        runner_on(fake).start(requests()).wait(timeout=10)
+        runner_on(fake, num_ctx=num_ctx).start(requests()).wait(timeout=10)
     assert runner_on(fake).start(["x"]).wait(timeout=10).ok
 
 

@@ -6,16 +6,37 @@ from typing import Any
 
 import pytest
 
-from ollama_batch import BatchRequest, EngineInfo
-from ollama_batch._intake import IMAGE_TOKENS, Intake, row_check, upper_tokens
-from ollama_batch._meeting import choose_num_ctx, choose_width
-from ollama_batch._options import NUM_CTX_BUCKETS, RunnerOptions
+from ollama_batch import EngineInfo
+from ollama_batch._intake import Intake, row_check
+from ollama_batch._meeting import Meeting, choose_num_ctx, choose_width, context_of, tell_too_long
+from ollama_batch._options import RunnerOptions
+from ollama_batch._sizes import NUM_CTX_BUCKETS
+from ollama_batch.conversation import ConversationPolicy
+from ollama_batch.errors import ConfigError
+from ollama_batch.trim import SlidingWindowTrim
 
 OPTIONS = RunnerOptions(model="m")
 
 
-def info(engine: str = "ollama", slots: int | None = None) -> EngineInfo:
-    return EngineInfo(engine=engine, address="", version=None, model="m", slots=slots)
+def info(
+    engine: str = "ollama", slots: int | None = None, context: int | None = None, *, fixed: bool = False
+) -> EngineInfo:
+    return EngineInfo(
+        engine=engine,
+        address="",
+        version=None,
+        model="m",
+        slots=slots,
+        context_length=context,
+        context_fixed=fixed,
+    )
+
+
+def intake_of(*tokens: int, stream: bool = False) -> Intake:
+    intake = Intake(total=None if stream else len(tokens))
+    for number, size in enumerate(tokens):
+        intake.sizes.add(f"r{number}", size)
+    return intake
 
 
 @pytest.mark.parametrize(
@@ -31,12 +52,99 @@ def info(engine: str = "ollama", slots: int | None = None) -> EngineInfo:
     ],
 )
 def test_auto_num_ctx(largest: int, trained: int | None, recorded: int | None, chosen: int) -> None:
-    assert choose_num_ctx(OPTIONS, Intake(largest_tokens=largest), trained, recorded) == chosen
+    assert choose_num_ctx(OPTIONS, intake_of(1, largest), info(context=trained), recorded) == chosen
+
+
+def test_auto_num_ctx_leaves_one_row_in_a_thousand_out() -> None:
+    assert choose_num_ctx(OPTIONS, intake_of(*[100] * 999, 50_000), info(), None) == 4096
+    assert choose_num_ctx(OPTIONS, intake_of(*[100] * 998, 50_000), info(), None) == 65536
+
+
+def test_a_stream_gets_the_bucket_above_and_no_more_than_the_model_can() -> None:
+    rows = intake_of(100, 5000, stream=True)
+    assert choose_num_ctx(OPTIONS, rows, info(), None) == 16384
+    assert choose_num_ctx(OPTIONS, rows, info(context=10_000), None) == 10_000
+    assert choose_num_ctx(OPTIONS, rows, info(), 4096) == 4096
+    assert choose_num_ctx(OPTIONS, Intake(), info(), None) == 8192
+
+
+def test_a_context_that_is_fixed_is_taken_as_it_is() -> None:
+    fixed = info("embedded", context=6000, fixed=True)
+    assert choose_num_ctx(OPTIONS, intake_of(100), fixed, None) == 6000
+    assert choose_num_ctx(OPTIONS, intake_of(10**6), fixed, None) == 6000
 
 
 def test_an_explicit_num_ctx_is_taken_as_it_is() -> None:
     options = RunnerOptions(model="m", num_ctx=5000)
-    assert choose_num_ctx(options, Intake(largest_tokens=10**6), 4096, 8192) == 5000
+    assert choose_num_ctx(options, intake_of(10**6), info(context=4096), 8192) == 5000
+
+
+@pytest.mark.parametrize(
+    ("num_ctx", "engine", "sent", "room"),
+    [
+        ("auto", info(), 8192, 8192),
+        ("auto", info(context=4096), 8192, 4096),  # Ollama lowers what the model was not trained for
+        (8192, info(context=4096), 8192, 4096),
+        (2048, info("embedded", context=8192, fixed=True), 2048, 2048),
+        ("auto", info("openai", context=8192, fixed=True), None, 8192),
+        (4096, info("openai", context=8192, fixed=True), None, 4096),
+        (16384, info("openai", context=8192, fixed=True), None, 8192),
+        (4096, info("openai"), None, 4096),
+        (4096, info("openai", context=2048), None, 4096),  # trained for, which limits nothing
+        ("auto", info("openai"), None, None),
+        ("auto", info("openai", context=2048), None, None),
+    ],
+)
+def test_the_room_is_the_least_of_what_is_sent_told_and_said(
+    num_ctx: Any, engine: EngineInfo, sent: int | None, room: int | None
+) -> None:
+    assert context_of(RunnerOptions(model="m", num_ctx=num_ctx), engine, sent) == room
+
+
+def test_a_conversation_with_nobody_knowing_its_room_is_refused() -> None:
+    options = RunnerOptions(model="m", mode="conversation")
+    with pytest.raises(ConfigError, match="give num_ctx= as the server was started with"):
+        context_of(options, info("openai"), None)
+    assert context_of(options, info(), 4096) == 4096
+
+
+class Notices:
+    """What was noticed, as the run would journal it."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, dict[str, Any]]] = []
+
+    def __call__(self, kind: str, message: str, **data: Any) -> None:
+        self.seen.append((kind, message, data))
+
+
+def test_rows_that_auto_num_ctx_leaves_out_are_named_longest_first() -> None:
+    intake, noticed = intake_of(*[100] * 5000, 9000, 70_000, 5000, 6000), Notices()
+    tell_too_long(intake, Meeting(info(), 4096, 1), options=OPTIONS, noticed=noticed)
+    ((kind, message, data),) = noticed.seen
+    assert kind == "too_long"
+    assert "4 of 5,004 rows may need more than num_ctx 4,096: r5001 (up to 70,000 tokens), r5000" in message
+    assert "and 1 more" in message
+    assert "fail if they do not fit (num_ctx= or trim= mends that)" in message
+    assert data == {"rows": 4, "num_ctx": 4096, "longest": ["r5001", "r5000", "r5003", "r5002"]}
+
+
+def test_rows_that_will_be_trimmed_are_not_said_to_fail() -> None:
+    options, noticed = RunnerOptions(model="m", trim=SlidingWindowTrim()), Notices()
+    tell_too_long(intake_of(9000), Meeting(info(), 4096, 1), options=options, noticed=noticed)
+    assert "are trimmed if they do not fit" in noticed.seen[0][1]
+    assert "fail" not in noticed.seen[0][1]
+
+
+@pytest.mark.parametrize(
+    ("options", "num_ctx"),
+    [(OPTIONS, 16384), (OPTIONS, None), (RunnerOptions(model="m", num_ctx=4096), 4096)],
+    ids=["all fit", "context not ours", "chosen by the user"],
+)
+def test_nothing_is_said_of_rows_that_nobody_left_out(options: RunnerOptions, num_ctx: int | None) -> None:
+    noticed = Notices()
+    tell_too_long(intake_of(100, 9000), Meeting(info(), num_ctx, 1), options=options, noticed=noticed)
+    assert noticed.seen == []
 
 
 def test_auto_concurrency_is_one_more_than_the_slots_that_are_told() -> None:
@@ -47,24 +155,13 @@ def test_auto_concurrency_is_one_more_than_the_slots_that_are_told() -> None:
     assert choose_width(RunnerOptions(model="m", concurrency=3), info(slots=8)) == 3
 
 
-def estimate(content: Any, **params: Any) -> int:
-    message = {"role": "user", "content": content}
-    return upper_tokens(BatchRequest(messages=[message], params=params), 100)
+def test_conversations_are_as_many_as_slots_and_never_more_than_lanes() -> None:
+    def width(lanes: int, slots: int | None = None, concurrency: Any = "auto") -> int:
+        policy = ConversationPolicy(lanes=lanes)
+        options = RunnerOptions(model="m", mode="conversation", conversation=policy, concurrency=concurrency)
+        return choose_width(options, info(slots=slots))
 
-
-def test_the_estimate_of_a_row_holds_all_that_becomes_tokens() -> None:
-    empty = estimate("")
-    assert empty >= 100
-    assert estimate("x" * 1000) >= empty + 400
-    assert estimate("\u4e16" * 1000) >= empty + 1500  # a token and more for such a character
-    assert estimate([{"type": "text", "text": "x" * 1000}]) >= empty + 400
-    assert estimate([{"type": "image_url", "image_url": {"url": "data:"}}]) == empty + IMAGE_TOKENS
-    assert estimate("", tools=[{"description": "x" * 1000}]) >= empty + 400
-    assert estimate("", max_tokens=5000) == empty + 4900
-    assert estimate("", max_completion_tokens=5000) == empty + 4900
-    called = [{"function": {"name": "f", "arguments": "x" * 1000}}]
-    message = {"role": "assistant", "content": None, "tool_calls": called}
-    assert upper_tokens(BatchRequest(messages=[message]), 100) >= 500
+    assert [width(8, 4), width(2, 4), width(8), width(8, 4, 6), width(8, 4, 20)] == [4, 2, 8, 6, 8]
 
 
 def test_a_row_is_checked_together_with_the_defaults() -> None:

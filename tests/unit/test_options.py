@@ -12,6 +12,7 @@ import pytest
 from ollama_batch import BatchRunner, OllamaBatchError, OllamaEngine, OpenAIEngine, RetryPolicy
 from ollama_batch._options import RunArguments, RunnerOptions, RunOptions
 from ollama_batch.errors import ConfigError, InputError
+from ollama_batch.trim import AggressiveTrim, HybridTrim, SlidingWindowTrim, TrimStrategy
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -193,8 +194,12 @@ def test_the_defaults_are_a_copy_made_of_json() -> None:
 
 
 def test_every_setting_that_changes_answers_is_in_the_identity() -> None:
-    kept = set(RunnerOptions(model="m", row_models="ignore").identity())
-    assert kept - set(RunnerOptions(model="m").identity()) == {"row_models"}
+    usual = set(RunnerOptions(model="m").identity())
+    assert set(RunnerOptions(model="m", row_models="ignore").identity()) - usual == {"row_models"}
+    assert set(RunnerOptions(model="m", trim=HybridTrim()).identity()) - usual == {"trim"}
+    conversation = set(RunnerOptions(model="m", mode="conversation").identity())
+    assert conversation - usual == {"conversation", "trim"}
+    kept = usual | conversation | {"row_models"}
     free = {
         "num_ctx",
         "allow_models",
@@ -204,10 +209,22 @@ def test_every_setting_that_changes_answers_is_in_the_identity() -> None:
         "load_timeout",
         "recover_timeout",
         "unload_after",
+        "counter",
+        "state_dir",
     }
-    # num_ctx is pinned once it is chosen.
-    assert kept - {"mode"} | free == {*RunnerOptions.__dataclass_fields__}
+    # num_ctx is pinned once it is chosen; how tokens are counted changes which rows are sent, not answers.
+    assert kept | free == {*RunnerOptions.__dataclass_fields__}
     assert kept & free == set()
+
+
+def test_another_strategy_or_another_setting_of_it_is_another_run() -> None:
+    def told(trim: TrimStrategy | None) -> dict[str, Any]:
+        return RunnerOptions(model="m", trim=trim).identity()
+
+    several = [None, HybridTrim(), SlidingWindowTrim(), AggressiveTrim(limit=100), AggressiveTrim(limit=200)]
+    for one in several:
+        assert [told(one) == told(other) for other in several].count(True) == 1
+    assert told(HybridTrim()) == told(HybridTrim())
 
 
 def test_the_options_of_a_run_are_those_documented() -> None:

@@ -33,6 +33,9 @@ OLLAMA_NOTE: Final = (
 _SHARING: Final = frozenset({"vllm", "sglang"})
 """What servers whose slots share their prefix cache write into `owned_by`."""
 
+_TEMPLATE_FIELDS: Final = ("chat_template_kwargs", "chat_template")
+"""Fields of a body that change what a prompt is made of."""
+
 _OWN_FIELDS: Final = frozenset({"model", "messages", "max_tokens", "max_completion_tokens", "stream", "n"})
 
 
@@ -154,6 +157,7 @@ class OpenAIEngine:
         Raises EngineError; InvalidReplyError from a server that cannot.
         """
         chat: dict[str, Any] = {"model": model, "messages": messages, "add_generation_prompt": True}
+        chat |= {name: self._extra_body[name] for name in _TEMPLATE_FIELDS if name in self._extra_body}
         if tools:
             chat["tools"] = tools
         if self._tokenizer == "vllm":

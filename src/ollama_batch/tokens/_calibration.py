@@ -19,7 +19,9 @@ WINDOW: Final = 500
 ENOUGH: Final = 30
 """Observations from which the spread is trusted; before, a fixed factor stands for it."""
 
-_LEAST_MARGIN: Final = 1.02
+_LEAST_MARGIN: Final = 0.02
+_MARGIN_OF_FEW: Final = 0.03  # on top with ENOUGH prompts, whose ratio may be off by so much; soon gone
+_LEAST_PART: Final = 0.5  # of what a short text is off by: some of it is of its sort, and stays
 _WIDEST: Final = 4.0
 _QUANTILE: Final = 0.995
 _ROBUST: Final = 64  # latest residuals whose spread says what an outlier is
@@ -51,7 +53,7 @@ class Calibration:
         self._regression = Regression()
         self._window: deque[tuple[Features, float]] = deque(maxlen=WINDOW)
         self._line: tuple[Line, Line] | None = None  # the prior and what was made with it
-        self._margins: Margins | None = None
+        self._margins: dict[int, Margins] = {}  # by the binary order of a prompt's size
         self._margins_at = 0
 
     @property
@@ -85,7 +87,8 @@ class Calibration:
             self._overflowed_at = self.seen
         # Sorting 500 numbers after each of 170,000 rows would cost more than it tells.
         if self.seen < 64 or self.seen - self._margins_at >= 16:
-            self._margins = None
+            self._margins.clear()
+            self._margins_at = self.seen
 
     def overflowed(self) -> None:
         """Learn that a prompt within the bound did not fit: the bound grows by a tenth, for a while."""
@@ -97,22 +100,32 @@ class Calibration:
         """What overflows have put on top of the bound."""
         return _OVERFLOW_STEP**self.overflows
 
-    def margins(self, line: Line) -> Margins:
-        """The factors for the bounds of what `line` says. Only of worth once `trusted`.
+    def margins(self, line: Line, x: float = 0.0) -> Margins:
+        """The factors for the bounds of what `line` says of a prompt with `x` of our tokens, or of one of any
+        size. Only of worth once `trusted`.
 
         The quantiles of the window's residuals, and beyond them half as far again as they lie from the
         middle: of 5,000 prompts that crowd the limit, 99.5 % would leave 25 to overflow. With few
-        observations further still, as their extremes are not yet those to come.
+        observations further still, as their extremes are not yet those to come. What a shorter text is off by
+        counts less, as chance evens out over a longer one: by the root of their sizes, down to half.
         """
-        if self._margins is None:
-            self._margins = self._measured(line)
-            self._margins_at = self.seen
-        return self._margins
+        order = int(x).bit_length()
+        if order not in self._margins:
+            found = self._measured(line, float(1 << order >> 1))
+            if order:
+                widest = self.margins(line)
+                found = Margins(max(found.lower, widest.lower), min(found.upper, widest.upper))
+            self._margins[order] = found
+        return self._margins[order]
 
-    def _measured(self, line: Line) -> Margins:
-        residuals = sorted(line.shares(self._window))
+    def _measured(self, line: Line, size: float) -> Margins:
+        residuals = sorted(
+            share if x >= size else 1 + (share - 1) * max(_LEAST_PART, math.sqrt(x / size))
+            for share, ((x, _, _, _), _) in zip(line.shares(self._window), self._window, strict=True)
+        )
+        least = 1 + _LEAST_MARGIN + _MARGIN_OF_FEW * (ENOUGH / max(ENOUGH, len(residuals))) ** 2
         if not residuals:
-            return Margins(1 / _LEAST_MARGIN, _LEAST_MARGIN)
+            return Margins(1 / least, least)
         # A few counts that are off by a factor are somebody's mistake, not the spread.
         kept = [value for value in residuals if 1 / _GROSS <= value <= _GROSS]
         if len(residuals) - len(kept) <= max(1, len(residuals) // 50):
@@ -124,8 +137,8 @@ class Calibration:
         upper = high + (high - middle) * further
         lower = low - (middle - low) * further
         return Margins(
-            lower=max(1 / _WIDEST, min(lower, 1 / _LEAST_MARGIN)),
-            upper=min(_WIDEST, max(upper, _LEAST_MARGIN)),
+            lower=max(1 / _WIDEST, min(lower, 1 / least)),
+            upper=min(_WIDEST, max(upper, least)),
         )
 
     def _trust(self, features: Features, y: float, prior: Line) -> float:

@@ -18,9 +18,9 @@ PROMPT_OVERHEAD: Final = 3
 IMAGE_TOKENS: Final = 768
 """Tokens reckoned for an image, as in ollama server/prompt.go; models differ from 256 to many thousand."""
 
-_BOUND_PER_MESSAGE: Final = 16
-_BOUND_PER_PROMPT: Final = 128
-_TOOL_BYTES: Final = 2  # some templates write tools as indented JSON: up to about twice the compact form
+BOUND_PER_MESSAGE: Final = 16
+BOUND_PER_PROMPT: Final = 128
+TOOL_BYTES: Final = 2  # some templates write tools as indented JSON: up to about twice the compact form
 
 _IMAGE_PARTS = frozenset({"image_url", "input_image", "image"})
 
@@ -82,13 +82,13 @@ def byte_bound(
     twice (indented JSON), `image_tokens` per image. Not a bound for a vocabulary whose normalisation
     lengthens text (NFKC ligatures), nor for audio or file parts.
     """
-    total = _BOUND_PER_PROMPT
+    total = BOUND_PER_PROMPT
     for message in messages:
-        total += _BOUND_PER_MESSAGE + image_tokens * images_of(message)
+        total += BOUND_PER_MESSAGE + image_tokens * images_of(message)
         for text in texts_of(message):
             total += byte_length(text)
     if tools:
-        total += _BOUND_PER_PROMPT + _TOOL_BYTES * byte_length(compact_json(tools))
+        total += BOUND_PER_PROMPT + TOOL_BYTES * byte_length(compact_json(tools))
     return total
 
 

@@ -161,7 +161,7 @@ class CalibratedCounter:
         and 64 for what a template may insert.
         """
         kind, features = self._measured(messages, tools)
-        factor, extra = self._reach(kind)
+        factor, extra = self._reach(kind, features[0])
         return Count(math.ceil(factor * self.line(kind).at(features) + extra), self._source(kind))
 
     def lower_bound(
@@ -205,18 +205,20 @@ class CalibratedCounter:
         *,
         num_ctx: int | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        kind: Kind | None = None,
     ) -> Skipped | None:
         """Learn that the engine counted `reported` prompt tokens, cached ones included.
 
-        Returns None, or why nothing was learned: the engine reported nothing (or 0, as older servers do
-        for a cached prompt), the prompt fills `num_ctx` to 98 % and may have been cut, or the count is
-        so low that it must have been.
+        `kind` is given for a piece of a larger prompt of that kind. Returns None, or why nothing was learned:
+        the engine reported nothing (or 0, as older servers do for a cached prompt), the prompt fills
+        `num_ctx` to 98 % and may have been cut, or the count is so low that it must have been.
         """
         if not reported or reported < 0:
             return "not_reported"
         if num_ctx is not None and reported >= _AT_LIMIT_SHARE * num_ctx:
             return "at_limit"
-        kind, features = self._measured(messages, tools)
+        its_kind, features = self._measured(messages, tools)
+        kind = its_kind if kind is None else kind
         if self._kinds[kind].trusted and reported < _TRUNCATED_SHARE * self._least(kind, features):
             return "truncated"
         prior = PRIOR if kind == "text" else self._kinds["text"].line()
@@ -257,18 +259,20 @@ class CalibratedCounter:
     def _source(self, kind: Kind) -> str:
         return "calibrated" if self._kinds[kind].trusted else self._base_source
 
-    def _reach(self, kind: Kind) -> tuple[float, float]:
-        """What an estimate is multiplied by, and what is then added, to bound it from above."""
+    def _reach(self, kind: Kind, x: float = 0.0) -> tuple[float, float]:
+        """What an estimate is multiplied by, and what is then added, to bound it from above: that of a prompt
+        with `x` of base's tokens, or of one of any size.
+        """
         calibration = self._kinds[kind]
         if calibration.trusted:
-            return calibration.margins(self.line(kind)).upper * calibration.overflow_factor, 0.0
+            return calibration.margins(self.line(kind), x).upper * calibration.overflow_factor, 0.0
         return _UNSEEN_FACTOR[kind] * calibration.overflow_factor, _UNSEEN_TEMPLATE
 
     def _least(self, kind: Kind, features: Features) -> int:
         """The lower bound of a prompt."""
         line, calibration = self.line(kind), self._kinds[kind]
         if calibration.trusted:
-            return math.floor(calibration.margins(line).lower * line.at(features))
+            return math.floor(calibration.margins(line, features[0]).lower * line.at(features))
         return math.floor(min(_UNSEEN_LOWER * line.ratio * features[0], line.at(features)))
 
     def _measured(

@@ -329,3 +329,45 @@ def test_shares_in_one_go_are_those_of_single_predictions(
     line: Line, observed: list[tuple[tuple[float, float, float, float], float]]
 ) -> None:
     assert line.shares(observed) == [count / line.at(features) for features, count in observed]
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEEDS, st.floats(0.01, 0.1), st.integers(30, 120))
+def test_what_short_texts_are_off_by_counts_less_for_long_prompts_but_half_at_least(
+    seed: int, noise: float, rows: int
+) -> None:
+    rng = random.Random(seed)
+    truth = engine(1.2, 4, 3)
+    counter = CalibratedCounter(SizedCounter(), model_digest="d")
+    for _ in range(rows):
+        messages = sized(rng, messages=1, most=200)
+        counter.observe(messages, max(1, round(truth(messages) * rng.lognormvariate(0, noise))))
+
+    def reach(most: int) -> float:
+        messages = [{"role": "user", "content": f"{'x' * 20} {_base36(most)}"}]
+        return counter.upper_bound(messages).tokens / counter.estimate(messages).tokens - 1
+
+    short, long, longest = reach(60), reach(4000), reach(64_000)
+    assert long <= short + 0.02
+    assert longest >= 0.45 * short - 0.02
+    assert longest >= 0.02
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEEDS, st.floats(0.01, 0.1), st.integers(0, 100))
+def test_what_fits_by_the_counter_for_trimming_fits_by_the_bound(seed: int, noise: float, rows: int) -> None:
+    """Also what is left of a long prompt, whose own bound is relatively wider."""
+    rng = random.Random(seed)
+    counter = taught(engine(1.2, 4, 3), rng, rows, noise)
+    messages = sized(rng, messages=8, most=20_000)
+    bound = counter.bound_for(messages)
+    for kept in range(1, 9):
+        assert counter.upper_bound(messages[:kept]).tokens <= bound.count_messages(messages[:kept])
+
+
+def test_a_piece_teaches_about_the_kind_of_the_prompt_it_is_from() -> None:
+    counter = CalibratedCounter(WordCounter(), model_digest="d")
+    for size in range(100, 140):
+        counter.observe(prompt(size), 2 * size, kind="digits")
+    assert (counter.observed("text"), counter.observed("digits")) == (0, 40)
+    assert counter.line("digits").ratio == pytest.approx(2.0, abs=0.1)

@@ -1,0 +1,86 @@
+"""Rows that crowd the limit of a real llama.cpp, whose `/tokenize` is the oracle."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ollama_batch.testing._toy_words import WORDS
+from ollama_batch.tokens import EstimateCounter
+from ollama_batch.types import EngineInfo
+from runner_support import line, runner_on
+
+
+class Silent:
+    """Mixed into an engine: it does not say that it can count."""
+
+    async def describe(self, model: str) -> EngineInfo:
+        told: EngineInfo = await super().describe(model)  # type: ignore[misc]  # of the engine it is mixed into
+        return dataclasses.replace(told, tokenizes=False)
+
+
+@pytest.mark.parametrize("counts", [False, True], ids=["silent", "counting"])
+def test_rows_that_crowd_the_limit_of_llama_cpp_never_overflow(tmp_path: Path, counts: bool) -> None:
+    pytest.importorskip("xllamacpp", reason="needs ollama-batch[embedded]")
+    from ollama_batch.engines.embedded import EmbeddedEngine
+
+    class Engine(Silent, EmbeddedEngine):
+        pass
+
+    kind = EmbeddedEngine if counts else Engine
+    engine = kind.toy(slots=2, num_ctx=512)
+    rng, room = random.Random(19), 512 - 4
+
+    async def sized() -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Rows whose true lengths lie around the limit, as `/tokenize` counts them."""
+        rows, lengths = [], {}
+        for n in range(120):
+            words, messages = rng.choices(WORDS, k=40), []
+            goal = rng.randint(round(0.7 * room), round(1.03 * room))
+            while True:
+                words.extend(rng.choices((*WORDS, "Björn", "2024"), k=4))
+                messages = [{"role": "user", "content": f"r{n} {' '.join(words)}"}]
+                length = await engine.count_prompt("toy", messages, deadline=float("inf"))
+                if length >= goal:
+                    break
+            lengths[f"r{n}"] = length
+            rows.append({**line(f"r{n}"), "body": {"messages": messages, "max_tokens": 4}})
+        return rows, lengths
+
+    try:
+        rows, lengths = asyncio.run(sized())
+        runner = runner_on(
+            None,  # type: ignore[arg-type]  # an engine of its own
+            engine=engine,
+            model="toy",
+            on_length="keep",
+            counter=EstimateCounter(),
+            state_dir=tmp_path / "state",
+        )
+        report = runner.run(rows, output=tmp_path / "out.jsonl")
+    finally:
+        asyncio.run(engine.aclose())
+    fitting = {name for name, length in lengths.items() if length <= room}
+    assert 60 < len(fitting) < 110
+    refused = [result for result in report.results() if not result.ok]
+    assert {result.error.code for result in refused if result.error is not None} == {
+        "context_length_exceeded"
+    }
+    assert sum(result.attempts for result in refused) == 0  # nobody but us has refused anything
+    assert fitting.isdisjoint(set(lengths) - fitting)
+    assert {result.custom_id for result in report.results() if result.ok} <= fitting
+    needless = {result.custom_id for result in refused} & fitting
+    margin = max((1 - lengths[name] / room for name in needless), default=0.0)
+    print(
+        f"{len(needless)} of {len(fitting)} that fit were refused, the shortest {margin:.1%} below the limit"
+    )
+    if counts:
+        assert needless == set()
+    else:
+        assert len(needless) <= len(fitting) // 2
+        assert margin < 0.12
