@@ -294,6 +294,8 @@ class PromptGauge:
             if counter.trusted(kind) or kind in self._asked:
                 return  # somebody else has asked meanwhile
             pieces = pieces_of(messages, room=self.context)
+            if not tools and all(piece in pieces[:2] for piece in pieces):
+                return  # all the same, from so short a text: a longer one will tell more
             if self._exact is None:
                 await self._decide(
                     "asked_engine",
