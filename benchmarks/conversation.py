@@ -8,6 +8,7 @@ and tokens are counted by the engine itself. "On paper" is what the rules give i
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,48 +91,50 @@ def trimmed(name: str, count: int, *, head: int, own: int, gguf: Path) -> dict[s
     }
 
 
+def outcome(count: int, pairs: Sequence[Mapping[str, dict[str, Any]]], quick: bool) -> Outcome:
+    """What was found so far."""
+    table, goals = [], []
+    for pair in pairs:
+        ours, theirs = pair["ours"], pair["original"]
+        head, exchange = ours["head"], ours["own"] + ANSWER
+        ratio, told, paper = (ours[k] / theirs[k] for k in ("evaluated", "by_replies", "expected"))
+        trims = f"{ours['trims']} / {theirs['trims']}"
+        table.append([head, exchange, ours["evaluated"], theirs["evaluated"], ratio, paper, trims])
+        if ours["own"] == GOAL_OWN:
+            text = f"evaluated against the original, head {head:,}, exchanges of {exchange:,}"
+            goals += [Goal(text, ratio, 0.5, "x"), Goal(f"{text}, by the replies", told, 0.5, "x")]
+    return Outcome(
+        "conversation",
+        harness.command_line(),
+        ["head", "exchange", "ours", "original", "ratio", "ratio on paper", "trims, ours / original"],
+        table,
+        goals,
+        [figures for pair in pairs for figures in pair.values()],
+        [
+            f"{count} rows, one lane, a limit of {LIMIT:,} tokens, answers of {ANSWER}; figures are tokens",
+            *(f"{name}: {policy}" for name, policy in POLICIES.items()),
+        ],
+        quick,
+    )
+
+
 def main() -> None:
     args = harness.parser(__doc__)
     args.add_argument("--rows", type=int, default=100)
     found = args.parse_args()
     count = 40 if found.quick else found.rows
-    taken: list[dict[str, Any]] = []
-    lines, goals = [], []
+    pairs: list[dict[str, dict[str, Any]]] = []
     with tempfile.TemporaryDirectory() as name:
         gguf = write_toy_gguf(Path(name) / "toy.gguf", n_layer=1)  # only tokens are counted here, not time
         for head, own in WORKLOADS[:1] if found.quick else WORKLOADS:
             pair = {}
             for rule in POLICIES:
                 pair[rule] = trimmed(rule, count, head=head, own=own, gguf=gguf)
-                taken.append(pair[rule])
-                print(f"head {head}, requests of {own}, {rule}: {pair[rule]}", flush=True)
-            ours, theirs = pair["ours"], pair["original"]
-            ratio = ours["evaluated"] / theirs["evaluated"]
-            trims = f"{ours['trims']} / {theirs['trims']}"
-            paper = ours["expected"] / theirs["expected"]
-            lines.append([head, own + ANSWER, ours["evaluated"], theirs["evaluated"], ratio, paper, trims])
-            if own == GOAL_OWN:
-                text = f"evaluated against the original, head {head:,}, exchanges of {own + ANSWER:,}"
-                goals.append(Goal(text, ratio, 0.5, "x"))
-                told = ours["by_replies"] / theirs["by_replies"]
-                goals.append(Goal(f"{text}, by the replies", told, 0.5, "x"))
-    columns = [
-        "head",
-        "exchange",
-        "evaluated, ours",
-        "evaluated, original",
-        "ratio",
-        "ratio on paper",
-        "trims",
-    ]
-    notes = [
-        f"{count} rows, one lane, a limit of {LIMIT:,} tokens, answers of {ANSWER}; all figures are tokens",
-        f"ours: {POLICIES['ours']}",
-        f"original: {POLICIES['original']}",
-    ]
-    Outcome(
-        "conversation", harness.command_line(), columns, lines, goals, taken, notes, found.quick
-    ).publish()
+                print(
+                    "  ".join(f"{key}={harness.show(value)}" for key, value in pair[rule].items()), flush=True
+                )
+            pairs.append(pair)
+            outcome(count, pairs, found.quick).publish()  # each time: what was measured stays
 
 
 if __name__ == "__main__":

@@ -104,9 +104,7 @@ def gains_of(taken: Sequence[dict[str, Any]], key: str, **only: Any) -> list[flo
     return [by[4, pair] / by[1, pair] for lanes, pair in sorted(by) if lanes == 4]
 
 
-async def bare(
-    url: str, rows: Sequence[BatchRequest], lanes: int, answer: int, answers: Mapping[str, Any]
-) -> float:
+async def bare(url: str, rows: Sequence[BatchRequest], lanes: int, fields: Mapping[str, Any]) -> float:
     """Wall seconds of `lanes` growing conversations over these rows, with nothing beside them."""
 
     async def hold(mine: Sequence[BatchRequest], session: aiohttp.ClientSession) -> None:
