@@ -95,9 +95,9 @@ def render(text: str, outcomes: Mapping[str, Mapping[str, Any]], *, kept: str = 
         return match[0] if outcome is None else match[1] + section(outcome) + match[3]
 
     text = FIGURES.sub(fill, text)
-    return (
-        GOALS.sub(lambda match: match[1] + goals(match[0], outcomes) + match[2], text) if outcomes else text
-    )
+    if not outcomes:
+        return text
+    return GOALS.sub(lambda match: match[1] + goals(kept or match[0], outcomes) + match[2], text)
 
 
 def main() -> int:
