@@ -77,7 +77,11 @@ CORPORA: Sequence[tuple[str, int | None, Write, Write]] = (
     ("rare words", 512, rare, rare),
     ("rare words, a head of prose", 512, prose, rare),
 )
-"""Kind of text, tokens of the model's vocabulary (None: all), and what writes the head and the rest."""
+"""Kind of text, tokens of the model's vocabulary (None: all), and what writes the head and the rest.
+
+Goals are for those that are written by one: where head and rest count in different ratios, no line through a
+whole prompt says both.
+"""
 
 
 @contextmanager
@@ -136,10 +140,11 @@ def main() -> None:
         }
         kind = f"{name}, {vocabulary or 'whole'} vocabulary"
         table.append([kind, *figures.values()])
-        taken.append({"text": kind, **figures})
+        taken.append({"text": kind, "one_kind": write_head is write, **figures})
+    uniform = [one for one in taken if one["one_kind"]]
     goals = [
-        Goal("median error, worst text", max(one["median_error"] for one in taken), 3.0, " %"),
-        Goal("99 % of errors are below, worst text", max(one["p99_error"] for one in taken), 8.0, " %"),
+        Goal("median error, worst text", max(one["median_error"] for one in uniform), 3.0, " %"),
+        Goal("99 % of errors are below, worst text", max(one["p99_error"] for one in uniform), 8.0, " %"),
     ]
     columns = ["text", "ratio", "median error %", "p99 %", "p99 of the best line %", "beyond the bound %"]
     columns.append("bound above truth %")
@@ -147,6 +152,7 @@ def main() -> None:
     notes = [
         note,
         f"{held_out} prompts, {SEEN} learned from before: a head of {HEAD_WORDS} and {low} to {high} words",
+        "no goal where the head counts in another ratio than the rest: one line cannot say both",
         "best line: fitted to the held-out prompts themselves, so what it leaves is in the texts",
     ]
     command = harness.command_line()
