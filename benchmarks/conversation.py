@@ -23,6 +23,9 @@ from ollama_batch.testing.toy import write_toy_gguf
 LIMIT = 32_768
 ANSWER = 300
 POLICIES = {"ours": ConversationPolicy(lanes=1), "original": ConversationPolicy.original()}
+MESSAGE, MESSAGE_END, OPENING = 5, 2, 3
+"""Tokens of the toy's template: around a message, of them behind it, and before the answer."""
+
 WORKLOADS = [(head, own) for own in (900, 600) for head in (350, 2400)]
 """Tokens of the head, and of a request without its answer."""
 
@@ -33,24 +36,25 @@ GOAL_OWN = 900
 def expected(count: int, *, head: int, own: int, policy: ConversationPolicy) -> tuple[int, int]:
     """What a rule makes the engine evaluate, on paper, and how often it trims.
 
-    A conversation of k exchanges has head + k (own + answer) tokens, all cached when the next request comes
-    unless it was trimmed: then only the head is.
+    A conversation of k exchanges has head + k (own + answer) tokens, and those of the template. All are cached
+    when the next request comes, unless it was trimmed: then only the head is.
     """
-    exchange = own + ANSWER
+    head, own, answer = head + MESSAGE, own + MESSAGE, ANSWER + MESSAGE
+    exchange = own + answer
     marks = policy.marks(LIMIT)
     kept, cached, since, total, trims = 0, 0, 0, 0, 0
     for _ in range(count):
-        prompt = head + kept * exchange + own
+        prompt = head + kept * exchange + own + OPENING
         if kept and (prompt > marks.high or (policy.every is not None and since >= policy.every)):
             by_tokens = (marks.low - head - own) // exchange
             stay = by_tokens if policy.keep_messages is None else policy.keep_messages // 2
             if stay < kept:
                 kept, cached, trims = stay, head, trims + 1
             since = 0
-        total += head + kept * exchange + own - cached
+        total += head + kept * exchange + own + OPENING - cached
         kept += 1
         since += 1
-        cached = head + kept * exchange
+        cached = head + kept * exchange - MESSAGE_END  # an answer is ended by the request that follows
     return total, trims
 
 

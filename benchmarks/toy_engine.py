@@ -25,7 +25,7 @@ from ollama_batch.testing._toy_words import WORDS
 from ollama_batch.testing.toy import toy_gguf, toy_vocabulary
 from ollama_batch.types import BatchResult, Message
 
-_EVALUATED = re.compile(r"^llamacpp:prompt_tokens_total (\d+)", re.MULTILINE)
+_EVALUATED = re.compile(r"^llamacpp:prompt_tokens_total (\S+)", re.MULTILINE)
 
 
 def words(rng: random.Random, count: int) -> str:
@@ -47,13 +47,16 @@ def toy_engine(
 
 
 def evaluated(engine: EmbeddedEngine) -> int:
-    """The prompt tokens that the engine has evaluated since it started; those from a cache do not count."""
+    """The prompt tokens that the engine has evaluated since it started; those from a cache do not count.
+
+    Beyond a million the engine tells six digits, as in 2.00483e+06.
+    """
     assert engine.url is not None
     with urllib.request.urlopen(engine.url.rstrip("/").removesuffix("/v1") + "/metrics", timeout=30) as reply:
         found = _EVALUATED.search(reply.read().decode())
     if found is None:
         raise RuntimeError("the engine does not tell its prompt tokens")
-    return int(found[1])
+    return round(float(found[1]))
 
 
 def tokenized(engine: EmbeddedEngine, prompts: Sequence[Sequence[Message]]) -> list[int]:
