@@ -36,7 +36,7 @@ GOAL_OWN = 900
 def expected(count: int, *, head: int, own: int, policy: ConversationPolicy) -> tuple[int, int]:
     """What a rule makes the engine evaluate, on paper, and how often it trims.
 
-    A conversation of k exchanges has head + k (own + answer) tokens, and those of the template. All are cached
+    A conversation of k exchanges has head + k (own + answer) tokens and its template. All are cached
     when the next request comes, unless it was trimmed: then only the head is.
     """
     head, own, answer = head + MESSAGE, own + MESSAGE, ANSWER + MESSAGE
