@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format crash scale bench clean
+.PHONY: help install demo test check format crash scale conversations bench clean
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none was found: install it, or make PYTHON=/path/to/python"; exit 1; }
@@ -43,12 +43,20 @@ crash: $(STAMP) ## 1,000 kills at random moments and at every named point
 scale: $(STAMP) ## 170,000 rows: memory, and the time to resume
 	$(BIN)/python benchmarks/scale.py
 
+conversations: $(STAMP) ## What trimming costs, what several conversations gain, limits that nobody tells
+	$(BIN)/python benchmarks/conversation.py
+	$(BIN)/python benchmarks/lanes.py
+	$(BIN)/python benchmarks/hidden_limit.py
+
 bench: $(STAMP) ## The benchmarks, then their figures into docs/benchmarks.md
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/client_cpu.py
 	$(BIN)/python benchmarks/durability.py
 	$(BIN)/python benchmarks/engine_bound.py
 	$(BIN)/python benchmarks/trimming.py
+	$(BIN)/python benchmarks/prefix.py
+	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/near_limit.py
 	$(BIN)/python benchmarks/counting.py || test $$? -eq 2
 	$(BIN)/python benchmarks/report.py
 

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -323,6 +324,25 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--quick", action="store_true", help="a short run that proves the script works")
     return made
+
+
+def run_parts(args: argparse.ArgumentParser, parts: Mapping[str, Callable[[Any], Outcome]]) -> int:
+    """Run the parts that are asked for (`--part`, all without it) and publish each as soon as it is measured.
+
+    A part that fails takes nothing from the others; the exit status is then 1.
+    """
+    args.add_argument("--part", choices=list(parts), action="append", help="only this part; may be repeated")
+    found = args.parse_args()
+    failed = []
+    for name in found.part or parts:
+        try:
+            parts[name](found).publish()
+        except Exception:
+            failed.append(name)
+            traceback.print_exc()
+    if failed:
+        print(f"not measured: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def command_line() -> str:

@@ -21,6 +21,7 @@ from harness import OUT
 ROOT = harness.HERE.parent
 DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
 FIGURES = re.compile(r"(<!-- figures:(\w+) -->\n).*?(<!-- /figures:\2 -->)", re.DOTALL)
+GOAL_COLUMNS = ["benchmark", "goal", "measured", "wanted", "met"]
 GOALS = re.compile(r"(<!-- goals -->\n).*?(<!-- /goals -->)", re.DOTALL)
 
 
@@ -68,22 +69,35 @@ def section(outcome: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def goals(outcomes: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = [[name, *goal_cells(goal)] for name, outcome in outcomes.items() for goal in outcome["goals"]]
-    if not rows:
+def goals(kept: str, outcomes: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of goals; what was not measured now keeps the rows that it has in the table `kept`."""
+    rows: dict[str, list[list[str]]] = {}
+    for line in kept.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if line.startswith("|") and cells != GOAL_COLUMNS and not set(line) <= set("|-"):
+            rows.setdefault(cells[0], []).append(cells)
+    for name, outcome in outcomes.items():
+        rows[name] = [[name, *goal_cells(goal)] for goal in outcome["goals"]]
+    lines = [cells for name in sorted(rows) for cells in rows[name]]
+    if not lines:
         return "\nNothing measured yet.\n\n"
-    return "\n" + harness.markdown_table(["benchmark", "goal", "measured", "wanted", "met"], rows) + "\n\n"
+    return "\n" + harness.markdown_table(GOAL_COLUMNS, lines) + "\n\n"
 
 
-def render(text: str, outcomes: Mapping[str, Mapping[str, Any]]) -> str:
-    """`text` with every known marker filled; what was not measured keeps what it says."""
+def render(text: str, outcomes: Mapping[str, Mapping[str, Any]], *, kept: str = "") -> str:
+    """`text` with every known marker filled; what was not measured keeps what it says.
+
+    Goals keep what the table in `kept` says, or without one that of `text`.
+    """
 
     def fill(match: re.Match[str]) -> str:
         outcome = outcomes.get(match[2])
         return match[0] if outcome is None else match[1] + section(outcome) + match[3]
 
     text = FIGURES.sub(fill, text)
-    return GOALS.sub(lambda match: match[1] + goals(outcomes) + match[2], text) if outcomes else text
+    if not outcomes:
+        return text
+    return GOALS.sub(lambda match: match[1] + goals(kept or match[0], outcomes) + match[2], text)
 
 
 def main() -> int:
@@ -91,9 +105,10 @@ def main() -> int:
     args.add_argument("--check", action="store_true")
     found = args.parse_args()
     stale = 0
+    known = GOALS.search(DOCUMENTS[0].read_text(encoding="utf-8"))
     for path in DOCUMENTS:
         before = path.read_text(encoding="utf-8")
-        after = render(before, load())
+        after = render(before, load(), kept=known[0] if known else "")
         if after == before:
             continue
         stale += 1

@@ -101,6 +101,17 @@ async def test_more_context_than_a_slot_has_is_refused_at_load(engine: EmbeddedE
         await engine.load("toy", num_ctx=9000, deadline=time.monotonic() + 60)
 
 
+async def test_it_can_be_loaded_with_the_context_it_tells_however_llama_cpp_rounds_it() -> None:
+    engine = EmbeddedEngine.toy(slots=1, num_ctx=500)
+    try:
+        info = await engine.describe("toy")
+        assert info.context_length == 500
+        loaded = await engine.load("toy", num_ctx=info.context_length, deadline=time.monotonic() + 60)
+        assert loaded.context_length == 500
+    finally:
+        await engine.aclose()
+
+
 async def test_another_model_than_its_own_is_refused(engine: EmbeddedEngine) -> None:
     with pytest.raises(ModelNotFoundError, match="serves 'toy'"):
         await engine.describe("gemma3:12b")

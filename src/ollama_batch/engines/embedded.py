@@ -192,7 +192,8 @@ class EmbeddedEngine:
             version=f"xllamacpp {ready.version}",
             digest=f"sha256:{await asyncio.to_thread(_digest, self._path)}",
             slots=self._slots,
-            context_length=told.context_length or self._num_ctx,
+            # llama.cpp rounds it up to a multiple of 256; what was asked for is what `load` takes.
+            context_length=min(told.context_length or self._num_ctx, self._num_ctx),
             context_fixed=True,
             details=dict(self._details),
         )
