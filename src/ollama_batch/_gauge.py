@@ -122,6 +122,8 @@ class PromptGauge:
         self._answered: deque[tuple[Sequence[Message], Tools, int]] = deque(maxlen=64)
         self._screen = Screen()
         self._bytes_tell = True
+        self._says_tokens = True
+        self._evaluates = False
 
     @property
     def sets_context(self) -> bool:
@@ -147,6 +149,8 @@ class PromptGauge:
         upper = counter.upper_bound(messages, tools=tools)
         if upper.tokens > limit and not _hopeless(counter, messages, limit):
             exact = await self._counted_by_engine(messages, tools)
+            if exact is None and counter.lower_bound(messages, tools=tools).tokens <= limit:
+                exact = await self._evaluated(counter, messages, tools)
             if exact is not None:
                 return Size(exact, "engine")
         return Size(upper.tokens, upper.source)
@@ -308,18 +312,52 @@ class PromptGauge:
                 counter.observe(piece, reported, tools=tools, kind=kind)
             self._asked.add(kind)
 
+    async def _evaluated(
+        self, counter: CalibratedCounter, messages: Sequence[Message], tools: Tools
+    ) -> int | None:
+        """What the engine counts when it evaluates a prompt of which nobody can say whether it fits.
+
+        That is hardly work done twice: the prompt is then in the engine's cache. Only an engine that refuses
+        what is too long can be asked; None where it does not say, or says what cannot be.
+        """
+        if not self._sure or not self._says_tokens:
+            return None
+        if not self._evaluates:
+            self._evaluates = True
+            await self._decide(
+                "asked_in_doubt",
+                "rows of which our count cannot say whether they fit are first evaluated by the engine, for "
+                "one token of answer; their prompts are in its cache then",
+            )
+        try:
+            reported = await self._told(messages, tools)
+        except ContextTooLargeError as error:
+            return error.tokens or self.context
+        if reported is None:
+            self._says_tokens = False
+            return None
+        if counter.truncated(messages, reported, tools=tools):
+            return None  # a report that leaves out what was cached, as older servers make
+        counter.observe(messages, reported, num_ctx=self.context, tools=tools)
+        return reported
+
     async def _reported(self, tools: Tools, piece: Piece) -> int | None:
         exact = await self._counted_by_engine(piece, tools)
-        if exact is not None:
-            return exact
+        return await self._told(piece, tools, refused_is_none=True) if exact is None else exact
+
+    async def _told(
+        self, messages: Sequence[Message], tools: Tools, *, refused_is_none: bool = False
+    ) -> int | None:
+        """What the engine reports of a prompt that it evaluates; None if it does not say, or refuses it."""
         try:
-            completion = await self._asking.evaluate(piece, tools)
+            completion = await self._asking.evaluate(messages, tools)
         except OutcomeError as useless:  # one token is an answer cut off: what was counted comes with it
             completion = useless.completion
         except EngineError as error:
-            if not error.row_caused:
+            too_long = isinstance(error, ContextTooLargeError) and not refused_is_none
+            if not error.row_caused or too_long:
                 raise
-            log.debug("the engine did not take a piece: %s", type(error).__name__)
+            log.debug("the engine did not take a question: %s", type(error).__name__)
             return None
         usage = completion.usage
         return None if usage is None or usage.source == "estimate" else usage.prompt_tokens

@@ -75,12 +75,4 @@ def test_rows_that_crowd_the_limit_of_llama_cpp_never_overflow(tmp_path: Path, c
     assert fitting.isdisjoint(set(lengths) - fitting)
     assert {result.custom_id for result in report.results() if result.ok} <= fitting
     needless = {result.custom_id for result in refused} & fitting
-    margin = max((1 - lengths[name] / room for name in needless), default=0.0)
-    print(
-        f"{len(needless)} of {len(fitting)} that fit were refused, the shortest {margin:.1%} below the limit"
-    )
-    if counts:
-        assert needless == set()
-    else:
-        assert len(needless) <= len(fitting) // 2
-        assert margin < 0.12
+    assert needless == set()  # those in doubt were counted by the engine: by /tokenize, or by evaluating them

@@ -229,7 +229,9 @@ async def test_an_engine_that_fails_to_count_is_asked_for_answers_instead() -> N
 async def test_one_prompt_that_the_engine_refuses_to_count_does_not_end_counting() -> None:
     bench = Bench(Scripted(counts_exactly=True))
     bench.engine.refuses = words(2250)
-    assert (await bench.gauge.size(words(2250), None, LIMIT)).source == "calibrated"
+    assert await bench.gauge.size(words(2250), None, LIMIT) == Size(true_tokens(words(2250)), "engine")
+    assert bench.engine.evaluated[-1] == words(2250)
+    bench.engine.evaluated.clear()
     assert await bench.gauge.size(words(2251), None, LIMIT) == Size(true_tokens(words(2251)), "engine")
     assert bench.engine.evaluated == []
 
@@ -428,7 +430,8 @@ async def test_after_a_refusal_the_bound_of_that_kind_is_a_tenth_wider() -> None
     bench = Bench()
     messages = words(2000)
     size = await refuse(bench, messages, LIMIT, ContextTooLargeError(None, None))
-    assert (await bench.gauge.size(messages, None, LIMIT)).tokens == pytest.approx(1.1 * size.tokens, abs=1)
+    wider = (await bench.gauge.bound(messages, None)).count_messages(messages)
+    assert wider == pytest.approx(1.1 * size.tokens, abs=1)
     kind, message, data = bench.decisions.seen[-1]
     assert kind == "bound_widened"
     assert "counts of its kind are taken 10 % higher" in message
@@ -443,3 +446,54 @@ async def test_after_a_refusal_of_what_fits_by_its_length_every_prompt_is_counte
     assert not (await bench.gauge.size(words(50), None, LIMIT)).by_length
     await bench.gauge.refused("r", picture, None, size, ContextTooLargeError(5000, 4000))
     assert bench.decisions.kinds.count("lengths_distrusted") == 1
+
+
+async def test_a_row_in_doubt_is_evaluated_once_and_judged_by_what_the_engine_counts() -> None:
+    bench = Bench()
+    prompt = words(2000)
+    await bench.gauge.size(prompt, None, 1500)  # asks its questions
+    questions = len(bench.engine.evaluated)
+    true = true_tokens(prompt)
+    counter = bench.gauge._counter
+    assert counter is not None
+    upper = counter.upper_bound(prompt).tokens
+    assert true < upper
+    for limit, evaluated in ((upper, 0), (true, 1), (true - 1, 1), (true * 3 // 4, 0)):
+        bench.engine.evaluated.clear()
+        size = await bench.gauge.size(prompt, None, limit)
+        assert len(bench.engine.evaluated) == evaluated, limit
+        assert (size.tokens <= limit) == (true <= limit)
+        assert size.exact == bool(evaluated)
+    assert questions == PROBES
+    assert bench.decisions.kinds.count("asked_in_doubt") == 1
+
+
+async def test_a_refusal_of_a_row_in_doubt_says_that_it_does_not_fit() -> None:
+    bench = Bench()
+    prompt = words(2000)
+    await bench.gauge.size(prompt, None, 1500)
+    limit = true_tokens(prompt)
+    for tokens in (limit + 9, None):
+        bench.engine.trouble = [ContextTooLargeError(tokens, 4000)]
+        size = await bench.gauge.size(prompt, None, limit)
+        assert size.tokens > limit
+        assert size.exact
+
+
+async def test_a_server_that_may_cut_is_not_asked_about_a_row_in_doubt() -> None:
+    bench = Bench(sure=False)
+    prompt = words(2000)
+    await bench.gauge.size(prompt, None, 1500)
+    bench.engine.evaluated.clear()
+    assert not (await bench.gauge.size(prompt, None, true_tokens(prompt))).exact
+    assert bench.engine.evaluated == []
+
+
+async def test_a_report_that_cannot_be_of_the_whole_prompt_decides_nothing() -> None:
+    bench = Bench()
+    prompt = words(2000)
+    await bench.gauge.size(prompt, None, 1500)
+    bench.engine.count = lambda messages: 40  # what was not cached
+    size = await bench.gauge.size(prompt, None, true_tokens(prompt))
+    assert not size.exact
+    assert size.tokens > true_tokens(prompt)
