@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ollama_batch.tokens.state import read_state, write_state
+from ollama_batch.tokens.state import read_state, state_file, write_state
 
 log = logging.getLogger("ollama_batch.run")
 
@@ -36,10 +35,7 @@ class LearnedLimit:
     ) -> None:
         self._key = dict(key)
         self._now = now
-        self._path = None
-        if folder is not None:
-            name = hashlib.sha256(repr(sorted(self._key.items())).encode()).hexdigest()[:16]
-            self._path = folder / "limits" / f"{name}.json"
+        self._path = None if folder is None else state_file(folder, "limits", self._key)
         self._worked = 0
         self._failed: int | None = None
         self._failed_at = 0.0
@@ -98,12 +94,10 @@ class LearnedLimit:
             write_state(self._path, {"key": self._key, **self.to_dict()}, version=STATE_VERSION)
 
     def _load(self, path: Path) -> None:
-        state = read_state(path, version=STATE_VERSION)
+        state = read_state(path, version=STATE_VERSION, key=self._key)
         if state is None:
             return
         try:
-            if state["key"] != self._key:
-                raise ValueError(f"it belongs to {state['key']!r}")
             self.restore(state)
         except (KeyError, TypeError, ValueError) as error:
             log.warning("ignored the learned limit in %s: %s", path, error)

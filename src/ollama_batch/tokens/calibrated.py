@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -15,7 +14,7 @@ from ollama_batch.tokens._calibration import PRIOR, Calibration
 from ollama_batch.tokens._regression import Features, Line
 from ollama_batch.tokens._texts import compact_json, digits_and_wide, images_of, texts_of
 from ollama_batch.tokens.base import Count, TokenCounter
-from ollama_batch.tokens.state import read_state, write_state
+from ollama_batch.tokens.state import read_state, state_file, write_state
 from ollama_batch.types import Message
 
 _log = logging.getLogger("ollama_batch.tokens")
@@ -94,7 +93,7 @@ class CalibratedCounter:
         self.base = base
         self._base_source = str(getattr(base, "source", type(base).__name__))
         self._key = {"model_digest": model_digest, "encoding": self._base_source, "template": template}
-        self._path = None if state_dir is None else _state_path(Path(state_dir), self._key)
+        self._path = None if state_dir is None else state_file(state_dir, "tokens", self._key)
         self._kinds: dict[Kind, Calibration] = {kind: Calibration() for kind in _UNSEEN_FACTOR}
         if self._path is not None:
             self._load(self._path)
@@ -236,19 +235,20 @@ class CalibratedCounter:
         self._kinds[kind].overflowed()
 
     def save(self) -> bool:
-        """Keep what was learned for later runs. False if there is no `state_dir`, or it cannot be written."""
-        if self._path is None:
-            return False
+        """Keep what was learned for later runs.
+
+        False if nothing was, if there is no `state_dir`, or if it cannot be written.
+        """
         kinds = {kind: known.to_dict() for kind, known in self._kinds.items() if known.seen}
+        if self._path is None or not kinds:
+            return False
         return write_state(self._path, {"key": self._key, "kinds": kinds}, version=STATE_VERSION)
 
     def _load(self, path: Path) -> None:
-        state = read_state(path, version=STATE_VERSION)
+        state = read_state(path, version=STATE_VERSION, key=self._key)
         if state is None:
             return
         try:
-            if state["key"] != self._key:
-                raise ValueError(f"it belongs to {state['key']!r}")
             kept = dict(state["kinds"].items())
             loaded = {kind: Calibration.from_dict(kept[kind]) for kind in _UNSEEN_FACTOR if kind in kept}
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
@@ -301,8 +301,3 @@ class CalibratedCounter:
         elif wide > _SHARE * characters:
             kind = "wide"
         return kind, (float(x), float(len(messages)), 1.0, float(images))
-
-
-def _state_path(state_dir: Path, key: Mapping[str, str]) -> Path:
-    name = hashlib.sha256(compact_json(key).encode()).hexdigest()[:16]
-    return state_dir / "tokens" / f"{name}.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -29,8 +30,16 @@ def user_state_dir() -> Path:
     return Path(base) / "ollama-batch"
 
 
-def read_state(path: Path, *, version: int) -> Mapping[str, Any] | None:
-    """The JSON object in `path`, if it is one of format `version`; None, with a warning, if it is not.
+def state_file(folder: str | os.PathLike[str], kind: str, key: Mapping[str, object]) -> Path:
+    """The file below `folder` for what is learned of `key`, one of the `kind` of things that are."""
+    text = json.dumps(key, sort_keys=True, default=str)
+    return Path(folder) / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def read_state(
+    path: Path, *, version: int, key: Mapping[str, object] | None = None
+) -> Mapping[str, Any] | None:
+    """The JSON object in `path`, if it is one of format `version` and of `key`; None, with a warning, if not.
 
     A missing file is None without a warning: what is learned can be learned again.
     """
@@ -43,6 +52,9 @@ def read_state(path: Path, *, version: int) -> Mapping[str, Any] | None:
         return None
     if not isinstance(found, dict) or found.get("version") != version:
         _log.warning("ignored %s, which is not of format %d", path, version)
+        return None
+    if key is not None and found.get("key") != key:
+        _log.warning("ignored %s, which belongs to %r", path, found.get("key"))
         return None
     return found
 
