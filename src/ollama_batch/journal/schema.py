@@ -37,7 +37,7 @@ _OBJECTS = frozenset(
     {"meta", "rows", "rows_custom_id", "rows_ord", "results", "answers", "attempts", "notes"}
     | {"results_ok_stays", "results_stay"}
 )
-_SINCE_2 = frozenset({"turns", "turns_lane"})
+_SINCE_2 = frozenset({"turns", "turns_lane", "turns_turn"})
 
 _BUSY_TIMEOUT_S = 10.0
 

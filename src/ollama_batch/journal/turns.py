@@ -28,10 +28,13 @@ CREATE TABLE turns (
     decision TEXT, said TEXT
 );
 CREATE INDEX turns_lane ON turns (lane, turn);
+CREATE INDEX turns_turn ON turns (turn);
 """
 
 HEAD_BYTES = 8
 """The first bytes of a row's order key, which stand for its head."""
+
+_HEAD = f"substr(r.ord, 1, {HEAD_BYTES})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +57,20 @@ class Turns:
     def __init__(self, ask: Callable[[Run[Any]], Awaitable[Any]], session: Callable[[], int]) -> None:
         self._ask = ask
         self._session = session
+        self._given: Counter[bytes] | None = None  # rows of each head that have a lane; None: not counted yet
 
     async def assign(self, lanes: int) -> None:
         """Give every row that has none a lane: the rows of a head in turn, heads in order of their first row.
 
         A row keeps the lane that it was given, whatever comes later. Durable on return.
         """
-        await self._ask(lambda con: _assign(con, lanes))
+
+        def give(con: sqlite3.Connection) -> None:
+            given = _given(con) if self._given is None else self._given
+            self._given = None  # counted anew if this fails
+            self._given = _assign(con, lanes, given)
+
+        await self._ask(give)
 
     async def requeue(self, retry: Retry) -> None:
         """Put rows that are to be sent again behind all others of their lanes; durable on return."""
@@ -109,30 +119,35 @@ class Turns:
         return await self._ask(lambda con: _history(con, lane))  # type: ignore[no-any-return]
 
 
-def _assign(con: sqlite3.Connection, lanes: int) -> None:
-    heads = f"substr(r.ord, 1, {HEAD_BYTES})"
-    known: Counter[bytes] = Counter()
+def _given(con: sqlite3.Connection) -> Counter[bytes]:
+    """How many rows of each head have a lane."""
+    query = f"SELECT {_HEAD}, count(*) FROM turns t JOIN rows r ON r.idx = t.idx GROUP BY 1"  # noqa: S608 - a constant of ours
+    return Counter(dict(con.execute(query)))
+
+
+def _assign(con: sqlite3.Connection, lanes: int, given: Counter[bytes]) -> Counter[bytes]:
+    """Give lanes to the rows behind the last that has one; `given` and those, counted."""
     con.execute("BEGIN IMMEDIATE")
     try:
         reached("turns.before_assign")
-        query = f"SELECT {heads}, count(*) FROM turns t JOIN rows r ON r.idx = t.idx GROUP BY 1"  # noqa: S608 - a constant of ours
-        known.update(dict(con.execute(query)))
-        turn = con.execute("SELECT ifnull(max(turn), -1) FROM turns").fetchone()[0]
+        last, turn = con.execute("SELECT ifnull(max(idx), -1), ifnull(max(turn), -1) FROM turns").fetchone()
         new = con.execute(
-            f"SELECT r.idx, {heads}, min(r.idx) OVER (PARTITION BY {heads}) AS first FROM rows r "  # noqa: S608 - as above
-            "WHERE r.custom_id IS NOT NULL AND r.idx NOT IN (SELECT idx FROM turns) ORDER BY first, r.idx"
-        ).fetchall()
+            f"SELECT r.idx, {_HEAD}, min(r.idx) OVER (PARTITION BY {_HEAD}) AS first FROM rows r "  # noqa: S608 - as above
+            "WHERE r.idx > ? AND r.custom_id IS NOT NULL ORDER BY first, r.idx",
+            (last,),
+        )
         values = []
         for index, head, _ in new:
             turn += 1
-            values.append((index, known[head] % lanes, turn))
-            known[head] += 1
+            values.append((index, given[head] % lanes, turn))
+            given[head] += 1
         con.executemany("INSERT INTO turns (idx, lane, turn) VALUES (?, ?, ?)", values)
         con.execute("COMMIT")
     except BaseException:
         roll_back(con)
         raise
     reached("turns.after_assign")
+    return given
 
 
 def _requeue(con: sqlite3.Connection, retry: Retry, session: int) -> None:
