@@ -19,6 +19,9 @@ KNOWN_WITHIN: Final = 0.02
 SETTLED, NEAR = 20, 0.95
 """So many prompts that came near what worked, and not beyond, say that none will: that is the limit."""
 
+NEAR_ENOUGH: Final = 0.1
+"""A later run does not search on for what little lies between: each try costs a row a refusal."""
+
 FORGET_S: Final = 7 * 86400.0
 """Failures are believed for a week: a card is shared with others, and servers are updated."""
 
@@ -99,5 +102,7 @@ class LearnedLimit:
             return
         try:
             self.restore(state)
+            if self._failed is not None and self._failed - self._worked <= NEAR_ENOUGH * self._failed:
+                self._without_news = SETTLED
         except (KeyError, TypeError, ValueError) as error:
             log.warning("ignored the learned limit in %s: %s", path, error)
