@@ -192,7 +192,7 @@ class TroubledRun:
         self._finish(row, out[row])
 
     def _leave_out(self) -> None:
-        """What was out when a pause without a crash began is answered meanwhile."""
+        """What was out when a pause began that is no crash's: taken back, for nothing has come of it yet."""
         for row in list(self.out):
             self.out.pop(row)
             self.pending.insert(0, row)

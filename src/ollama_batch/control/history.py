@@ -124,11 +124,11 @@ class History:
             return False
         if not trouble.healthy:
             return True
-        lost = len(trouble.lost_too | {trouble.row})
         if trouble.kind is Kind.TIMEOUT:
             return False
         if len(trouble.out) == 1:
             return trouble.row in self.suspicions
+        lost = len(trouble.lost_too | {trouble.row})
         return lost > 1 and 2 * lost >= len(trouble.out)
 
     def others_answered(self, row: int) -> bool:

@@ -7,12 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ollama_batch.control.action import Action, Do, Rung
-from ollama_batch.control.history import (
-    BREAKER_ANSWERS,
-    BREAKER_CRASHES,
-    BREAKER_S,
-    History,
-)
+from ollama_batch.control.history import BREAKER_ANSWERS, BREAKER_CRASHES, BREAKER_S, History
 from ollama_batch.control.trouble import Kind, Trouble
 
 SILENT: Final = 3
@@ -173,10 +168,10 @@ def _given_up(trouble: Trouble, history: History, ladder: Ladder) -> Action:
 
 
 def _pause(reason: str, at: float, history: History, ladder: Ladder) -> Action:
-    """A pause that costs no row anything; waits grow, and patience ends, as long as no row is answered."""
+    """A pause that is no crash's: probed at once; waits grow and patience ends while no row is answered."""
     if history.silent_since is not None and at - history.silent_since >= ladder.patience_s:
         return Action(do=Do.STOP, reason=f"no answer for {ladder.patience_s:g} s: {reason}")
-    wait = _growing(PROBE_S, PROBE_MOST_S, history.pauses)
+    wait = _growing(PROBE_S, PROBE_MOST_S, history.pauses - 1) if history.pauses else 0.0
     return Action(do=Do.PAUSE, reason=reason, wait_s=wait)
 
 

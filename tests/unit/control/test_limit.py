@@ -20,6 +20,7 @@ from ollama_batch.control.limit import COOLDOWN_S, PROBE_S, ROUND
 
 SEEDS = range(10)
 ANSWERS = 3000
+PROMPTS = (600, 600)
 
 
 def adaptive(
@@ -33,6 +34,7 @@ def adaptive(
     answers: int = ANSWERS,
     slots_after: dict[int, int] | None = None,
     demand: int | None = None,
+    prompts: tuple[int, int] = PROMPTS,
 ) -> tuple[Outcome, QueueTarget]:
     clock = [0.0]
     target = QueueTarget(start=start, clock=lambda: clock[0])
@@ -46,16 +48,24 @@ def adaptive(
         told=told,
         slots_after=slots_after,
         demand=demand,
+        prompts=prompts,
     )
     return outcome, target
 
 
 @cache
-def best_rate(slots: int, seed: int) -> float:
+def best_rate(slots: int, seed: int, prompts: tuple[int, int] = PROMPTS) -> float:
     """The best of the fixed limits about the number of slots, on the same rows."""
     fixed = {max(1, slots - 1), slots, slots + 1, slots + slots // 4, 2 * slots}
     return max(
-        simulate(SimulatedEngine(slots=slots), limit, clock=[0.0], seed=seed, completions=ANSWERS).rate
+        simulate(
+            SimulatedEngine(slots=slots),
+            limit,
+            clock=[0.0],
+            seed=seed,
+            completions=ANSWERS,
+            prompts=prompts,
+        ).rate
         for limit in fixed
     )
 
@@ -75,6 +85,14 @@ def test_the_rate_is_near_that_of_the_best_fixed_limit(
     print(f"{slots} slots, {told} told: mean {mean(shares):.4f}, worst {min(shares):.4f}")
     assert mean(shares) >= on_average
     assert min(shares) >= at_worst
+
+
+@pytest.mark.parametrize("slots", [1, 8, 32])
+def test_prompts_of_very_different_lengths_do_not_mislead_it(slots: int) -> None:
+    prompts = (100, 3000)
+    for seed in range(3):
+        outcome, _ = adaptive(slots, seed, prompts=prompts)
+        assert outcome.rate >= 0.97 * best_rate(slots, seed, prompts)
 
 
 @pytest.mark.parametrize("slots", [1, 4, 16])
@@ -156,6 +174,20 @@ def test_memory_that_has_become_free_is_used_again() -> None:
     assert target.limit >= 5
 
 
+def test_what_memory_holds_no_more_is_not_trusted() -> None:
+    client = settled(16)
+    client.target.on_oom(in_flight=16)
+    assert client.target.limit == 8
+    for _ in range(5):
+        client.answers(8)
+        assert client.target.limit == 8
+    client.now += PROBE_S
+    client.answers(8)
+    assert client.target.limit == 9
+    client.target.on_oom(in_flight=9)
+    assert client.target.limit == 4
+
+
 # One decision at a time
 
 
@@ -166,7 +198,7 @@ class Client:
         self.now = 0.0
         self.target = QueueTarget(clock=lambda: self.now, **options)
 
-    def answers(self, count: int, *, waited: float = 0.0, in_flight: int | None = None) -> None:
+    def answers(self, count: int, *, waited: float | None = 0.0, in_flight: int | None = None) -> None:
         """So many answers to requests sent after everything that was told before."""
         self.now += 2.0
         for _ in range(count):
@@ -210,6 +242,14 @@ def test_half_of_what_waits_too_much_is_taken_back() -> None:
     client.answers(16, waited=0.75)  # 12 of 16 wait
     assert client.target.limit == 11
     assert client.target.queue == pytest.approx(12.0)
+
+
+def test_a_queue_that_others_fill_shrinks_a_limit_that_is_not_in_use() -> None:
+    client = settled(20)
+    client.answers(20, waited=0.9, in_flight=10)  # 9 wait
+    assert client.target.limit == 16
+    client.answers(16, waited=0.2, in_flight=10)
+    assert client.target.limit == 16
 
 
 def test_one_refusal_cuts_and_the_others_of_its_cooldown_do_not() -> None:
@@ -262,6 +302,26 @@ def test_a_timeout_stops_growth_for_a_round_and_two_are_a_refusal() -> None:
     client.target.on_timeout()
     assert client.target.limit == 22
     assert client.target.changes[-1].why == "two requests got no answer in time"
+
+
+def test_where_nothing_is_told_a_refusal_ends_a_trial() -> None:
+    client = Client(start=4)
+    client.answers(12, waited=None)
+    assert client.target.limit == 8
+    client.target.on_busy()
+    assert client.target.limit == 5
+    client.now += COOLDOWN_S
+    for _ in range(20):
+        client.answers(15, waited=None)
+        assert client.target.limit == 5
+
+
+def test_where_nothing_is_told_a_timeout_stops_growth_as_well() -> None:
+    client = Client(start=4)
+    client.now += 1
+    client.target.on_timeout()
+    client.answers(12, waited=None)
+    assert client.target.limit <= 4
 
 
 def test_after_a_crash_it_begins_with_one_and_doubles() -> None:
@@ -371,8 +431,8 @@ def test_whatever_is_told_the_bounds_hold_and_every_change_is_explained(
         play(client, kind, number)
         cap = min(number, highest) if kind == "cap" else highest if kind == "uncap" else cap
         assert 1 <= target.limit <= cap
-        if kind in ("idle", "busy", "timeout", "oom", "crash", "cap"):
-            assert target.limit <= max(before, 2)  # with a limit of 1, one request out is all of it
+        if kind in ("busy", "timeout", "oom", "crash", "cap"):
+            assert target.limit <= before
         if kind in ("waiting", "uncap", "later"):
             assert target.limit == before
         if client.now < cooling_until and kind not in ("oom", "crash", "cap"):

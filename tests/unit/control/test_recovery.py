@@ -94,14 +94,14 @@ TABLE = [
     Case("loading for long: each 10 s", trouble(Kind.LOADING, spent=9), FRESH, Do.WAIT, {"wait_s": 10.0}),
     Case("loading past patience", trouble(Kind.LOADING, refused_since=NOW - 600), FRESH, Do.STOP),
     # Not there: nothing was sent, so nothing is lost.
-    Case("unreachable: pauses", trouble(Kind.UNREACHABLE), FRESH, Do.PAUSE, {"wait_s": 1.0}),
+    Case("unreachable: is it, still?", trouble(Kind.UNREACHABLE), FRESH, Do.PAUSE, {"wait_s": 0.0}),
     Case("unreachable in a pause: waits", trouble(Kind.UNREACHABLE), AWAY, Do.WAIT),
     Case(
         "unreachable again and again without an answer: pauses get longer",
         trouble(Kind.UNREACHABLE),
         replace(FRESH, pauses=3, silent_since=NOW - 20),
         Do.PAUSE,
-        {"wait_s": 8.0},
+        {"wait_s": 4.0},
     ),
     Case(
         "unreachable past patience, however well between: stops",
