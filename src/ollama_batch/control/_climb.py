@@ -27,7 +27,7 @@ class Climb:
     rate that was found, so that many small losses do not add up.
     """
 
-    __slots__ = ("_base", "_best", "_rounds", "_slow", "_trying", "_up_next")
+    __slots__ = ("_base", "_best", "_kept", "_rounds", "_slow", "_trying", "_up_next")
 
     def __init__(self) -> None:
         self._up_next = True
@@ -40,6 +40,7 @@ class Climb:
         """
         self._base = 0
         self._best = 0.0
+        self._kept = 1.0  # the share of the best rate that there is at the base
         self._rounds = 0 if hold else HOLD_ROUNDS
         self._slow = 0
         self._trying: Literal["more", "fewer"] | None = None
@@ -51,16 +52,16 @@ class Climb:
             if rate < (1 + WORTH) * self._best:
                 self._up_next = False
                 return self._back("more did not raise the rate")
-            self._keep(limit, rate)
-            return self._more(limit, highest) or None
+            self._keep(limit, rate, rate)
+            return self._more(limit, highest)
         if trying == "fewer":
             if rate < (1 - NO_LOSS) * self._best:
                 self._up_next = True
                 return self._back("fewer lowered the rate")
-            self._keep(limit, max(rate, self._best))
+            self._keep(limit, rate, max(rate, self._best))
             return self._fewer(limit, lowest)
         if self._base != limit:
-            self._base, self._best = limit, rate
+            self._base, self._best, self._kept = limit, rate, 1.0
         elif rate < FELL * self._best:
             self._slow += 1
             if self._slow >= 2:
@@ -69,7 +70,7 @@ class Climb:
                 return max(lowest, limit // 4), "the rate fell"
             return None
         else:
-            self._best = 0.8 * self._best + 0.2 * rate
+            self._best = 0.8 * self._best + 0.2 * rate / self._kept
         self._slow = 0
         self._rounds += 1
         if self._rounds <= HOLD_ROUNDS:
@@ -78,8 +79,8 @@ class Climb:
         bounds = (highest, lowest) if self._up_next else (lowest, highest)
         return first(limit, bounds[0]) or second(limit, bounds[1])
 
-    def _keep(self, limit: int, rate: float) -> None:
-        self._base, self._best = limit, rate
+    def _keep(self, limit: int, rate: float, best: float) -> None:
+        self._base, self._best, self._kept = limit, best, rate / best if best > 0 else 1.0
         self._rounds = 0
 
     def _back(self, why: str) -> tuple[int, str]:

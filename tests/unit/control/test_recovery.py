@@ -41,7 +41,7 @@ ONE = frozenset({ROW})
 
 
 def trouble(kind: Kind, **more: Any) -> Trouble:
-    return Trouble(kind=kind, at=NOW, row=ROW, **{"in_flight": FOUR, "sent_at": NOW - 1, **more})
+    return Trouble(kind=kind, at=NOW, **{"row": ROW, "in_flight": FOUR, "sent_at": NOW - 1, **more})
 
 
 def alone(kind: Kind, **more: Any) -> Trouble:
@@ -409,6 +409,32 @@ def test_an_answered_row_is_suspected_no_more() -> None:
     assert set(history.suspicions) == FOUR - {5}
     assert history.others_answered(ROW)
     assert set(history.failed(6).suspicions) == FOUR - {5, 6}
+
+
+def test_an_answer_ends_a_row_of_troubles_and_of_pauses() -> None:
+    timeouts = [trouble(Kind.TIMEOUT, healthy=True), trouble(Kind.TIMEOUT, healthy=True, row=5)]
+    history = happened(FRESH, *timeouts)
+    assert decide(timeouts[0], history, LADDER).do is Do.PAUSE
+    assert decide(timeouts[0], history.answered(6, NOW), LADDER).do is Do.AGAIN
+
+    history = happened(FRESH, trouble(Kind.UNREACHABLE))
+    history = history.probed(probed(True, at=NOW, history=history, ladder=LADDER))
+    later = replace(trouble(Kind.UNREACHABLE), at=NOW + 400)
+    assert decide(later, history, LADDER).do is Do.STOP
+    assert decide(later, history.answered(6, NOW), LADDER).wait_s == 0.0
+
+
+def test_a_pause_for_a_crash_and_its_probes_are_counted_until_it_ends() -> None:
+    history = happened(FRESH, trouble(Kind.CRASH))
+    assert (history.crashed, history.clean, history.pauses) == (True, 0, 1)
+    waits = []
+    for second in range(3):
+        action = probed(False, at=NOW + second, history=history, ladder=LADDER)
+        waits.append(action.wait_s)
+        history = history.probed(action)
+    assert waits == [2.0, 4.0, 8.0]
+    history = history.probed(probed(True, at=NOW + 9, history=history, ladder=LADDER))
+    assert (history.down_since, history.crashed, history.probes) == (None, False, 0)
 
 
 def test_crashes_that_a_quarantined_row_explains_do_not_trip_the_breaker() -> None:
