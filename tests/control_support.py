@@ -47,6 +47,8 @@ class SimulatedEngine:
     prefill_per_s: float = 2000.0
     queue_limit: int | None = None
     out_of_memory_above: int | None = None
+    refuses: tuple[float, float] = (0.0, 0.0)
+    """From when to when everything that is sent is refused."""
     now: float = 0.0
     waiting: deque[Sent] = field(default_factory=deque)
     _steps: float = 0.0
@@ -55,6 +57,8 @@ class SimulatedEngine:
 
     def send(self, request: Sent) -> Literal["accepted", "busy"]:
         """Take a request, unless the queue is full."""
+        if self.refuses[0] <= self.now < self.refuses[1]:
+            return "busy"
         if (
             self.queue_limit is not None
             and len(self._running) >= self.slots
@@ -113,6 +117,8 @@ class Outcome:
     seconds: float = 0.0
     limits: list[int] = field(default_factory=list)
     """The limit after each completion."""
+    finished: list[tuple[float, int]] = field(default_factory=list)
+    """When each answer came, and its tokens."""
     refused: int = 0
     out_of_memory: list[tuple[float, int, int]] = field(default_factory=list)
     """When memory ran out, how many requests were out, and after how many completions."""
@@ -192,6 +198,7 @@ def simulate(
             queue = len(engine.waiting)
             engine.admit()
             outcome.tokens += done.tokens
+            outcome.finished.append((now, done.tokens))
             outcome.ended[done.row] += 1
             if target is not None:
                 if told == "waiting":

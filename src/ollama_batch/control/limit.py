@@ -103,6 +103,8 @@ class QueueTarget:
         self._caps: dict[str, int] = {}
         self._since = clock()
         self._cooling_until = float("-inf")
+        self._known = 1  # up to here the limit doubles again after refusals
+        self._refused = False  # since the last good round
         self._round = Round()
         self._rounds = 0
         self._held: tuple[int, int] | None = None  # a ceiling for some rounds: the limit, and the last round
@@ -199,7 +201,7 @@ class QueueTarget:
         """How many answers a round has."""
         if self._round.queue is None:
             return max(ROUND, BLIND_ROUND * self._limit)
-        return max(FIRST_ROUND if self._doubling else ROUND, self._limit)
+        return max(FIRST_ROUND if self._doubling or self._limit < self._known else ROUND, self._limit)
 
     def _judge(self, now: float) -> None:
         """End the round: what it says of the limit."""
@@ -211,6 +213,7 @@ class QueueTarget:
             if queue is not None and queue > self._most_waiting():
                 self._shrink(queue, now)  # somebody else's requests are in the queue as well
             return
+        self._refused = False
         self._proven = max(self._proven, min(done.peak, self._limit))
         self._grow_memory(now)
         if queue is None:
@@ -239,8 +242,12 @@ class QueueTarget:
         self._set(min(self._limit, max(self._lowest, less)), "more wait than need be", now, queue=queue)
 
     def _grow(self, queue: float, now: float) -> None:
-        more = self._limit if self._doubling else max(1, int(self._limit * GROWTH))
-        wanted = min(self._limit + more, self._ceiling(now))
+        wanted = self._limit + max(1, int(self._limit * GROWTH))
+        if self._doubling:
+            wanted = 2 * self._limit
+        elif self._limit < self._known:
+            wanted = min(2 * self._limit, self._known)
+        wanted = min(wanted, self._ceiling(now))
         if wanted > self._limit:
             self._set(wanted, "no slot should be without work", now, queue=queue)
 
@@ -276,9 +283,13 @@ class QueueTarget:
         if in_flight is not None and in_flight > 1:
             self._held = (in_flight - 1, self._rounds + CEILING_ROUNDS)
             less = min(less, in_flight - 1)
+        less = min(self._limit, max(self._lowest, less))
+        if not self._refused:
+            self._known = less
+        self._refused = True
         self._doubling = False
         self._climb.restart(hold=True)
-        self._set(min(self._limit, max(self._lowest, less)), why, now)
+        self._set(less, why, now)
 
     def _set(
         self, limit: int, why: str, now: float, *, queue: float | None = None, rate: float | None = None

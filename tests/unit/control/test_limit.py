@@ -126,6 +126,26 @@ def test_an_engine_that_refuses_what_it_cannot_queue_is_kept_busy_and_seldom_ask
         assert outcome.refused <= ANSWERS / 100
 
 
+@pytest.mark.parametrize("slots", [4, 16])
+def test_a_minute_of_refusals_is_over_ten_seconds_after_it_has_ended(slots: int) -> None:
+    clock = [0.0]
+    target = QueueTarget(clock=lambda: clock[0])
+    engine = SimulatedEngine(  # ten times as fast as the others
+        slots=slots, step_s=0.001, sequence_s=0.00004, prefill_per_s=20_000.0, refuses=(100.0, 160.0)
+    )
+    outcome = simulate(engine, target, clock=clock, seed=1, completions=200 * slots + 3000)
+
+    def rate(begin: float, end: float) -> float:
+        return sum(tokens for at, tokens in outcome.finished if begin <= at < end) / (end - begin)
+
+    assert rate(120, 160) == 0
+    assert outcome.refused <= 2 * 60
+    assert rate(170, 200) >= 0.9 * rate(60, 100)
+    since = sum(at < 160 for at, _ in outcome.finished)
+    assert min(outcome.limits[since:]) == 1
+    assert max(outcome.limits[since : since + 2 * slots]) >= 0.7 * slots
+
+
 @pytest.mark.parametrize("told", ["wait", "nothing"])
 def test_a_limit_that_is_not_in_use_does_not_grow(told: Told) -> None:
     outcome, _ = adaptive(16, 0, told=told, demand=3)

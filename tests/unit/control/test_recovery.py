@@ -144,6 +144,12 @@ TABLE = [
     Case("lost: is the engine well?", trouble(Kind.LOST), FRESH, Do.PROBE),
     Case("lost, well: again", trouble(Kind.LOST, healthy=True), FRESH, Do.AGAIN),
     Case(
+        "lost, but not the other one, well: again",
+        trouble(Kind.LOST, healthy=True, in_flight=frozenset({ROW, 8})),
+        FRESH,
+        Do.AGAIN,
+    ),
+    Case(
         "lost six times, well, others answered: fails",
         trouble(Kind.LOST, healthy=True, spent=5),
         BESIDE,
