@@ -281,11 +281,12 @@ class QueueTarget:
         self._cooling_until = now + min(max(retry_after_s or 0.0, COOLDOWN_S), COOLDOWN_MOST_S)
         less = int(self._limit * BUSY_SHARE)
         if in_flight is not None and in_flight > 1:
-            self._held = (in_flight - 1, self._rounds + CEILING_ROUNDS)
             less = min(less, in_flight - 1)
         less = min(self._limit, max(self._lowest, less))
-        if not self._refused:
+        if not self._refused:  # later refusals say that it goes on, not what fits
             self._known = less
+            if in_flight is not None and in_flight > 1:
+                self._held = (in_flight - 1, self._rounds + CEILING_ROUNDS)
         self._refused = True
         self._doubling = False
         self._climb.restart(hold=True)

@@ -164,19 +164,22 @@ def test_a_hidden_limit_of_memory_is_respected(fits: int, start: int | None) -> 
         assert failures
         assert outcome.limits[-1] <= fits
 
-        # Never twice in a row: between two of them all that was out has been answered, with fewer out.
-        for (_, _, answers), (_, _, later) in pairwise(failures):
-            assert later - answers >= 2
+        # Never twice in a row: a minute and a round of answers, with fewer out, lie between.
+        for (before, _, answers), (after, _, later) in pairwise(failures):
+            assert after - before >= PROBE_S
+            assert later - answers >= ROUND
 
         # Every row was answered, once, however often memory ran out.
         assert set(outcome.ended.values()) == {1}
 
-        # It settles within ten changes, and goes beyond once a minute at the most.
-        beyond = [change.at for change in target.changes if change.after > fits]
+        # Within ten changes it is at what fits, and is soon back there from each try of more.
+        fitting = [change.after <= fits for change in target.changes]
+        found = [change.why for change in target.changes].index("the engine ran out of memory")
+        assert found < 10
+        assert fitting[found]
+        assert all(any(pair) for pair in pairwise(fitting[found:]))
+        beyond = [change.at for change in list(target.changes)[found:] if change.after > fits]
         assert all(after - before >= PROBE_S for before, after in pairwise(beyond))
-        settled = [change.after <= fits for change in target.changes]
-        assert settled.index(True, 0 if start is None else 1) <= 10
-        assert all(any(settled[n : n + 2]) for n in range(len(settled) - 1))
 
         # Failing gets rarer: each vain try of one more is paid for by twice as many answers.
         assert len(failures) <= 8
@@ -297,6 +300,17 @@ def test_what_was_refused_is_not_tried_again_for_some_rounds() -> None:
     for _ in range(20):
         client.answers(20)
     assert client.target.limit > 11
+
+
+def test_refusals_that_go_on_are_no_news_of_what_fits() -> None:
+    client = settled(20)
+    for _ in range(10):
+        client.target.on_busy(in_flight=client.target.limit)
+        client.now += COOLDOWN_S
+    assert client.target.limit == 1
+    for _ in range(4):
+        client.answers(max(2, client.target.limit))
+    assert client.target.limit == 14
 
 
 def test_a_retry_after_lengthens_the_cooldown() -> None:
