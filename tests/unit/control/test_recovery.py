@@ -427,11 +427,11 @@ def test_an_answer_ends_a_row_of_troubles_and_of_pauses() -> None:
     history = history.probed(probed(True, at=NOW, history=history, ladder=LADDER))
     later = replace(trouble(Kind.UNREACHABLE), at=NOW + 400)
     assert decide(later, history, LADDER).do is Do.STOP
-    assert decide(later, history.answered(6, NOW), LADDER).wait_s == 0.0
+    assert decide(later, history.answered(6, NOW), LADDER).do is Do.PAUSE
 
 
 def test_a_pause_for_a_crash_and_its_probes_are_counted_until_it_ends() -> None:
-    history = happened(FRESH, trouble(Kind.CRASH))
+    history = happened(replace(FRESH, clean=99), trouble(Kind.CRASH))
     assert (history.crashed, history.clean, history.pauses) == (True, 0, 1)
     waits = []
     for second in range(3):
