@@ -29,7 +29,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
     {"ground floor": ("__init__", "types", "errors", "events", "_points")},
     {"toy model": ("testing/toy", "testing/_toy_words")},
     {"token counts": ("tokens/*",)},
-    {"trimming": ("trim/*",), "ordering": ("ordering/*",)},
+    {"trimming": ("trim/*",), "ordering": ("ordering/*",), "control": ("control/*",)},
     {
         "requests in": (
             "jsonl",

@@ -1,0 +1,34 @@
+"""How many requests may be out, and what to do when the engine is in trouble: decisions, no doing."""
+
+from ollama_batch.control.action import Action, Do, Rung
+from ollama_batch.control.history import Crash, History, Suspicion
+from ollama_batch.control.limit import LimitChange, QueueTarget
+from ollama_batch.control.recovery import (
+    Ladder,
+    decide,
+    probed,
+    smaller_num_batch,
+    smaller_num_ctx,
+    undo,
+)
+from ollama_batch.control.trouble import Kind, Trouble, kind_of
+
+__all__ = [
+    "Action",
+    "Crash",
+    "Do",
+    "History",
+    "Kind",
+    "Ladder",
+    "LimitChange",
+    "QueueTarget",
+    "Rung",
+    "Suspicion",
+    "Trouble",
+    "decide",
+    "kind_of",
+    "probed",
+    "smaller_num_batch",
+    "smaller_num_ctx",
+    "undo",
+]
