@@ -44,6 +44,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
         "journal": ("journal/*", "records"),
         "fakes for tests": ("testing/*",),
     },
+    {"memory": ("memory/*",)},
     {
         "what a person sees": (
             "_text",
@@ -150,7 +151,7 @@ def test_no_file_imports_itself_by_a_detour() -> None:
 
 def test_only_the_runner_and_the_command_line_know_an_engine_by_name() -> None:
     for module in modules():
-        if place(module)[1] in ("a run", "what a person sees"):
+        if place(module)[1] in ("a run", "what a person sees", "memory"):
             named = {name for name in all_imports(module) if name.startswith("engines/")}
             assert named <= {"engines/base"}, module
 
