@@ -168,6 +168,7 @@ def test_every_pattern_of_the_table_still_names_a_file() -> None:
     [
         ("import ollama_batch", ON_USE),
         ("from ollama_batch import BatchRunner, BatchRequest", (*HEAVY, "aiohttp")),
+        ("from ollama_batch import VramGuard, RamGuard, recommend", (*ON_USE, "psutil")),
         ("import ollama_batch.cli", ON_USE),
         ("import ollama_batch.testing.plugin", (*HEAVY, "aiohttp", "httpx", "pydantic")),
     ],
@@ -223,7 +224,7 @@ def test_a_public_name_has_a_docstring_of_its_own_and_is_in_the_reference(name: 
     assert f"`{name}`" in reference
 
 
-@pytest.mark.parametrize("package", ["engines", "journal", "testing"])
+@pytest.mark.parametrize("package", ["engines", "journal", "memory", "testing"])
 def test_a_package_offers_what_it_lists(package: str) -> None:
     module = importlib.import_module(f"ollama_batch.{package}")
     for name in module.__all__:
