@@ -75,7 +75,7 @@ class ActionState:
             state = replace(state, reload_due=None)
         if level is Level.OK and self.level is not Level.OK:
             actions.append("allow_growth")
-            state = replace(state, reloads=0, acted_at=None)
+            state = replace(state, reloads=0)
         if "halve" in actions or "trim" in actions:
             state = replace(state, acted_at=now_used)
         waiting = tuple(Pending(action, dict(used), at) for action in actions if action in _FREEING)

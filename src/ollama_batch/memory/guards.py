@@ -139,7 +139,7 @@ def _reason(room: Room, level: Level, before: Level) -> str:
 
 
 class VramGuard(_LevelGuard):
-    """Watches the memory of the GPUs that hold the model; `VramGuard.original()` has the limits it began with.
+    """Watches the memory of the GPUs that hold the model.
 
     `warn`, `high`, `limit`: from which use on the levels warn, high and critical hold, in bytes ("14GiB",
     "14 GB", a whole number) or as a share of the card ("88%", 0.88); `high` None is half way. In use is what

@@ -98,6 +98,12 @@ def test_the_defaults_are_12_8_and_4_percent_free_or_512_mib() -> None:
     assert thresholds.bounds(None) is None
 
 
+def test_a_reserve_is_at_most_a_quarter_of_all() -> None:
+    bounds = Thresholds.of(0.88, None, 0.96, "512MiB").bounds(GIB)
+    assert bounds is not None
+    assert bounds.critical == 768 * MIB
+
+
 def test_bounds_ascend_on_every_card() -> None:
     thresholds = Thresholds.of("14GiB", 0.5, "15GiB", "512MiB")
     for total in (1, 3, 8, 15, 16, 80):
