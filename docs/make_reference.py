@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from ollama_batch import events, report, types
 from ollama_batch.conversation import ConversationPolicy
+from ollama_batch.memory import GuardDecision, MemoryPlan, MemorySample, RamGuard, VramGuard
 from ollama_batch.metrics import BatchMetrics
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.runner import BatchRunner
@@ -102,6 +103,18 @@ def classes(*things: Any, level: int = 3) -> Callable[[], str]:
     return lambda: "\n\n".join(fields(thing, level=level) for thing in things)
 
 
+def memory() -> str:
+    """The guards with their arguments, and the data."""
+    guards = []
+    for guard in (VramGuard, RamGuard):
+        rows = [
+            (f"`{name}`", default(parameter.default))
+            for name, parameter in inspect.signature(guard).parameters.items()
+        ]
+        guards.append(f"### {guard.__name__}\n\n{prose(guard)}\n\n{table(('argument', 'default'), rows)}")
+    return "\n\n".join([*guards, classes(MemorySample, GuardDecision, MemoryPlan)()])
+
+
 def told() -> str:
     """Every event."""
     rows = []
@@ -140,9 +153,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
         BatchMetrics,
         HeadUsage,
     ),
-    "engine data": classes(types.EngineInfo, types.ChatRequest, types.Completion, types.Timings),
+    "engine data": classes(
+        types.EngineInfo, types.ChatRequest, types.Completion, types.Timings, types.LoadedModel
+    ),
     "events": told,
     "trim": classes(TrimResult),
+    "memory": memory,
     "faults": faults,
     "columns": columns,
 }

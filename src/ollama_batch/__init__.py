@@ -47,6 +47,13 @@ if TYPE_CHECKING:
     from ollama_batch.events import Event as Event
     from ollama_batch.events import Hook as Hook
     from ollama_batch.journal import RunJournal as RunJournal
+    from ollama_batch.memory import Guard as Guard
+    from ollama_batch.memory import GuardDecision as GuardDecision
+    from ollama_batch.memory import MemoryPlan as MemoryPlan
+    from ollama_batch.memory import MemorySample as MemorySample
+    from ollama_batch.memory import RamGuard as RamGuard
+    from ollama_batch.memory import VramGuard as VramGuard
+    from ollama_batch.memory import recommend as recommend
     from ollama_batch.metrics import BatchMetrics as BatchMetrics
     from ollama_batch.report import BatchReport as BatchReport
     from ollama_batch.retry import RetryPolicy as RetryPolicy
@@ -93,15 +100,20 @@ _HOMES = {
     "EngineInfo": "types",
     "EstimateCounter": "tokens",
     "Event": "events",
+    "Guard": "memory",
+    "GuardDecision": "memory",
     "HeadUsage": "savings",
     "Hook": "events",
     "HybridTrim": "trim",
     "ImportanceTrim": "trim",
     "InputError": "errors",
     "JournalError": "errors",
+    "MemoryPlan": "memory",
+    "MemorySample": "memory",
     "OllamaBatchError": "errors",
     "OllamaEngine": "engines.ollama",
     "OpenAIEngine": "engines.openai",
+    "RamGuard": "memory",
     "RetryPolicy": "retry",
     "RowError": "types",
     "Run": "run",
@@ -114,7 +126,9 @@ _HOMES = {
     "TrimResult": "trim",
     "TrimStrategy": "trim",
     "Usage": "types",
+    "VramGuard": "memory",
     "default_counter": "tokens",
+    "recommend": "memory",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]

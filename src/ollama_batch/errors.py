@@ -7,6 +7,7 @@
     ├── InputError                      requests are wrong; names file, line, custom_id, field, rule
     │   └── InputChangedError           the input changed after it was validated
     ├── OutputError                     an output file is not ours to write, or cannot be written
+    ├── MemoryUnknownError              a reading of memory failed; says why
     ├── JournalError
     │   ├── JournalLockedError          another runner has this run
     │   ├── JournalMismatchError        what changes answers has changed since the run began
@@ -96,6 +97,14 @@ class InputChangedError(InputError):
 
 class OutputError(OllamaBatchError):
     """Raised when an output file exists and is not this run's, or its place cannot be written."""
+
+
+class MemoryUnknownError(OllamaBatchError):
+    """Raised when memory could not be measured; `reason` says why. Unknown is not 0."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class JournalError(OllamaBatchError):

@@ -238,6 +238,22 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What a server says it holds in memory for a model.
+
+    `size_bytes` is all of it (weights, context of every slot, compute buffers), `vram_bytes` the part on
+    the GPU; the rest has spilled into host memory. None: the server does not say. `context_length` is of one
+    slot.
+    """
+
+    model: str
+    size_bytes: int | None
+    vram_bytes: int | None
+    context_length: int | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class InvalidRow:
     """A line or item that is no valid request: where it is, which rule it breaks, what to do.
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import ollama_batch
+import ollama_batch.memory
 import ollama_batch.tokens
 import ollama_batch.trim
 from ollama_batch import errors
@@ -273,8 +274,8 @@ def test_what_the_reference_calls_not_set_yet_is_set_nowhere() -> None:
         assert not any(re.search(rf"\b{name}=", text) for text in texts), name
 
 
-def test_the_reference_has_every_name_of_tokens_and_trim() -> None:
-    for package in (ollama_batch.tokens, ollama_batch.trim):
+def test_the_reference_has_every_name_of_tokens_trim_and_memory() -> None:
+    for package in (ollama_batch.tokens, ollama_batch.trim, ollama_batch.memory):
         names = getattr(package, "__all__", None) or [n for n in vars(package) if n[0].isupper()]
         for name in names:
             assert f"`{name}`" in reference() or f"# {name}" in reference(), name

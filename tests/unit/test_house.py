@@ -44,6 +44,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
         "journal": ("journal/*", "records"),
         "fakes for tests": ("testing/*",),
     },
+    {"memory": ("memory/*",)},
     {
         "what a person sees": (
             "_text",
@@ -150,7 +151,7 @@ def test_no_file_imports_itself_by_a_detour() -> None:
 
 def test_only_the_runner_and_the_command_line_know_an_engine_by_name() -> None:
     for module in modules():
-        if place(module)[1] in ("a run", "what a person sees"):
+        if place(module)[1] in ("a run", "what a person sees", "memory"):
             named = {name for name in all_imports(module) if name.startswith("engines/")}
             assert named <= {"engines/base"}, module
 
@@ -167,6 +168,7 @@ def test_every_pattern_of_the_table_still_names_a_file() -> None:
     [
         ("import ollama_batch", ON_USE),
         ("from ollama_batch import BatchRunner, BatchRequest", (*HEAVY, "aiohttp")),
+        ("from ollama_batch import VramGuard, RamGuard, recommend", (*ON_USE, "psutil")),
         ("import ollama_batch.cli", ON_USE),
         ("import ollama_batch.testing.plugin", (*HEAVY, "aiohttp", "httpx", "pydantic")),
     ],
@@ -222,7 +224,7 @@ def test_a_public_name_has_a_docstring_of_its_own_and_is_in_the_reference(name: 
     assert f"`{name}`" in reference
 
 
-@pytest.mark.parametrize("package", ["engines", "journal", "testing"])
+@pytest.mark.parametrize("package", ["engines", "journal", "memory", "testing"])
 def test_a_package_offers_what_it_lists(package: str) -> None:
     module = importlib.import_module(f"ollama_batch.{package}")
     for name in module.__all__:

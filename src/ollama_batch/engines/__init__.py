@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ollama_batch.engines.base import Engine, Loadable, Probed
+from ollama_batch.engines.base import Engine, Loadable, MemoryReporting, Probed
 
 if TYPE_CHECKING:
     from ollama_batch.engines.embedded import EmbeddedEngine
     from ollama_batch.engines.ollama import OllamaEngine
     from ollama_batch.engines.openai import OpenAIEngine
 
-__all__ = ["EmbeddedEngine", "Engine", "Loadable", "OllamaEngine", "OpenAIEngine", "Probed"]
+__all__ = [
+    "EmbeddedEngine",
+    "Engine",
+    "Loadable",
+    "MemoryReporting",
+    "OllamaEngine",
+    "OpenAIEngine",
+    "Probed",
+]
 
 _HOMES = {"EmbeddedEngine": "embedded", "OllamaEngine": "ollama", "OpenAIEngine": "openai"}
 

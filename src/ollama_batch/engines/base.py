@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from ollama_batch.types import ChatRequest, Completion, EngineInfo
+from ollama_batch.types import ChatRequest, Completion, EngineInfo, LoadedModel
 
 
 class Engine(Protocol):
@@ -64,4 +64,19 @@ class Probed(Protocol):
 
     async def healthy(self) -> bool:
         """Whether the server answers and can take requests; raises EngineStoppedError if it never will."""
+        ...
+
+
+@runtime_checkable
+class MemoryReporting(Protocol):
+    """An engine that tells how much memory a model takes."""
+
+    async def loaded(self, model: str) -> LoadedModel | None:
+        """What the server holds in memory for `model`; None if it is not loaded. Raises EngineError."""
+        ...
+
+    async def metadata(self, model: str) -> Mapping[str, Any]:
+        """What a memory plan needs to know of `model`: Ollama's `/api/show`, with `size` (bytes of the
+        files) and `digest` where known. Raises EngineError.
+        """
         ...

@@ -25,7 +25,7 @@ from ollama_batch.errors import (
     InvalidReplyError,
     UnsupportedParamError,
 )
-from ollama_batch.types import ChatRequest, Completion, EngineInfo
+from ollama_batch.types import ChatRequest, Completion, EngineInfo, LoadedModel
 
 LOAD_OPTIONS: Final = frozenset(
     {"num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"}
@@ -179,6 +179,54 @@ class OllamaEngine:
                 )
             await asyncio.sleep(POLL_S)
 
+    async def loaded(self, model: str) -> LoadedModel | None:
+        """What `/api/ps` says of `model`, None if it is not loaded.
+
+        Its sizes are those of the load: the context of every slot is allocated then, and does not grow.
+        """
+        running = await self._ask("GET", "/api/ps", None, model, time.monotonic() + ASK_S)
+        entry = _find(running, model)
+        if entry is None:
+            return None
+        size, vram, context = (_size(entry.get(name)) for name in ("size", "size_vram", "context_length"))
+        digest = entry.get("digest")
+        return LoadedModel(
+            model=model,
+            # A loaded model that takes nothing is one whose size is not told.
+            size_bytes=size or None,
+            vram_bytes=vram if size else None,
+            context_length=context or None,
+            digest=digest if isinstance(digest, str) and digest else None,
+        )
+
+    async def metadata(self, model: str) -> Mapping[str, Any]:
+        """What `/api/show` says of `model`, with the `size` and `digest` of `/api/tags`.
+
+        Lists that Ollama empties are asked for again with `verbose`, which sends the whole vocabulary
+        (some MB): of a list of the tokenizer only its length is kept.
+        """
+        deadline = time.monotonic() + ASK_S
+        shown, tags = await asyncio.gather(
+            self._ask("POST", "/api/show", {"model": model}, model, deadline),
+            self._ask("GET", "/api/tags", None, model, deadline),
+        )
+        info = _dict(shown.get("model_info"))
+        if any(_emptied(info[key]) for key in info if not key.startswith("tokenizer.")):
+            body = {"model": model, "verbose": True}
+            shown = await self._ask("POST", "/api/show", body, model, deadline)
+            info = _dict(shown.get("model_info"))
+        kept = {
+            key: len(value) if key.startswith("tokenizer.") and isinstance(value, list) else value
+            for key, value in info.items()
+        }
+        entry = _find(tags, model) or {}
+        return {
+            **{name: shown.get(name) for name in ("details", "capabilities")},
+            "model_info": kept,
+            "size": _size(entry.get("size")) or None,
+            "digest": _digest(tags, model),
+        }
+
     async def healthy(self) -> bool:
         """Whether the server answers; that a model can run is only shown by a completion."""
         try:
@@ -274,6 +322,14 @@ def _find(listing: Mapping[str, Any], model: str) -> Mapping[str, Any] | None:
             if any(isinstance(name, str) and wire.full_name(name) == wanted for name in names):
                 return entry
     return None
+
+
+def _size(value: Any) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def _emptied(value: Any) -> bool:
+    return value is None or value == []
 
 
 def _dict(value: Any) -> dict[str, Any]:

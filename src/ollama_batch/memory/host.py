@@ -1,0 +1,91 @@
+"""The memory of this machine, and what this process and the engine's have of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+from ollama_batch.errors import MemoryUnknownError
+from ollama_batch.memory.cgroup import GroupLimit, group_limit
+from ollama_batch.memory.sample import HostMemory, Reading, smaller
+
+ENGINE_NAMES: Final = frozenset({"ollama", "ollama.exe", "llama-server", "llama-server.exe"})
+"""Names of the processes that belong to an engine."""
+
+SEARCH_S: Final = 30.0
+"""How often processes are searched: that takes as long as all the rest of a sample many times over."""
+
+_SOURCE: Final = "psutil"
+
+
+class HostProbe:
+    """Reads RAM, the control group's limit and resident memory.
+
+    `engine_pids` are the engine's processes where you know them; else processes named like an Ollama's or a
+    llama.cpp's are searched for, every half minute. `group` reads the control group's limit.
+    """
+
+    def __init__(
+        self,
+        engine_pids: Collection[int] | None = None,
+        *,
+        group: Callable[[], GroupLimit | None] = group_limit,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._given = engine_pids
+        self._group = group
+        self._now = now
+        self._found: frozenset[int] = frozenset()
+        self._searched: float | None = None
+
+    def engine_pids(self) -> Collection[int]:
+        """The processes of the engine on this machine, as last seen."""
+        if self._given is not None:
+            return self._given
+        if self._searched is None or self._now() - self._searched >= SEARCH_S:
+            import psutil
+
+            self._searched = self._now()
+            running = psutil.process_iter(["name"])
+            self._found = frozenset(each.pid for each in running if each.info["name"] in ENGINE_NAMES)
+        return self._found
+
+    def read(self) -> HostMemory:
+        """The memory as it is now; what cannot be read is unknown."""
+        import psutil
+
+        try:
+            memory = psutil.virtual_memory()
+            total, available = Reading(_SOURCE, memory.total), Reading(_SOURCE, memory.available)
+        except (OSError, ValueError, psutil.Error) as exc:
+            total = available = Reading.unknown(str(exc), _SOURCE)
+        try:
+            group = self._group()
+            limit = Reading.unknown("no limit", "cgroup")
+            if group is not None:
+                limit = Reading(group.source, group.limit)
+                total = smaller(limit, total)
+                available = smaller(Reading(group.source, group.available), available)
+        except MemoryUnknownError as exc:
+            limit = Reading.unknown(exc.reason, "cgroup")
+        return HostMemory(total, available, limit, self._own(psutil), self._engine(psutil))
+
+    def _own(self, psutil: Any) -> Reading:
+        try:
+            return Reading(_SOURCE, psutil.Process().memory_info().rss)
+        except (OSError, psutil.Error) as exc:
+            return Reading.unknown(str(exc), _SOURCE)
+
+    def _engine(self, psutil: Any) -> Reading:
+        pids = self.engine_pids()
+        sizes = []
+        for pid in pids:
+            try:
+                sizes.append(psutil.Process(pid).memory_info().rss)
+            except (OSError, psutil.Error):
+                continue  # it has ended, or is another user's
+        if not sizes:
+            reason = "its processes cannot be read" if pids else "no process of an engine on this machine"
+            return Reading.unknown(reason, _SOURCE)
+        return Reading(_SOURCE, sum(sizes))

@@ -1,0 +1,161 @@
+"""The memory of NVIDIA's GPUs, by NVML."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+from ollama_batch.errors import MemoryUnknownError
+from ollama_batch.memory.sample import DeviceMemory, Reading
+
+SOURCE: Final = "nvml"
+AGAIN_S: Final = 60.0
+"""How long a driver that could not be used is left alone."""
+
+
+class NvmlProbe:
+    """Reads every GPU that NVIDIA's driver shows, MIG instances one by one.
+
+    `nvml` is the module `pynvml` (None: imported at the first reading). Not for several threads at once.
+    """
+
+    def __init__(self, nvml: Any = None, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._nvml = nvml
+        self._now = now
+        self._ready = False
+        self._failure: tuple[float, str] | None = None
+
+    def devices(
+        self, engine_pids: Collection[int] = (), *, host: tuple[Reading, Reading] | None = None
+    ) -> tuple[DeviceMemory, ...]:
+        """The devices as they are now. `host` is total and available memory of the machine, for GPUs
+        without memory of their own.
+
+        Raises MemoryUnknownError if NVML cannot be used at all (no library, no driver); a single number that
+        cannot be read is unknown.
+        """
+        nvml = self._start()
+        try:
+            count = nvml.nvmlDeviceGetCount()
+        except nvml.NVMLError as exc:
+            self.close()  # a driver that was reloaded wants to be greeted anew
+            raise MemoryUnknownError(f"NVML: {exc}") from exc
+        found: list[DeviceMemory] = []
+        for index in range(count):
+            found += self._device(nvml, index, engine_pids, host)
+        return tuple(found)
+
+    def close(self) -> None:
+        """Let go of the driver; the next reading begins anew."""
+        if self._ready:
+            self._ready = False
+            try:
+                self._nvml.nvmlShutdown()
+            except self._nvml.NVMLError:
+                pass  # it is gone already
+
+    def _start(self) -> Any:
+        if self._ready:
+            return self._nvml
+        if self._failure is not None and self._now() - self._failure[0] < AGAIN_S:
+            raise MemoryUnknownError(self._failure[1])
+        if self._nvml is None:
+            import pynvml
+
+            self._nvml = pynvml
+        try:
+            self._nvml.nvmlInit()
+        except self._nvml.NVMLError as exc:
+            self._failure = (self._now(), f"NVML: {exc}")
+            raise MemoryUnknownError(self._failure[1]) from exc
+        self._failure = None
+        self._ready = True
+        return self._nvml
+
+    def _device(
+        self, nvml: Any, index: int, pids: Collection[int], host: tuple[Reading, Reading] | None
+    ) -> list[DeviceMemory]:
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        except nvml.NVMLError as exc:
+            lost = Reading.unknown(str(exc), SOURCE)
+            return [DeviceMemory(f"gpu{index}", f"GPU {index}", lost, lost, lost)]
+        name = _name(nvml, handle, f"GPU {index}")
+        try:
+            divided = nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
+        except nvml.NVMLError:
+            divided = False  # a card that cannot be divided
+        if not divided:
+            return [_memory(nvml, handle, f"gpu{index}", name, pids, host)]
+        # The whole card can be read only by root, and says nothing of the room in one part.
+        parts = []
+        for part in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            try:
+                instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, part)
+            except nvml.NVMLError:
+                continue  # no instance has this number
+            id_ = f"gpu{index}/mig{part}"
+            parts.append(
+                _memory(nvml, instance, id_, _name(nvml, instance, f"{name} MIG {part}"), pids, None)
+            )
+        return parts
+
+
+def _memory(
+    nvml: Any,
+    handle: Any,
+    id_: str,
+    name: str,
+    pids: Collection[int],
+    host: tuple[Reading, Reading] | None,
+) -> DeviceMemory:
+    unified = False
+    try:
+        info = _info(nvml, handle)
+        total, free = Reading(SOURCE, info.total), Reading(SOURCE, info.free)
+        unified = info.total == 0
+    except nvml.NVMLError_NotSupported as exc:
+        total = free = Reading.unknown(str(exc), SOURCE)
+        unified = True
+    except nvml.NVMLError as exc:
+        total = free = Reading.unknown(str(exc), SOURCE)
+    if unified and host is not None:
+        total, free = host
+    elif unified:
+        total = free = Reading.unknown("this GPU tells no memory of its own", SOURCE)
+    return DeviceMemory(id_, name, total, free, _busy(nvml, handle), unified, _holds(nvml, handle, pids))
+
+
+def _info(nvml: Any, handle: Any) -> Any:
+    # `free` is what the decisions rest on, and both versions agree on it; they differ in what counts as used.
+    try:
+        return nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    except nvml.NVMLError_FunctionNotFound:
+        return nvml.nvmlDeviceGetMemoryInfo(handle)
+
+
+def _busy(nvml: Any, handle: Any) -> Reading:
+    try:
+        return Reading(SOURCE, nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    except nvml.NVMLError as exc:
+        return Reading.unknown(str(exc), SOURCE)
+
+
+def _holds(nvml: Any, handle: Any, pids: Collection[int]) -> bool | None:
+    if not pids:
+        return None
+    try:
+        running = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+    except nvml.NVMLError:
+        return None
+    # Inside a container the driver's process ids are not ours: that none is found then says nothing.
+    return True if not running.isdisjoint(pids) else None
+
+
+def _name(nvml: Any, handle: Any, otherwise: str) -> str:
+    try:
+        name = nvml.nvmlDeviceGetName(handle)
+    except nvml.NVMLError:
+        return otherwise
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
