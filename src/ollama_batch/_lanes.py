@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -238,7 +238,7 @@ class Lanes:
         # Asked to be short, a lane keeps a quarter of what it may have; see AggressiveTrim.
         budget, most = (marks.high // 4 if why == "asked" else marks.low) - spare, room - spare
         result = self._trimmed(lane, head, own[-1:], why, budget=budget, most=most, counter=counter)
-        if result is None:
+        if result is None or not await self._fits(result.messages, own, chat, counter, marks, room):
             await self._refuse_too_large(Lane(lane.number), head, own, chat, room)
             return anew(why)
         return to_decision(why, lane, len(head), result) if result.changed else None
@@ -281,12 +281,31 @@ class Lanes:
             needed = error.tokens
         return trim(budget=needed)
 
+    async def _fits(
+        self,
+        kept: Sequence[Message],
+        own: list[Message],
+        chat: ChatRequest,
+        counter: ScaledCounter,
+        marks: Marks,
+        room: int,
+    ) -> bool:
+        """Whether what a cut has left fits with `own` behind it; the gauge is asked beyond the high mark."""
+        messages = [*kept, *own]
+        if counter.count_messages(messages) + _tools(counter, chat) <= marks.high:
+            return True
+        return (await self._gauge.size(messages, chat.params.get("tools") or None, room)).tokens <= room
+
     async def _refuse_too_large(
         self, lane: Lane, head: list[Message], own: list[Message], chat: ChatRequest, room: int
     ) -> None:
-        """Raise ContextTooLargeError if the row does not fit behind the conversation of `lane`."""
+        """Raise ContextTooLargeError if the row does not fit behind the conversation of `lane`.
+
+        Of a lane of which the engine has said nothing our own count is no proof: there the gauge tells.
+        """
         counter = await self._counter(lane, head)
-        if expected_tokens(lane, head, own, counter) + _tools(counter, chat) <= room:
+        fits = expected_tokens(lane, head, own, counter) + _tools(counter, chat) <= room
+        if fits and counter.measured:
             return
         messages = [*head, *(each.message for each in lane.said), *own]
         size = await self._gauge.size(messages, chat.params.get("tools") or None, room)

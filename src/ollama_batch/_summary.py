@@ -24,8 +24,12 @@ _ENOUGH_ROWS = 20
 
 _HINTS = {
     "output_truncated": "answers were cut off: a new run (another output) with a larger max_tokens helps",
-    "context_length_exceeded": "prompts did not fit: a new run (another output) with a larger num_ctx helps",
+    "context_length_exceeded": "prompts did not fit: a new run (another output) with a larger num_ctx helps, "
+    "or one that shortens them (trim=, --trim); a single message that is too long has to be made shorter",
 }
+
+_SAME_AGAIN = frozenset({"context_length_exceeded"})
+"""Rows that fail in the same way however often this run sends them."""
 
 _MEND = (
     "{} {} no valid requests: run the mended lines as a file of their own, "
@@ -192,7 +196,7 @@ def _errors(report: BatchReport[Any]) -> list[Line]:
         ids = ", ".join(plain(custom_id, 30) for custom_id in example.custom_ids[:3])
         more = ", ..." if example.count > len(example.custom_ids[:3]) else ""
         where = f" ({ids}{more})" if ids else ""
-        why = f": {plain(example.message, 100)}" if example.message else ""
+        why = f": {plain(example.message, 175)}" if example.message else ""
         lines.append(("failed", f"{count(example.count)} {plain(example.code, 40)}{where}{why}"))
     if len(examples) > _ERRORS_SHOWN:
         rest = examples[_ERRORS_SHOWN:]
@@ -235,7 +239,7 @@ def _next(report: BatchReport[Any]) -> list[Line]:
             lines.append(("next", "start over with output=...: then a stopped run can be resumed"))
     elif counts.failed and report.durable:
         invalid = sum(example.count for example in report.error_examples if not example.valid)
-        again = counts.failed - invalid
+        again = counts.failed - invalid - sum(e.count for e in report.error_examples if e.code in _SAME_AGAIN)
         if again:
             rows = "failed row" if again == 1 else f"{count(again)} failed rows"
             how = "retry_failed=True (command line: --retry-failed)"
@@ -244,8 +248,6 @@ def _next(report: BatchReport[Any]) -> list[Line]:
             lines.append(("next", _MEND.format(count(invalid), "row is" if invalid == 1 else "rows are")))
     elif counts.failed:
         lines.append(("next", "give output=... next time: then failed rows can be sent again on their own"))
-    if report.error_examples:
-        most = max(report.error_examples, key=lambda example: example.count)
-        if most.code in _HINTS:
-            lines.append(("next", _HINTS[most.code]))
+    failed_by = {example.code for example in report.error_examples}
+    lines += [("next", hint) for code, hint in _HINTS.items() if code in failed_by]
     return lines

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.testing._toy_words import WORDS
 from ollama_batch.tokens import EstimateCounter
 from ollama_batch.types import EngineInfo
@@ -76,3 +77,49 @@ def test_rows_that_crowd_the_limit_of_llama_cpp_never_overflow(tmp_path: Path, c
     assert {result.custom_id for result in report.results() if result.ok} <= fitting
     needless = {result.custom_id for result in refused} & fitting
     assert needless == set()  # those in doubt were counted by the engine: by /tokenize, or by evaluating them
+
+
+@pytest.mark.parametrize("lanes", [1, 4, 24])
+def test_conversations_on_llama_cpp_send_no_prompt_above_its_room(tmp_path: Path, lanes: int) -> None:
+    pytest.importorskip("xllamacpp", reason="needs ollama-batch[embedded]")
+    from ollama_batch.engines.embedded import EmbeddedEngine
+
+    # Text of which our counters believe too little, in rows that alone come near the room and beyond.
+    rng, room = random.Random(23), 512 - 40
+    rows = []
+    for n in range(24):
+        text = " ".join("".join(rng.choices("bdfgklmnprstvz", k=6)) for _ in range(20 + 3 * n))
+        messages = [{"role": "system", "content": "Judge."}, {"role": "user", "content": text}]
+        rows.append({**line(f"r{n}"), "body": {"messages": messages, "max_tokens": 40}})
+    engine = EmbeddedEngine.toy(slots=2, num_ctx=512)
+
+    async def lengths() -> dict[str, int]:
+        return {
+            row["custom_id"]: await engine.count_prompt("toy", row["body"]["messages"], deadline=float("inf"))
+            for row in rows
+        }
+
+    try:
+        alone = asyncio.run(lengths())
+        runner = runner_on(
+            None,  # type: ignore[arg-type]  # an engine of its own
+            engine=engine,
+            model="toy",
+            mode="conversation",
+            conversation=ConversationPolicy(lanes=lanes),
+            on_length="keep",
+            counter=EstimateCounter(),
+            state_dir=None,
+        )
+        report = runner.run(rows, output=tmp_path / "out.jsonl")
+    finally:
+        asyncio.run(engine.aclose())
+    results = list(report.results())
+    fitting = {name for name, length in alone.items() if length <= room}
+    assert 0 < len(fitting) < len(rows)
+    assert {result.custom_id for result in results if result.ok} == fitting
+    assert max(result.usage.prompt_tokens for result in results if result.usage is not None) <= room
+    assert {result.error.code for result in results if result.error is not None} == {
+        "context_length_exceeded"
+    }
+    assert sum(result.attempts for result in results if not result.ok) == 0  # refused by us alone

@@ -489,7 +489,7 @@ def test_auto_num_ctx_of_a_stream_that_goes_on_is_one_size_more_than_its_first_r
 
 def test_auto_num_ctx_leaves_out_one_row_in_a_thousand_and_names_it(fake: FakeOllama, tmp_path: Path) -> None:
     lines = [line(f"r{n}", "short") for n in range(1999)]
-    lines.insert(700, line("long", "y" * 40_000))
+    lines.insert(700, line("long", "a sure number of words " * 4_000))
     source = write_lines(tmp_path / "in.jsonl", lines)
     report = runner_on(fake, max_tokens=256).run(source)
     assert report.num_ctx == 4096

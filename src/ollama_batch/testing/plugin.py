@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def fake_ollama_factory() -> Iterator[Callable[..., FakeOllama]]:
-    """Starts fake servers with the settings of FakeOllama; all of them end with the test."""
+def fake_ollama_factory(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., FakeOllama]]:
+    """Starts fake servers with the settings of FakeOllama; all of them end with the test.
+
+    What runs learn in the test stays in it: $XDG_STATE_HOME is a new folder until the test ends.
+    """
     from ollama_batch.testing.server import FakeOllama
 
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
     with ExitStack() as stack:
 
         def make(**settings: Any) -> FakeOllama:

@@ -18,15 +18,17 @@ _log = logging.getLogger("ollama_batch.state")
 def user_state_dir() -> Path:
     r"""The folder for what is learned between runs; it need not exist.
 
-    $XDG_STATE_HOME/ollama-batch or ~/.local/state/ollama-batch, on macOS
+    $XDG_STATE_HOME/ollama-batch where that is set, else ~/.local/state/ollama-batch, on macOS
     ~/Library/Application Support/ollama-batch, on Windows %LOCALAPPDATA%\ollama-batch.
     """
-    if sys.platform == "win32":
+    if os.environ.get("XDG_STATE_HOME"):
+        base = os.environ["XDG_STATE_HOME"]
+    elif sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
         base = str(Path.home() / "Library" / "Application Support")
     else:
-        base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+        base = str(Path.home() / ".local" / "state")
     return Path(base) / "ollama-batch"
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from ollama_batch.testing import CostModel, FakeModel, FakeOllama, FakeReply, Fault, Ledger
 from ollama_batch.testing._answers import words
 from ollama_batch.testing.config import FakeConfig
+from ollama_batch.tokens import user_state_dir
 
 
 def test_settings_survive_the_way_into_another_process() -> None:
@@ -74,3 +76,11 @@ def test_waiting_for_what_does_not_come_ends() -> None:
     with pytest.raises(TimeoutError), FakeOllama() as fake:
         fake.wait_until(lambda ledger: ledger.count() == 1, timeout=0.02)
     assert isinstance(fake.ledger, Ledger)
+
+
+def test_what_runs_learn_beside_a_fake_stays_in_the_test(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    request.getfixturevalue("fake_ollama_factory")
+    assert tmp_path not in user_state_dir().parents
