@@ -126,6 +126,10 @@ async def raw_server(serve: Serve) -> AsyncIterator[str]:
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
+        for listening in server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        for _ in range(3):  # what was accepted is set up, and its handler begun, before the server closes
+            await asyncio.sleep(0)
         server.close()
         for task in list(handlers):
             task.cancel()

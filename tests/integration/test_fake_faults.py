@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
+import threading
+import warnings
 from collections.abc import Mapping
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -350,6 +354,26 @@ def test_stopping_resets_the_requests_in_flight() -> None:
             with pytest.raises(ConnectionResetError):
                 connection.recv(1)
         assert fake.ledger.completions()[0].outcome == "fault:hang"
+
+
+def test_a_connection_that_arrives_while_the_server_closes_is_closed_too() -> None:
+    def knock(port: int) -> None:
+        with suppress(OSError):
+            while True:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                knocking.set()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        for _ in range(10):
+            knocking = threading.Event()
+            with FakeOllama() as fake, ThreadPoolExecutor(4) as clients:
+                for _ in range(4):
+                    clients.submit(knock, fake.port)
+                assert knocking.wait(10)
+                fake.close()
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
 
 
 def test_the_control_routes_take_faults_and_give_counts_and_are_not_written_down() -> None:

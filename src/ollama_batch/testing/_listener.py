@@ -53,11 +53,15 @@ class Listener:
             self._return = None
         if self._server is None or self._http is None:
             return
+        # A connection that is accepted but not set up yet when its server closes is lost with its socket open
+        # (`asyncio.Server._attach` fails): accept no more, let those be set up, and close then.
+        for listening in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        await _turns()
         self._server.close()
-        await _turns()  # what was accepted just now is not among the connections yet
         for connection in self._http.connections:
             transport = connection.transport
-            if transport is not None and not transport.is_closing():
+            if transport is not None:  # one that is closing may still wait for its client to read
                 peer = transport.get_extra_info("socket")
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 transport.abort()
