@@ -13,7 +13,7 @@ from ollama_batch._gauge import LARGE_BYTES, PromptGauge, Size, Tools
 from ollama_batch._gauge import Decide as Decide
 from ollama_batch.errors import ContextTooLargeError, EngineError, PromptTruncatedError
 from ollama_batch.tokens import BoundCounter, byte_bound
-from ollama_batch.trim import TrimStrategy
+from ollama_batch.trim import TrimResult, TrimStrategy
 from ollama_batch.types import BatchRequest, BatchResult, ChatRequest, Completion, RowRecord
 
 ToChat: TypeAlias = Callable[[str, BatchRequest], ChatRequest]
@@ -121,21 +121,31 @@ class Fitter:
     async def _trimmed(
         self, prompt: Prompt, strategy: TrimStrategy, limit: int, counter: BoundCounter
     ) -> Prompt:
-        messages = prompt.request.messages
-        trim = partial(strategy.trim, messages, budget=limit, counter=counter)
+        large = byte_bound(prompt.request.messages) > LARGE_BYTES
+        trim = partial(strategy.trim, prompt.request.messages, counter=counter)
+
+        async def to(budget: int) -> TrimResult:
+            return await asyncio.to_thread(trim, budget=budget) if large else trim(budget=budget)
+
+        size: Size | None = None
         try:
-            large = byte_bound(messages) > LARGE_BYTES
-            result = await asyncio.to_thread(trim) if large else trim()
+            try:
+                result = await to(limit)
+            except ContextTooLargeError as error:
+                if error.tokens is None or error.tokens <= limit:
+                    raise
+                # What has to stay is too long by our count, which errs on the safe side: ask the engine.
+                result = await to(error.tokens)
+                size = await self._gauge.size(result.messages, prompt.tools, limit)
         except ContextTooLargeError as error:
-            raise too_large(
-                self._gauge,
-                prompt.chat,
-                Size(prompt.size.tokens if error.tokens is None else error.tokens, counter.source),
-                limit,
-                trimmed=True,
-            ) from error
+            least = prompt.size.tokens if error.tokens is None else error.tokens
+            size = Size(least, counter.source)
+            raise too_large(self._gauge, prompt.chat, size, limit, trimmed=True) from error
+        if size is None:
+            size = Size(result.tokens_after, counter.source)
+        elif size.tokens > limit:
+            raise too_large(self._gauge, prompt.chat, size, limit, trimmed=True)
         chat = dataclasses.replace(prompt.chat, messages=result.messages)
-        size = Size(result.tokens_after, counter.source)
         return Prompt(prompt.row, prompt.request, chat, size, result.to_dict() if result.changed else None)
 
 
@@ -152,6 +162,8 @@ def too_large(
     ways = (
         "raise num_ctx" if gauge.sets_context else "give the server a larger context (and num_ctx=, if set)"
     )
+    if limit != room_for_prompt(gauge, chat):
+        room, ways = "the limit of the ConversationPolicy", "raise that"
     if limit < 1:
         what = f"there is no room for a prompt: {room} is {limit}; {ways} or lower max_tokens"
         return ContextTooLargeError(size.tokens, limit, what)

@@ -223,6 +223,7 @@ class Lanes:
         head, own = split_head(request.messages)
         room = room_for_prompt(self._gauge, chat)
         assert room is not None  # noqa: S101 - conversations need a known context
+        room = min(room, self._policy.limit or room)
         if lane.said and lane.head != head_of(row.order):
             await self._refuse_too_large(Lane(lane.number), head, own, chat, room)
             return anew("head")
@@ -317,7 +318,8 @@ class Lanes:
 
     async def _note_limit(self, prompt: TurnPrompt, error: EngineError) -> None:
         """Remember that a prompt of this length was too long here."""
-        tokens = round(prompt.size.tokens / MARGIN)  # as it is most likely, not at most
+        # As it is most likely, not at most. Of a conversation that goes on, the engine has counted most.
+        tokens = prompt.size.tokens if prompt.decision is None else round(prompt.size.tokens / MARGIN)
         if isinstance(error, ContextTooLargeError):
             tokens = error.tokens or tokens
             if error.limit is not None:

@@ -22,6 +22,9 @@ SETTLED, NEAR = 20, 0.95
 NEAR_ENOUGH: Final = 0.1
 """A later run does not search on for what little lies between: each try costs a row a refusal."""
 
+COUNTED_WITHIN: Final = 0.05
+"""The length of a refused prompt is ours to tell, where the engine does not: right within this."""
+
 FORGET_S: Final = 7 * 86400.0
 """Failures are believed for a week: a card is shared with others, and servers are updated."""
 
@@ -64,7 +67,9 @@ class LearnedLimit:
             self._without_news += 1
         self._worked = max(self._worked, tokens)
         if self._failed is not None and self._worked >= self._failed:
-            self._failed = None  # whatever it was, it is over
+            # By a little, the refused prompt was longer than we thought; by more, whatever it was is over.
+            little = self._worked <= (1 + COUNTED_WITHIN) * self._failed
+            self._failed = self._worked + 1 if little else None
 
     def failed(self, tokens: int) -> None:
         """A prompt of so many tokens was too long for the engine, whatever its context length says."""

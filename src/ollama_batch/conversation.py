@@ -27,7 +27,7 @@ class ConversationPolicy:
     `lanes`: so many conversations, a number of the run, so that answers do not depend on the hardware;
     row by row they take turns. `keep_messages`: keep just so many of the last messages (whole exchanges)
     instead of going down to `low`. `limit`: the limit in tokens, where it is to be smaller than num_ctx
-    allows. Raises ConfigError.
+    allows; a row that is longer by itself fails. Raises ConfigError.
     """
 
     high: float = 0.875

@@ -224,6 +224,23 @@ def test_a_row_that_does_not_fit_alone_fails_and_its_lane_goes_on(
     assert "r3" in [own_name([each]) for each in prompts.of("r5") if each["role"] == "user"]
 
 
+def test_no_prompt_is_longer_than_the_limit_of_the_policy(
+    fake: FakeOllama, prompts: Prompts, tmp_path: Path
+) -> None:
+    rows = [row(name, words=20) for name in NAMES]
+    rows[4] = row("r4", words=80)
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    report = talker(fake, lanes=1, limit=70).run(source)
+    (failed,) = (result for result in report.results() if not result.ok)
+    assert failed.custom_id == "r4"
+    assert failed.error is not None
+    assert failed.error.code == "context_length_exceeded"
+    assert "70 (the limit of the ConversationPolicy)" in failed.error.message
+    assert fake.ledger.count("r4") == 0
+    sent = [prompts.of(name) for name in NAMES if name != "r4"]
+    assert 40 < max(sum(len(each["content"].split()) for each in prompt) for prompt in sent) <= 70
+
+
 def test_a_conversation_that_the_server_cuts_in_silence_is_no_answer(
     fake_ollama_factory: Factory, tmp_path: Path
 ) -> None:
@@ -269,7 +286,7 @@ def test_what_is_too_long_for_the_engine_moves_the_marks_and_is_known_to_the_nex
     learned = [event for event in events.of(Decision) if event.kind == "limit_learned"]
     assert 1 <= len(learned) <= 8
     (told,) = (event for event in events.of(Noticed) if event.kind == "limit_learned")
-    assert 0.9 * hidden <= told.data["ceiling"] <= hidden
+    assert 0.9 * hidden <= told.data["ceiling"] <= 1.05 * hidden  # it may lie in what is not tried yet
     assert told.message in report.notes
     events.seen.clear()
     asked = fake.ledger.count()

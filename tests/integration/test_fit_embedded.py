@@ -13,6 +13,7 @@ import pytest
 from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.testing._toy_words import WORDS
 from ollama_batch.tokens import EstimateCounter
+from ollama_batch.trim import HybridTrim
 from ollama_batch.types import EngineInfo
 from runner_support import line, runner_on
 
@@ -25,8 +26,15 @@ class Silent:
         return dataclasses.replace(told, tokenizes=False)
 
 
+OLDER = [{"role": "user", "content": "and before " * 300}, {"role": "assistant", "content": "yes " * 90}]
+
+
+@pytest.mark.parametrize("trim", [None, HybridTrim()], ids=["whole", "trimmed"])
 @pytest.mark.parametrize("counts", [False, True], ids=["silent", "counting"])
-def test_rows_that_crowd_the_limit_of_llama_cpp_never_overflow(tmp_path: Path, counts: bool) -> None:
+def test_rows_that_crowd_the_limit_of_llama_cpp_never_overflow(
+    tmp_path: Path, counts: bool, trim: HybridTrim | None
+) -> None:
+    """Of a row that is to be trimmed only the last message can stay: that is what crowds the limit."""
     pytest.importorskip("xllamacpp", reason="needs ollama-batch[embedded]")
     from ollama_batch.engines.embedded import EmbeddedEngine
 
@@ -50,7 +58,8 @@ def test_rows_that_crowd_the_limit_of_llama_cpp_never_overflow(tmp_path: Path, c
                 if length >= goal:
                     break
             lengths[f"r{n}"] = length
-            rows.append({**line(f"r{n}"), "body": {"messages": messages, "max_tokens": 4}})
+            older = [] if trim is None else OLDER
+            rows.append({**line(f"r{n}"), "body": {"messages": [*older, *messages], "max_tokens": 4}})
         return rows, lengths
 
     try:
@@ -62,21 +71,23 @@ def test_rows_that_crowd_the_limit_of_llama_cpp_never_overflow(tmp_path: Path, c
             on_length="keep",
             counter=EstimateCounter(),
             state_dir=tmp_path / "state",
+            trim=trim,
         )
         report = runner.run(rows, output=tmp_path / "out.jsonl")
     finally:
         asyncio.run(engine.aclose())
     fitting = {name for name, length in lengths.items() if length <= room}
     assert 60 < len(fitting) < 110
+    answered = {result.custom_id for result in report.results() if result.ok}
     refused = [result for result in report.results() if not result.ok]
     assert {result.error.code for result in refused if result.error is not None} == {
         "context_length_exceeded"
     }
     assert sum(result.attempts for result in refused) == 0  # nobody but us has refused anything
-    assert fitting.isdisjoint(set(lengths) - fitting)
-    assert {result.custom_id for result in report.results() if result.ok} <= fitting
-    needless = {result.custom_id for result in refused} & fitting
-    assert needless == set()  # those in doubt were counted by the engine: by /tokenize, or by evaluating them
+    assert answered <= fitting
+    # Those in doubt were counted by the engine, by /tokenize or by evaluating them.
+    assert {result.custom_id for result in refused} & fitting == set()
+    assert all((result.trim is not None) == (trim is not None) for result in report.results() if result.ok)
 
 
 @pytest.mark.parametrize("lanes", [1, 4, 24])

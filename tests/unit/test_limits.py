@@ -60,12 +60,21 @@ def test_it_never_lies_at_or_above_what_failed(seen: list[tuple[bool, int]]) -> 
             assert min(known["worked"], 1) <= limit.ceiling < max(2, known["failed"])
 
 
-def test_a_failure_is_over_once_as_long_a_prompt_works() -> None:
+def test_a_failure_is_over_once_a_clearly_longer_prompt_works() -> None:
     limit = LearnedLimit(KEY, folder=None)
     limit.failed(5000)
     assert limit.ceiling == 2500
-    limit.worked(5000)
+    limit.worked(5251)
     assert limit.ceiling is None
+
+
+def test_a_prompt_that_works_a_little_above_a_failure_says_that_the_failure_was_longer() -> None:
+    limit = LearnedLimit(KEY, folder=None)
+    limit.failed(5000)
+    limit.worked(5200)
+    assert limit.ceiling == 5200
+    limit.worked(5300)
+    assert limit.ceiling == 5300
 
 
 def test_without_news_what_worked_is_the_limit() -> None:
