@@ -101,7 +101,7 @@ class Fitter:
         if smaller < 1:
             return None
         try:
-            trimmed = await self._trimmed(prompt, self._strategy, smaller, counter)
+            trimmed = await self._trimmed(prompt, self._strategy, smaller, counter, refused=True)
         except ContextTooLargeError:
             return None
         trimmed.shortened = prompt.shortened + 1
@@ -119,7 +119,13 @@ class Fitter:
         await self._gauge.save()
 
     async def _trimmed(
-        self, prompt: Prompt, strategy: TrimStrategy, limit: int, counter: BoundCounter
+        self,
+        prompt: Prompt,
+        strategy: TrimStrategy,
+        limit: int,
+        counter: BoundCounter,
+        *,
+        refused: bool = False,
     ) -> Prompt:
         large = byte_bound(prompt.request.messages) > LARGE_BYTES
         trim = partial(strategy.trim, prompt.request.messages, counter=counter)
@@ -132,7 +138,7 @@ class Fitter:
             try:
                 result = await to(limit)
             except ContextTooLargeError as error:
-                if error.tokens is None or error.tokens <= limit:
+                if refused or error.tokens is None or error.tokens <= limit:
                     raise
                 # What has to stay is too long by our count, which errs on the safe side: ask the engine.
                 result = await to(error.tokens)

@@ -13,6 +13,7 @@ from ollama_batch._gauge import StateDir
 from ollama_batch._outputs import PathLike
 from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.errors import ConfigError
+from ollama_batch.memory import Guard
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.tokens import TokenCounter
 from ollama_batch.trim import HybridTrim, TrimStrategy
@@ -88,6 +89,7 @@ class RunnerOptions:
     trim: TrimStrategy | None = None
     counter: TokenCounter | None = None
     state_dir: StateDir = "auto"
+    guards: tuple[Guard, ...] | None = None
 
     def __post_init__(self) -> None:
         for model in (self.model, *self.allow_models):
@@ -190,6 +192,19 @@ def check_parts(engine: object, retry: object, hooks: Sequence[object]) -> None:
     for hook in hooks:
         if isinstance(hook, type) or not callable(getattr(hook, "on_event", None)):
             raise ConfigError(f"hooks: {hook!r} has no on_event(event)")
+
+
+def checked_guards(guards: object) -> tuple[Guard, ...] | None:
+    """`guards` as a tuple; None for the usual ones. Raises ConfigError for what is no guard."""
+    if guards is None:
+        return None
+    if not isinstance(guards, Collection) or isinstance(guards, str):
+        _refuse("guards", guards, "guards in a list, as in [VramGuard()]; () for none")
+    found: list[Guard] = list(guards)  # type: ignore[call-overload]  # checked above
+    for guard in found:
+        if isinstance(guard, type) or not callable(getattr(guard, "decide", None)):
+            raise ConfigError(f"guards: {guard!r} has no decide(sample)")
+    return tuple(found)
 
 
 def checked_defaults(defaults: object) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ollama_batch._failures import FailureWatch
 from ollama_batch._feed import Feed
 from ollama_batch._fitting import Composer, Fitter
 from ollama_batch._gauge import PromptGauge
+from ollama_batch._guarding import Guarding, guarded, usual_guards
 from ollama_batch._job import Job
 from ollama_batch._lanes import Lanes
 from ollama_batch._limits import LearnedLimit
@@ -101,8 +102,23 @@ async def send_rows(
         failures=failures,
         total=total,
     )
+    guards = usual_guards() if options.guards is None else options.guards
+    guarding = Guarding(
+        guards,
+        usual=options.guards is None,
+        throttle=None,
+        gate=run._gate,
+        stop=run._stop,
+        trim=None if run._lanes is None else run._lanes.trim_all,
+        emit=run._emit,
+        decide=decide,
+        patience_s=settings.patience_s,
+    )
     try:
-        async with watched(pool, engine=job.engine, gate=run._gate, emit=run._emit):
+        async with (
+            watched(pool, engine=job.engine, gate=run._gate, emit=run._emit),
+            guarded(guarding if guards else None, engine=job.engine, model=model),
+        ):
             await pool.run()
     finally:
         await composer.close()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ollama_batch._text import count, duration, plain, rate, share
+from ollama_batch.memory.amounts import show
 from ollama_batch.savings import HEADS_KEPT, HeadUsage
 
 if TYPE_CHECKING:
@@ -118,6 +119,15 @@ def _what(report: BatchReport[Any]) -> list[Line]:
     elif m.paused_s:
         spent += f", {duration(m.paused_s)} of it paused"
     lines.append(("time", spent))
+    if m.vram_peak_bytes is not None and m.vram_total_bytes is not None:
+        busy = ""
+        if m.gpu_share_mean is not None and m.gpu_share_p5 is not None:
+            busy = (
+                f"; GPU busy {share(m.gpu_share_mean)} of the time, {share(m.gpu_share_p5)} in its worst 5 %"
+            )
+        lines.append(
+            ("memory", f"at most {show(m.vram_peak_bytes)} of {show(m.vram_total_bytes)} VRAM{busy}")
+        )
     return lines
 
 

@@ -39,6 +39,7 @@
         ├── TooManyFailuresError
         ├── DeadlineReachedError
         ├── EngineDownError             the engine did not come back in time
+        ├── MemoryShortError            a guard kept the run from sending for too long
         └── RunCancelledError           stopped by SIGTERM, SIGHUP or `.cancel()`
 
 `RunInterrupted` is Ctrl-C: a `KeyboardInterrupt`, so that `except Exception` does not swallow it.
@@ -375,6 +376,10 @@ class DeadlineReachedError(RunStoppedError):
 
 class EngineDownError(RunStoppedError):
     """Raised when the engine is gone, or did not come back in time."""
+
+
+class MemoryShortError(RunStoppedError):
+    """Raised when a guard has kept the run from sending for too long, as memory was short."""
 
 
 class RunCancelledError(RunStoppedError):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+from ollama_batch.memory.sample import MemorySample
 from ollama_batch.types import BatchResult, EngineInfo, Timings
 
 
@@ -110,6 +111,13 @@ class RunEnding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryMeasured:
+    """Memory was read, about once a second while the run sends, if it has guards."""
+
+    sample: MemorySample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """The run changed a setting by itself; also in the journal."""
 
@@ -146,6 +154,7 @@ Event: TypeAlias = (
     | RunResumed
     | RunStalled
     | RunEnding
+    | MemoryMeasured
     | Decision
     | Noticed
     | RunFinished

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ollama_batch._histogram import LogHistogram
+from ollama_batch._memory_tally import MEASURED, MemoryTally
 from ollama_batch._minute import WINDOW_S, Minute
 from ollama_batch._text import jsonable
 from ollama_batch._usage import UsageTally
 from ollama_batch.events import (
     Decision,
     Event,
+    MemoryMeasured,
     RowFinished,
     RowSent,
     RowsFound,
@@ -30,8 +32,6 @@ from ollama_batch.savings import HeadUsage
 
 # Fewer rows than this in the last minute say less about the time left than the whole run does.
 _ENOUGH_ROWS = 20
-
-_MEMORY = ("vram_used_bytes", "vram_total_bytes", "ram_used_bytes", "gpu_share")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,11 @@ class BatchMetrics:
     the last 60 seconds, or the run if it is younger. `tokens_per_s` counts prompt and answer,
     `completion_tokens_per_s` the answers. `eta_s` is None while paused and with nothing to go by.
 
-    Memory and GPU fields are None until something measures them; `unmeasured` maps each to the reason.
+    Memory, in bytes: in use now, of the GPUs that hold the model (`vram_used_bytes` of `vram_total_bytes`; of
+    an engine on another machine what that reports) and of this machine, and the most so far; `gpu_share` (0
+    to 1) is how busy the busiest of those GPUs was in the last second, with its mean and the share that 5 %
+    of the seconds did not exceed. Unknown is None, and `unmeasured` maps the field to the reason. Measured
+    while the run sends, if it has guards.
     """
 
     model: str | None = None
@@ -132,7 +136,11 @@ class BatchMetrics:
     vram_total_bytes: int | None = None
     ram_used_bytes: int | None = None
     gpu_share: float | None = None
-    unmeasured: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(_MEMORY, "not measured"))
+    vram_peak_bytes: int | None = None
+    ram_peak_bytes: int | None = None
+    gpu_share_mean: float | None = None
+    gpu_share_p5: float | None = None
+    unmeasured: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(MEASURED, "not measured"))
 
     @property
     def total_tokens(self) -> int:
@@ -173,6 +181,7 @@ class MetricsHook:
         self._sent = self._retried = self._in_flight = 0
         self._errors: dict[str, int] = {}
         self._usage = UsageTally()
+        self._memory = MemoryTally()
         self._context_limit: int | None = None
         self._trims = self._trim_saved = 0
         self._latency = LogHistogram()
@@ -201,6 +210,8 @@ class MetricsHook:
             elif isinstance(event, RowsFound):
                 self._found = event.total
                 self._total = event.total if event.complete else None
+            elif isinstance(event, MemoryMeasured):
+                self._memory.add(event.sample)
             elif isinstance(event, RunPaused):
                 if self._pause is None:
                     self._pause_start = self._clock()
@@ -298,6 +309,7 @@ class MetricsHook:
                 in_flight=self._in_flight,
                 errors=dict(self._errors),
                 **usage.fields(),
+                **self._memory.fields(),
                 context_limit=self._context_limit,
                 trims=self._trims,
                 trim_saved_tokens=self._trim_saved,

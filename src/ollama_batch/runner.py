@@ -26,6 +26,7 @@ from ollama_batch._options import (
     RunOptions,
     check_parts,
     checked_defaults,
+    checked_guards,
     checked_models,
 )
 from ollama_batch._outputs import plan_places
@@ -42,6 +43,7 @@ from ollama_batch.engines.ollama import OllamaEngine
 from ollama_batch.errors import ConfigError, JournalMismatchError
 from ollama_batch.events import Hook
 from ollama_batch.journal import RunJournal
+from ollama_batch.memory import Guard
 from ollama_batch.metrics import MetricsHook
 from ollama_batch.progress import make_progress
 from ollama_batch.report import BatchReport
@@ -76,6 +78,8 @@ class BatchRunner:
     `concurrency`: requests out at a time; "auto" is one more than the engine's slots where it tells
     them (as many, with several groups), 4 for Ollama, 16 for other servers. Runs on one address share
     the larger of their limits.
+    `guards`: what watches memory and slows the run down, or pauses it (None: VramGuard() and RamGuard(), who
+    do nothing about memory that was in use before the first request; () for none).
     `timeout`: seconds for one attempt, from sending to the complete answer, the wait in the server's own
     queue included. `load_timeout`: seconds for loading the model. `recover_timeout`: seconds the run
     waits for an engine that is down or silent, or for disk room, before it stops.
@@ -110,6 +114,7 @@ class BatchRunner:
         row_models: Literal["check", "ignore"] = "check",
         order: Literal["prefix", "input"] = "prefix",
         concurrency: int | Literal["auto"] = "auto",
+        guards: Collection[Guard] | None = None,
         timeout: float = 600.0,
         load_timeout: float = 1800.0,
         recover_timeout: float = 900.0,
@@ -131,6 +136,7 @@ class BatchRunner:
             trim=trim,
             counter=counter,
             state_dir=state_dir,
+            guards=checked_guards(guards),
             allow_models=checked_models(allow_models),
             row_models=row_models,
             order=order,

@@ -211,6 +211,7 @@ def test_every_setting_that_changes_answers_is_in_the_identity() -> None:
         "unload_after",
         "counter",
         "state_dir",
+        "guards",
     }
     # num_ctx is pinned once it is chosen; how tokens are counted changes which rows are sent, not answers.
     assert kept | free == {*RunnerOptions.__dataclass_fields__}

@@ -1,0 +1,199 @@
+"""Watches memory while a phase of a run sends, and carries out what the guards decide."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Final, Protocol
+
+from ollama_batch._gate import Gate
+from ollama_batch._stop import Stop
+from ollama_batch.engines.base import Engine, MemoryReporting
+from ollama_batch.errors import EngineError, MemoryShortError
+from ollama_batch.events import Event, MemoryMeasured
+from ollama_batch.memory import (
+    EngineView,
+    Guard,
+    GuardDecision,
+    MemorySample,
+    MemorySampler,
+    Probe,
+    RamGuard,
+    VramGuard,
+)
+from ollama_batch.types import LoadedModel
+
+log = logging.getLogger("ollama_batch.run")
+
+MEMORY: Final = "memory"
+
+GROWN_SHARE: Final = 0.01
+"""Use within this share of all memory of what the run began with is no use of the run's."""
+
+TAKEN: Final = frozenset({"stop_growth", "halve", "pause", "reload_smaller"})
+"""What is not done about memory that was in use before the first request."""
+
+
+class Throttle(Protocol):
+    """How many requests may be out, as far as a guard may change it."""
+
+    @property
+    def limit(self) -> int:
+        """The present limit."""
+        ...
+
+    def cap(self, most: int | None, reason: str) -> None:
+        """Let at most `most` be out; None takes that back."""
+        ...
+
+
+class Guarding:
+    """Shows each sample to the guards, and does what they say.
+
+    `usual` guards are those nobody asked for: memory that was in use when the run began, which the engine
+    reserves as it loads, is no reason for them to slow the run down. A pause of more than `patience_s`
+    seconds ends the run, resumably.
+    """
+
+    def __init__(
+        self,
+        guards: Sequence[Guard],
+        *,
+        usual: bool,
+        throttle: Throttle | None,
+        gate: Gate,
+        stop: Stop,
+        trim: Callable[[], None] | None,
+        emit: Callable[[Event], None],
+        decide: Callable[..., Awaitable[None]],
+        patience_s: float,
+    ) -> None:
+        self._guards = tuple(guards)
+        self._usual = usual
+        self._throttle = throttle
+        self._gate = gate
+        self._stop = stop
+        self._trim = trim
+        self._emit = emit
+        self._decide = decide
+        self._patience_s = patience_s
+        self._first: dict[int, int] = {}
+        self._pausing: dict[int, float] = {}
+        self._capped: set[int] = set()
+        self._blamed: set[int] = set()
+
+    async def judge(self, sample: MemorySample) -> None:
+        """Let every guard decide on `sample`, in their order, and carry that out."""
+        self._emit(MemoryMeasured(sample=sample))
+        for number, guard in enumerate(self._guards):
+            try:
+                decision = guard.decide(sample)
+            except Exception:  # a guard of somebody's own: the run goes on without it
+                if number not in self._blamed:
+                    self._blamed.add(number)
+                    log.exception("the guard %r failed; the run goes on", type(guard).__name__)
+                continue
+            await self._carry_out(number, decision, sample.at)
+
+    def end(self) -> None:
+        """Take back what the guards have done; the phase is over."""
+        self._pausing.clear()
+        self._capped.clear()
+        self._gate.release(MEMORY)
+        if self._throttle is not None:
+            self._throttle.cap(None, "the phase is over")
+
+    async def _carry_out(self, number: int, decision: GuardDecision, at: float) -> None:
+        taken = self._usual and self._was_in_use(number, decision)
+        actions = [each for each in decision.actions if not (taken and each in TAKEN)]
+        if actions or decision.effects:
+            data = {**decision.to_dict(), "actions": actions}
+            await self._decide("memory_guard", f"{decision}", **data)
+        for action in actions:
+            match action:
+                case "pause":
+                    self._pausing[number] = at
+                    self._gate.hold(MEMORY, f"{decision.guard}: {decision.reason}")
+                case "resume":
+                    self._pausing.pop(number, None)
+                    if not self._pausing:
+                        self._gate.release(MEMORY)
+                case "stop_growth" | "halve":
+                    self._cap(number, halve=action == "halve", reason=str(decision))
+                case "allow_growth":
+                    self._uncap(number, str(decision))
+                case "trim" if self._trim is not None:
+                    self._trim()
+        since = self._pausing.get(number)
+        if since is not None and at - since > self._patience_s:
+            why = decision.reason or f"unknown: {decision.unknown}"
+            self._stop.drain(
+                MemoryShortError(
+                    f"memory was short for {at - since:.0f} s ({decision.guard}: {why}); free some, then run "
+                    "again to go on"
+                )
+            )
+
+    def _was_in_use(self, number: int, decision: GuardDecision) -> bool:
+        """Whether no more is in use than was before the first request."""
+        if decision.used_bytes is None:
+            return False
+        first = self._first.setdefault(number, decision.used_bytes)
+        return decision.used_bytes <= first + GROWN_SHARE * (decision.total_bytes or first)
+
+    def _cap(self, number: int, *, halve: bool, reason: str) -> None:
+        if self._throttle is not None:
+            limit = self._throttle.limit
+            self._capped.add(number)
+            self._throttle.cap(max(1, limit // 2) if halve else limit, reason)
+
+    def _uncap(self, number: int, reason: str) -> None:
+        self._capped.discard(number)
+        if self._throttle is not None and not self._capped:
+            self._throttle.cap(None, reason)
+
+
+class _Silent:
+    """Stands for an engine that does not tell its memory, so that it is known where it is."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    async def loaded(self, model: str) -> LoadedModel | None:
+        raise EngineError(f"the engine at {self.address} does not tell what memory {model} takes")
+
+
+def usual_guards() -> tuple[Guard, ...]:
+    """The guards of a run that was not told which to have."""
+    return VramGuard(), RamGuard()
+
+
+@asynccontextmanager
+async def guarded(
+    guarding: Guarding | None, *, engine: Engine, model: str, probe: Probe | None = None
+) -> AsyncIterator[None]:
+    """Have `guarding` judge the memory of this machine and of the engine, about once a second, meanwhile."""
+    if guarding is None:
+        yield
+        return
+    view = EngineView(engine if isinstance(engine, MemoryReporting) else _Silent(engine.address), model)
+    sampler = MemorySampler(probe, engine=view)
+    task = asyncio.create_task(_watch(guarding, sampler))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.to_thread(sampler.stop)  # a driver may take its time
+        guarding.end()
+
+
+async def _watch(guarding: Guarding, sampler: MemorySampler) -> None:
+    try:
+        async with aclosing(sampler.watch()) as samples:
+            async for sample in samples:
+                await guarding.judge(sample)
+    except Exception:  # nobody waits for this task; a run without guards is better than none
+        log.exception("memory is not watched any more")

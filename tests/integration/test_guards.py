@@ -1,0 +1,122 @@
+"""Runs under guards: memory as a script has it, read by the probe of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from memory_support import GIB, device, host, sample
+from ollama_batch import BatchReport, RamGuard, VramGuard
+from ollama_batch.errors import ConfigError, MemoryShortError
+from ollama_batch.events import Decision, MemoryMeasured, RunPaused, RunResumed
+from ollama_batch.memory import MemorySample, sampler
+from ollama_batch.testing import CostModel, FakeOllama
+from runner_support import Events, rows_file, runner_on
+
+
+class Script:
+    """A probe that tells, one after another, the samples it was made of; the last for ever."""
+
+    def __init__(self, *samples: MemorySample) -> None:
+        self._samples = samples
+        self.read_so_far = 0
+
+    def read(self) -> MemorySample:
+        found = self._samples[min(self.read_so_far, len(self._samples) - 1)]
+        self.read_so_far += 1
+        return found
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Has runs read this probe, and twenty times a second."""
+
+    def read(probe: Any) -> None:
+        made = sampler.MemorySampler.__init__
+
+        def quick(self: Any, _: object = None, **options: Any) -> None:
+            made(self, probe, **{**options, "interval_s": 0.05})
+
+        monkeypatch.setattr(sampler.MemorySampler, "__init__", quick)
+
+    return read
+
+
+def vram(at: float, free_gib: float) -> MemorySample:
+    return sample(at, device(free_gib * GIB, 16 * GIB))
+
+
+def ram(at: float, free_gib: float) -> MemorySample:
+    return sample(at, host=host(free_gib * GIB, 16 * GIB))
+
+
+@pytest.mark.parametrize("kind", [vram, ram])
+def test_a_run_pauses_at_the_limit_goes_on_after_it_and_loses_no_row(
+    fake_ollama_factory: Any, memory: Any, tmp_path: Path, kind: Callable[[float, float], MemorySample]
+) -> None:
+    # The samples' own times: a level is left after ten seconds of theirs.
+    memory(Script(kind(0, 8), kind(1, 0.2), *(kind(2 + n, 8) for n in range(12))))
+    fake = fake_ollama_factory(speed=CostModel(latency_s=0.01))
+    events = Events()
+    runner = runner_on(fake, hooks=[events], guards=[VramGuard(), RamGuard()], concurrency=2)
+    run = runner.start(rows_file(tmp_path / "in.jsonl", 300), output=tmp_path / "out.jsonl")
+    report = run.wait()
+    assert (report.counts.ok, report.counts.failed) == (300, 0)
+    assert fake.ledger.count() == 300
+    paused, resumed = events.of(RunPaused), events.of(RunResumed)
+    assert [event.reason for event in (*paused, *resumed)] == ["memory", "memory"]
+    first, last = (events.seen.index(event) for event in (paused[0], resumed[0]))
+    quiet = [type(event).__name__ for event in events.seen[first:last]]
+    assert "RowSent" not in quiet
+    decided = [event for event in events.of(Decision) if event.kind == "memory_guard"]
+    assert "pause" in decided[0].data["actions"]
+    now = run.metrics
+    if kind is vram:
+        assert now.vram_total_bytes == 16 * GIB
+        assert now.vram_peak_bytes == round(15.8 * GIB)
+        assert (now.gpu_share, now.gpu_share_mean, now.gpu_share_p5) == (0.5, 0.5, 0.5)
+    else:
+        assert now.ram_peak_bytes == round(15.8 * GIB)
+        assert now.vram_total_bytes is None
+        assert now.unmeasured["vram_total_bytes"] == "no driver"
+
+
+def test_a_run_that_memory_keeps_from_sending_stops_and_goes_on_later(
+    fake_ollama: FakeOllama, memory: Any, tmp_path: Path
+) -> None:
+    memory(Script(*(vram(n, 0.2) for n in range(100))))
+    options: dict[str, Any] = {"concurrency": 2, "recover_timeout": 5.0}
+    source, output = rows_file(tmp_path / "in.jsonl", 2000), tmp_path / "out.jsonl"
+    with pytest.raises(MemoryShortError, match=r"vram: 15\.8 GiB of 16\.0 GiB in use") as caught:
+        runner_on(fake_ollama, guards=[VramGuard()], **options).run(source, output=output)
+    report: BatchReport[Any] = caught.value.report
+    assert report.counts.ok < 2000
+    assert report.counts.failed == 0
+    assert runner_on(fake_ollama, guards=(), **options).run(source, output=output).counts.ok == 2000
+    assert fake_ollama.ledger.count() == 2000
+
+
+def test_memory_of_this_machine_is_in_the_metrics_of_every_run_unless_it_has_no_guards(
+    fake_ollama_factory: Any, tmp_path: Path
+) -> None:
+    fake = fake_ollama_factory(speed=CostModel(latency_s=0.2))
+    source = rows_file(tmp_path / "in.jsonl", 4)
+    run = runner_on(fake).start(source)
+    run.wait()
+    assert run.metrics.ram_used_bytes is not None
+    assert 0 < run.metrics.ram_used_bytes < psutil.virtual_memory().total
+    events = Events()
+    run = runner_on(fake, guards=(), hooks=[events]).start(source)
+    run.wait()
+    assert events.of(MemoryMeasured) == []
+    assert run.metrics.unmeasured["ram_used_bytes"] == "not measured"
+
+
+@pytest.mark.parametrize("wrong", [[object()], [VramGuard], "ram", 5])
+def test_what_is_no_guard_is_refused_by_name(fake_ollama: FakeOllama, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="guards"):
+        runner_on(fake_ollama, guards=wrong)
