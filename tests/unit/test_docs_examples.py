@@ -70,9 +70,20 @@ def server(
     return fake
 
 
-def run_python(page: Path, step: Step, scope: dict[str, Any], factory: Callable[..., FakeOllama]) -> None:
+def run_python(
+    page: Path,
+    step: Step,
+    scope: dict[str, Any],
+    factory: Callable[..., FakeOllama],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Run a block and the tests it defines; what a comment says that a print gives, from a figure on, is so."""
     known = set(scope)
+    capsys.readouterr()
     exec(compile("\n" * step.line + step.text, name_of(page), "exec", dont_inherit=True), scope)
+    printed = capsys.readouterr().out
+    for told in re.findall(r"^ *print\(.*\)  # (\d.*)$", step.text, re.MULTILINE):
+        assert told in printed.splitlines(), f"{name_of(page)}:{step.line}"
     for name in scope.keys() - known:
         if name.startswith("test_") and inspect.isfunction(scope[name]):
             scope[name](factory)
@@ -109,7 +120,7 @@ def test_the_examples_of_a_page_run_in_order(
         if missing is not None:
             pytest.skip(f"{name_of(page)}:{step.line} and what follows need {missing}")
         if step.kind == "python":
-            run_python(page, step, scope, fake_ollama_factory)
+            run_python(page, step, scope, fake_ollama_factory, capsys)
         elif step.kind == "json":
             Path("requests.jsonl").write_text(step.text, encoding="utf-8")
         else:
