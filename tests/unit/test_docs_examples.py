@@ -77,7 +77,7 @@ def run_python(
     factory: Callable[..., FakeOllama],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Run a block and the tests it defines; what a comment says that a print gives, from a figure on, is so."""
+    """Run a block and the tests it defines; what a comment behind a print says in figures is printed."""
     known = set(scope)
     capsys.readouterr()
     exec(compile("\n" * step.line + step.text, name_of(page), "exec", dont_inherit=True), scope)
