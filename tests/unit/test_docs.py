@@ -179,6 +179,16 @@ def test_every_command_in_a_document_can_be_given(file: str, line: str) -> None:
         assert (REPOSITORY / words[1]).is_file()
 
 
+def test_every_option_of_the_command_line_stands_in_a_document() -> None:
+    names = ("run", "status", "watch", "export", "verify", "demo")
+    commands = make_parser(dict.fromkeys(names, lambda _: 0))._subparsers._group_actions[0].choices  # type: ignore[union-attr]  # argparse has no other way
+    text = "".join(file.read_text(encoding="utf-8") for file in DOCUMENTS)
+    for command in commands.values():
+        for action in command._actions:
+            said = [o for o in action.option_strings if re.search(rf"(?<![\w-]){o}(?![\w-])", text)]
+            assert said or not action.option_strings or action.dest == "help", action.option_strings
+
+
 def test_the_documents_show_commands() -> None:
     assert len({line for _, line in shell_lines() if line.startswith("ollama-batch")}) >= 5
 
