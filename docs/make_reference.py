@@ -19,7 +19,7 @@ from ollama_batch.metrics import BatchMetrics
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.runner import BatchRunner
 from ollama_batch.savings import HeadUsage
-from ollama_batch.testing import FAULT_KINDS
+from ollama_batch.testing import FAULT_KINDS, CostModel, FakeModel, FakeReply
 from ollama_batch.trim import TrimResult
 
 REFERENCE = Path(__file__).with_name("reference.md")
@@ -159,6 +159,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "events": told,
     "trim": classes(TrimResult),
     "memory": memory,
+    "fakes": classes(FakeModel, CostModel, FakeReply, level=4),
     "faults": faults,
     "columns": columns,
 }

@@ -63,8 +63,8 @@ class BatchRunner:
     `engine`: what answers, by default Ollama. `base_url`: where that is (else OLLAMA_HOST).
     `defaults`: OpenAI body fields for rows that do not set them, such as `{"temperature": 0}`.
     `num_ctx`: context length in tokens, the same for every request; "auto" takes the smallest of 4,096,
-    8,192, 16,384 ... that holds all rows of a file but one in a thousand (of a stream: its first rows, and
-    then one size more). For servers that set it themselves and do not tell, say it here.
+    8,192, 16,384 ... that holds all rows but one in a thousand (of a stream its first rows, and unless these
+    are all, one size more). For servers that set it themselves and do not tell, say it here.
     `max_tokens`: answer limit, in tokens, of rows without one of their own.
     `think`: whether, and how hard, reasoning models think.
     `mode`: "independent", every request on its own; or "conversation", requests share a few growing

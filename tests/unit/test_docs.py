@@ -19,11 +19,11 @@ import ollama_batch
 import ollama_batch.memory
 import ollama_batch.tokens
 import ollama_batch.trim
-from ollama_batch import errors
+from ollama_batch import BatchRunner, Run, errors
 from ollama_batch._arguments import make_parser
 from ollama_batch._options import RunArguments
 from ollama_batch.cli import exit_code
-from ollama_batch.testing import FakeModel, FakeOllama
+from ollama_batch.testing import FakeModel, FakeOllama, Fault
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -113,8 +113,8 @@ def test_the_first_example_runs_as_it_stands(
 def test_the_quickstarts_requests_from_python_run(
     here: FakeOllama, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exec(example("docs/quickstart.md", 1), {"people": {"ann": "Ann ...", "bob": "Bob ..."}})
-    assert here.ledger.counts() == {"Ann ...": 1, "Bob ...": 1}
+    exec(example("docs/quickstart.md", 1), {})
+    assert here.ledger.counts() == {"Ann has built compilers for ...": 1, "Bob sells ...": 1}
     assert capsys.readouterr().out.startswith("ann ")
 
 
@@ -126,7 +126,7 @@ def test_the_quickstarts_test_of_ones_own_code_passes() -> None:
     ("number", "asked", "printed"),
     [
         (2, 1, ""),
-        (3, 1, "0 []"),
+        (3, 1, "1 ['invalid_request']"),
         (4, 1, ""),
         (5, 3, ""),
         (6, 2, ""),
@@ -146,7 +146,7 @@ def test_an_example_of_the_quickstart_runs(
     assert here.ledger.count() == asked
     assert printed in capsys.readouterr().out
     if "report" in scope:
-        assert scope["report"].ok
+        assert scope["report"].ok == (number != 3)
     if number == 6:
         assert scope["people"]["answer"].notna().all()
 
@@ -158,10 +158,10 @@ def test_the_quickstarts_pytest_example_passes(fake_ollama_factory: Callable[...
 
 
 def test_the_page_on_damage_reads_a_journal(here: FakeOllama) -> None:
-    exec(example("README.md", 0), {})
     scope: dict[str, Any] = {}
     exec(example("docs/on-disk.md", 0), scope)
-    assert len(scope["intact"]) == 1
+    assert here.ledger.counts() == {"Hello": 1}
+    assert [json.loads(line)["custom_id"] for line in scope["intact"]] == ["0"]
 
 
 @pytest.mark.parametrize(("file", "line"), sorted(set(shell_lines())), ids=lambda value: value)
@@ -179,6 +179,16 @@ def test_every_command_in_a_document_can_be_given(file: str, line: str) -> None:
         assert (REPOSITORY / words[1]).is_file()
 
 
+def test_every_option_of_the_command_line_stands_in_a_document() -> None:
+    names = ("run", "status", "watch", "export", "verify", "demo")
+    commands = make_parser(dict.fromkeys(names, lambda _: 0))._subparsers._group_actions[0].choices  # type: ignore[union-attr]  # argparse has no other way
+    text = "".join(file.read_text(encoding="utf-8") for file in DOCUMENTS)
+    for command in commands.values():
+        for action in command._actions:
+            said = [o for o in action.option_strings if re.search(rf"(?<![\w-]){o}(?![\w-])", text)]
+            assert said or not action.option_strings or action.dest == "help", action.option_strings
+
+
 def test_the_documents_show_commands() -> None:
     assert len({line for _, line in shell_lines() if line.startswith("ollama-batch")}) >= 5
 
@@ -188,6 +198,19 @@ def test_every_link_of_a_document_leads_somewhere(file: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", file.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (file.parent / target).exists(), target
+
+
+def anchors_of(file: Path) -> set[str]:
+    """What a heading is called in links, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=name_of)
+def test_every_link_to_a_heading_leads_to_one(file: Path) -> None:
+    for target, heading in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", file.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert heading in anchors_of(file.parent / target if target else file), f"{target}#{heading}"
 
 
 def test_every_document_can_be_found_from_the_index() -> None:
@@ -279,6 +302,80 @@ def test_the_reference_has_every_name_of_tokens_trim_and_memory() -> None:
         names = getattr(package, "__all__", None) or [n for n in vars(package) if n[0].isupper()]
         for name in names:
             assert f"`{name}`" in reference() or f"# {name}" in reference(), name
+
+
+def test_the_reference_has_every_way_to_run_and_to_steer_a_run() -> None:
+    for thing in (BatchRunner, Run):
+        row = re.search(rf"^\| `{thing.__name__}` \| (.*) \|$", reference(), re.MULTILINE)
+        assert row is not None
+        public = {
+            name
+            for name, value in vars(thing).items()
+            if name[0] != "_" and (callable(value) or isinstance(value, property))
+        }
+        assert public <= set(re.findall(r"`(\w+)`", row[1])), thing.__name__
+
+
+@pytest.mark.parametrize("thing", [FakeOllama, Fault], ids=lambda thing: thing.__name__)
+def test_the_reference_has_every_argument_of_a_fake_and_of_a_fault(thing: type[object]) -> None:
+    told: dict[str, str] = {}
+    for names, default in re.findall(r"^\| (`.*?`) \| (.*?) \| .*\|$", section(thing.__name__), re.MULTILINE):
+        told.update(dict.fromkeys(re.findall(r"`(\w+)`", names), default.strip("`")))
+    real = inspect.signature(thing).parameters
+    assert told.keys() == real.keys()
+    for name, default in told.items():
+        simple = real[name].default is None or isinstance(real[name].default, int | float | str)
+        if name not in ("status", "text", "body", "headers") and simple:
+            assert default == repr(real[name].default), name
+
+
+def test_the_page_on_trimming_has_every_key_of_a_result() -> None:
+    text = (REPOSITORY / "docs" / "trim.md").read_text(encoding="utf-8")
+    told = re.findall(
+        r"`(\w+)`",
+        " ".join(re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", text.split("## In a result")[1], re.MULTILINE)),
+    )
+    messages = [{"role": "user", "content": "a"}]
+    counter = ollama_batch.tokens.EstimateCounter()
+    figures = ollama_batch.trim.HybridTrim().trim(messages, budget=100, counter=counter).to_dict()
+    assert told == [*figures, "why"]
+
+
+def test_the_page_on_context_has_every_reason_of_a_cut_and_the_marks_that_the_policy_makes() -> None:
+    text = (REPOSITORY / "docs" / "context.md").read_text(encoding="utf-8")
+    cuts = text.split("## When a conversation is cut")[1].split("## What each costs")[0]
+    lanes = (Path(ollama_batch.__file__).parent / "_lanes.py").read_text(encoding="utf-8")
+    reasons = re.findall(r"^\| `(\w+)` \|", cuts, re.MULTILINE)
+    assert reasons == ["high", "every", "asked", "refused", "head"]
+    assert all(f'"{reason}"' in lanes for reason in reasons)
+    limit, high, low, asked = (int(number.replace(",", "")) for number in re.findall(r"\d+,\d{3}", cuts)[1:5])
+    assert ollama_batch.ConversationPolicy().marks(limit) == (high, low)
+    assert (limit, asked) == (32_768 - 768, high // 4)
+
+
+def test_what_a_conversation_costs_is_what_the_formula_of_its_page_gives() -> None:
+    text = (REPOSITORY / "docs" / "context.md").read_text(encoding="utf-8")
+    head, request, answer, high = 2_400, 600, 300, 28_000
+    exchange = request + answer
+    told = {
+        int(kept.replace(",", "")): int(cost.replace(",", ""))
+        for cost, kept in re.findall(r"\| ([\d,]+) for K = ([\d,]+),", text)
+    }
+    original = re.search(r"`ConversationPolicy.original\(\)` \|.*\| ([\d,]+) \|", text)
+    assert original is not None
+    told[head + 20 * exchange] = int(original[1].replace(",", ""))
+    assert len(told) == 3
+    for kept, cost in told.items():
+        assert cost == round(request + (kept - head) * exchange / (high - kept))
+        # Exchange by exchange: less, by what whole exchanges leave of K.
+        exchanges, evaluated = 0, 0
+        for _ in range(20_000):
+            evaluated += request
+            if head + exchanges * exchange + request > high:
+                exchanges = (kept - head) // exchange
+                evaluated += exchanges * exchange
+            exchanges += 1
+        assert cost == pytest.approx(evaluated / 20_000, rel=0.1), kept
 
 
 def test_the_reference_has_the_exit_codes() -> None:
