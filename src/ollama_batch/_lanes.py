@@ -197,7 +197,8 @@ class Lanes:
         left, lane.left = lane.left, set()
         await self._room.keep(partial(self._journal.turns.begin, row.index, decision, own, forget=left))
         messages = [*head, *(each.message for each in said), *own]
-        counter = await self._counter(lane, head)
+        # A conversation that begins anew is another prompt than the one the engine has counted.
+        counter = await self._counter(lane if said else Lane(lane.number), head)
         if decision is None:
             tokens = expected_tokens(lane, head, own, counter)
         else:

@@ -127,6 +127,16 @@ def test_rows_of_one_head_share_conversations_and_heads_do_not(
         assert users == [f"r{k}" for k in range(n % 4, n + 1, 4)]
 
 
+def test_a_short_head_after_a_long_one_is_not_taken_for_a_cut_prompt(
+    fake_ollama_factory: Factory, tmp_path: Path
+) -> None:
+    fake = fake_ollama_factory(tokenizer="words")
+    rows = [row(f"r{n}", words=1, head="A" if n < 6 else "B") for n in range(12)]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    report = talker(fake, lanes=2, counter=None, state_dir=None).run(source)
+    assert [result.error for result in report.results() if result.error is not None] == []
+
+
 def test_a_lane_is_cut_beyond_the_high_mark_and_down_to_the_low_one(
     fake: FakeOllama, prompts: Prompts, tmp_path: Path
 ) -> None:
