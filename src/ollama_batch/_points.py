@@ -44,6 +44,7 @@ POINTS: tuple[str, ...] = (
     "export.before_flush",
     "close.begin",
     "aside.before_rename",
+    "aside.before_return",
     "upgrade.before_commit",
     "upgrade.after_commit",
     "turns.before_assign",

@@ -261,7 +261,7 @@ class MetricsHook:
             self._latency.add(result.latency_s)
         if result.trim:
             self._trims += 1
-            self._trim_saved += _saved(result.trim)
+            self._trim_saved += saved_tokens(result.trim) or 0
         self._minute.add(now - self._start, prompt, completion)
 
     def snapshot(self) -> BatchMetrics:
@@ -356,10 +356,10 @@ def _over(amount: float, of: float) -> float | None:
     return amount / of if of > 0 else None
 
 
-def _saved(trim: Mapping[str, Any]) -> int:
-    """Tokens a trim saved: `tokens_saved`, or `tokens_before` less `tokens_after`; 0 if it does not tell."""
+def saved_tokens(trim: Mapping[str, Any]) -> int | None:
+    """Tokens a trim saved: `tokens_saved`, or `tokens_before` less `tokens_after`; None if it does not tell."""
     saved = trim.get("tokens_saved")
     if isinstance(saved, int):
         return saved
     before, after = trim.get("tokens_before"), trim.get("tokens_after")
-    return before - after if isinstance(before, int) and isinstance(after, int) else 0
+    return before - after if isinstance(before, int) and isinstance(after, int) else None

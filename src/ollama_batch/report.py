@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from ollama_batch._summary import summary_html, summary_text
 from ollama_batch._text import jsonable
 from ollama_batch.errors import JournalError, MissingExtraError
-from ollama_batch.metrics import BatchMetrics
+from ollama_batch.metrics import BatchMetrics, saved_tokens
 from ollama_batch.types import BatchResult, EngineInfo, ParsedT
 
 if TYPE_CHECKING:
@@ -133,8 +133,9 @@ class BatchReport(Generic[ParsedT]):
         """The results as a DataFrame, one row each in input order; holds all of them in memory.
 
         Columns: custom_id, ok, output, parsed, reasoning, finish_reason, error_code, error_message,
-        attempts, latency_s, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, metadata.
-        Token counts are nullable integers: not reported is `<NA>`, not 0. Raises MissingExtraError without
+        attempts, latency_s, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, lane,
+        trim_why, trimmed_tokens, metadata. `trimmed_tokens` were left out of the prompt before it was sent.
+        Lanes and token counts are nullable integers: not reported is `<NA>`, not 0. Raises MissingExtraError without
         pandas, and JournalError as `results()` does.
         """
         try:
@@ -149,7 +150,7 @@ class BatchReport(Generic[ParsedT]):
             for name, value in zip(_COLUMNS, _cells(result), strict=True):
                 columns[name].append(value)
         frame = pd.DataFrame(columns)
-        types = {name: "Int64" for name in _COLUMNS if name.endswith("_tokens")}
+        types = {name: "Int64" for name in _COLUMNS if name.endswith("_tokens") or name == "lane"}
         return frame.astype({**types, "ok": "bool", "attempts": "int64", "latency_s": "float64"})
 
     def __str__(self) -> str:
@@ -184,6 +185,9 @@ _COLUMNS = (
     "completion_tokens",
     "cached_tokens",
     "reasoning_tokens",
+    "lane",
+    "trim_why",
+    "trimmed_tokens",
     "metadata",
 )
 
@@ -205,5 +209,8 @@ def _cells(result: BatchResult[Any]) -> tuple[Any, ...]:
         None if usage is None else usage.completion_tokens,
         None if usage is None else usage.cached_tokens,
         None if usage is None else usage.reasoning_tokens,
+        result.lane,
+        None if result.trim is None else result.trim.get("why", "too_long"),
+        None if result.trim is None else saved_tokens(result.trim),
         dict(result.metadata),
     )
