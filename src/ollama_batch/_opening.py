@@ -58,7 +58,8 @@ def open_journal(
     """Create or resume the journal of a run, after looking at every file it will write.
 
     With `overwrite` a journal that is another run's, damaged, or of a run that has finished makes room for a
-    new one, and output files of others may be replaced. Raises OutputError and JournalError, naming what is in the way.
+    new one, and output files of others may be replaced. Raises OutputError and JournalError, naming what is
+    in the way.
     """
     _check_paths(places, sources)
     try:
@@ -165,12 +166,12 @@ def _refuse_foreign(journal: RunJournal, places: Places) -> None:
                 when = "when the run completes" if path == place.output else "if rows fail"
                 raise OutputError(
                     f"{path} exists and is not what this run wrote; move it, give another output=, or say "
-                    f"overwrite=True (--overwrite): then it is replaced {when}"
+                    f"overwrite=True: then it is replaced {when}"
                 )
         if place.partial is not None and not journal.resumed and os.path.lexists(place.partial):
             raise OutputError(
                 f"{place.partial} exists, and the journal it came from is gone; move it, give another "
-                "output=, or say overwrite=True (--overwrite): then it is replaced"
+                "output=, or say overwrite=True: then it is replaced"
             )
 
 

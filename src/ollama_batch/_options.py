@@ -109,6 +109,11 @@ class RunnerOptions:
             )
         _or_auto("num_ctx", self.num_ctx, 16, 2**31 - 1)
         _whole("max_tokens", self.max_tokens)
+        if self.num_ctx != "auto" and self.num_ctx <= self.max_tokens:
+            raise ConfigError(
+                f"num_ctx={self.num_ctx}, max_tokens={self.max_tokens}: the context holds prompt and answer, "
+                "so num_ctx must be larger than max_tokens"
+            )
         # 1 == True, but is another setting when written down and compared.
         if not isinstance(self.think, bool) and self.think not in ("low", "medium", "high", "max"):
             _refuse("think", self.think, 'True, False, "low", "medium", "high" or "max"')

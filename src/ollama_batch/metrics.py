@@ -357,7 +357,7 @@ def _over(amount: float, of: float) -> float | None:
 
 
 def saved_tokens(trim: Mapping[str, Any]) -> int | None:
-    """Tokens a trim saved: `tokens_saved`, or `tokens_before` less `tokens_after`; None if it does not tell."""
+    """Tokens a trim saved: `tokens_saved`, or `tokens_before` less `tokens_after`; None if it is silent."""
     saved = trim.get("tokens_saved")
     if isinstance(saved, int):
         return saved

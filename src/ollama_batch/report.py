@@ -74,7 +74,8 @@ class BatchReport(Generic[ParsedT]):
     """What became of a run. `print(report)` shows it; notebooks render it.
 
     `outcome` is "completed" (every row has a result), "stopped" or "interrupted", both resumable if
-    `durable`; `reason` says why it did not complete. `lanes` is the number of conversations, None for
+    `durable`; `reason` says why it did not complete. `num_ctx_why` says what chose `num_ctx` where that was
+    "auto". `lanes` is the number of conversations, None for
     independent rows. `counts` are of the whole run, `metrics` and
     `duration_s` (seconds) of this session. `started_at` has a time zone. `notes` are decisions and warnings,
     one sentence each. `read_results` opens the results in input order; `results()` is the way to call it.
@@ -94,6 +95,7 @@ class BatchReport(Generic[ParsedT]):
     files: Sequence[SourceFiles] = ()
     concurrency: int | None = None
     num_ctx: int | None = None
+    num_ctx_why: str | None = None
     max_tokens: int | None = None
     lanes: int | None = None
     notes: Sequence[str] = ()
@@ -135,8 +137,8 @@ class BatchReport(Generic[ParsedT]):
         Columns: custom_id, ok, output, parsed, reasoning, finish_reason, error_code, error_message,
         attempts, latency_s, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, lane,
         trim_why, trimmed_tokens, metadata. `trimmed_tokens` were left out of the prompt before it was sent.
-        Lanes and token counts are nullable integers: not reported is `<NA>`, not 0. Raises MissingExtraError without
-        pandas, and JournalError as `results()` does.
+        Lanes and token counts are nullable integers: not reported is `<NA>`, not 0. Raises
+        MissingExtraError without pandas, and JournalError as `results()` does.
         """
         try:
             import pandas as pd

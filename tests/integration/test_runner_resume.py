@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 
-from ollama_batch import BatchReport, OpenAIEngine, RetryPolicy, _points
+from ollama_batch import (
+    AggressiveTrim,
+    BatchReport,
+    HybridTrim,
+    OpenAIEngine,
+    RetryPolicy,
+    SlidingWindowTrim,
+    _points,
+)
 from ollama_batch.errors import EngineError, InputError, JournalMismatchError, RunCancelledError
 from ollama_batch.journal import RunJournal, set_aside
 from ollama_batch.testing import FakeModel, FakeOllama, Fault
@@ -67,6 +75,40 @@ def test_what_changes_answers_is_refused_and_named(
     assert difference in str(caught.value)
     assert fake.ledger.count() == 4
     assert runner_on(fake, **BEGUN).run(**begun).counts.resumed == 3  # and nothing was spoilt by it
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({}, {"trim": HybridTrim()}, "trim was not set, is HybridTrim."),
+        ({"trim": SlidingWindowTrim()}, {"trim": HybridTrim()}, "trim was SlidingWindowTrim, is HybridTrim."),
+        (
+            {"trim": AggressiveTrim(share=0.5)},
+            {"trim": AggressiveTrim(share=0.6)},
+            "trim.share was 0.5, is 0.6.",
+        ),
+        ({"defaults": {}}, {"defaults": {"seed": 1}}, "defaults.seed was not set, is 1."),
+    ],
+    ids=["added", "another", "a field", "a default"],
+)
+def test_a_difference_is_named_as_a_user_would(
+    fake: FakeOllama, tmp_path: Path, before: dict[str, Any], now: dict[str, Any], said: str
+) -> None:
+    source, output = rows_file(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
+    runner_on(fake, **before).run(source, output=output)
+    with pytest.raises(JournalMismatchError) as caught:
+        runner_on(fake, **now).run(source, output=output)
+    assert f"would not go together: {said} Use the settings" in str(caught.value)
+    assert len(caught.value.differences) == 1
+
+
+def test_another_mode_is_named_with_what_it_brings(fake: FakeOllama, tmp_path: Path) -> None:
+    source, output = rows_file(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
+    runner_on(fake).run(source, output=output)
+    with pytest.raises(JournalMismatchError) as caught:
+        runner_on(fake, mode="conversation").run(source, output=output)
+    assert sorted(caught.value.differences) == ["conversation", "mode", "trim"]
+    assert "conversation was not set, is ConversationPolicy; mode was" in str(caught.value)
 
 
 def test_what_does_not_change_answers_may_change(

@@ -116,7 +116,8 @@ class ReadOnlyJournal:
         for file in (output, errors):
             if not overwrite and file is not None and os.path.lexists(file) and not self.owns(file):
                 raise OutputError(
-                    f"{file} exists and is not an export of this run: give another name, or --overwrite it"
+                    f"{file} exists and is not an export of this run: give another name, or "
+                    "say overwrite=True"
                 )
         return write_export(
             self.results(source=source, strict=strict),

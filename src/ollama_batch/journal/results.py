@@ -215,7 +215,7 @@ def _salvage(
     path: Path | None,
     damaged: list[int],
 ) -> Iterator[Pair]:
-    """Those of `indices` that can still be read, one query each; a lane that cannot be read costs no result."""
+    """Those of `indices` that can still be read, one query each; a lane that cannot be costs no result."""
     select = _select(read)
     for index in indices:
         try:
