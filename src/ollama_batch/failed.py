@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ollama_batch._points import reached
 from ollama_batch.errors import ConfigError, OutputError
 from ollama_batch.journal import ReadOnlyJournal, RunJournal
 from ollama_batch.journal.place import create_private, put_in_place, remove_file, sync_file
@@ -125,6 +126,7 @@ def _lines(
 
 def _write(path: Path, lines: Iterator[bytes]) -> None:
     remove_file(path)  # what a killed process of the same number left
+    reached("export.begin")
     with os.fdopen(create_private(path), "wb") as file:
         for line in lines:
             file.write(line + b"\n")

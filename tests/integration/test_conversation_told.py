@@ -14,7 +14,7 @@ from conversation_support import Prompts, row, talker
 from ollama_batch import BatchReport, ConfigError, EmbeddedEngine
 from ollama_batch.errors import RunCancelledError
 from ollama_batch.events import Noticed
-from ollama_batch.journal import RunJournal
+from ollama_batch.journal import RunJournal, TrimCounts
 from ollama_batch.jsonl import parse_output_line
 from ollama_batch.testing import FakeOllama
 from runner_support import Events, line, names, read_lines, rows_file, runner_on, write_lines
@@ -111,6 +111,20 @@ def test_a_trimmed_independent_row_is_counted(fake: FakeOllama, tmp_path: Path) 
     with RunJournal.open_readonly(tmp_path / "out.jsonl.run.db") as journal:
         assert (journal.trims().rows, journal.trims().tokens) == (1, long.trimmed_tokens)
     assert "; 1 trim saved " in str(report)
+
+
+def test_a_row_with_another_head_begins_anew_and_was_not_trimmed(fake: FakeOllama, tmp_path: Path) -> None:
+    rows = [row("r0"), row("r1"), row("r2", head="you translate"), row("r3", head="you translate")]
+    report = talker(fake, lanes=1).run(iter(rows), output=tmp_path / "out.jsonl")
+    assert [None if each.trim is None else each.trim["why"] for each in report.results()] == [
+        None,
+        None,
+        "head",
+        None,
+    ]
+    assert report.metrics.trims == 0
+    with RunJournal.open_readonly(tmp_path / "out.jsonl.run.db") as journal:
+        assert journal.trims() == TrimCounts(0, 0)
 
 
 # What was chosen, and what cannot work

@@ -374,6 +374,26 @@ class Died(BaseException):
     """Stands for the end of the process."""
 
 
+@pytest.mark.parametrize("point", ["aside.before_rename", "aside.before_return", "create.begin"])
+def test_a_kill_while_a_finished_run_makes_room_loses_nothing_of_it(
+    fake: FakeOllama, tmp_path: Path, point: str
+) -> None:
+    """The new run has no engine, so that what was renamed is named back as well."""
+    source, output = rows_file(tmp_path / "in.jsonl", 5), tmp_path / "out.jsonl"
+    runner_on(fake).run(source, output=output)
+    code = OVERWRITE.replace("aside.before_rename", point).replace("max_tokens=999, ", "")
+    child = [sys.executable, "-c", code, "http://127.0.0.1:9", str(source), str(output)]
+    assert subprocess.run(child, check=False, timeout=30).returncode == -signal.SIGKILL
+    whole = [path for path in tmp_path.glob("out.jsonl.run.db*") if path.suffix in (".db", ".old1")]
+    kept = []
+    for path in whole:
+        with RunJournal.open_readonly(path) as journal:
+            kept.append(len(list(journal.results())))
+    assert kept == [5]
+    assert ids(output) == names(5)
+    assert runner_on(fake).run(source, output=output, overwrite=True).counts.ok == 5
+
+
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_a_journal_and_its_log_come_together_again_after_a_kill_between_the_two(
     fake: FakeOllama, tmp_path: Path, nth: int

@@ -115,7 +115,8 @@ def count_trims(con: sqlite3.Connection) -> TrimCounts:
     trim = f"json_extract(CAST(line AS TEXT), '$.{EXTENSION}.trim')"
     found = con.execute(
         f"SELECT count(*), ifnull(sum(json_extract({trim}, '$.tokens_saved')), 0) FROM answers "  # noqa: S608 - a constant of ours
-        f"WHERE instr(line, CAST('\"trim\":{{' AS BLOB)) AND {trim} IS NOT NULL"
+        f"WHERE instr(line, CAST('\"trim\":{{' AS BLOB)) AND {trim} IS NOT NULL "
+        f"AND ifnull(json_extract({trim}, '$.why'), '') <> 'head'"
     )
     return TrimCounts(*found.fetchone())
 
