@@ -42,6 +42,7 @@ POINTS: tuple[str, ...] = (
     "note.after_insert",
     "export.begin",
     "export.before_flush",
+    "failed.begin",
     "close.begin",
     "aside.before_rename",
     "aside.before_return",

@@ -126,7 +126,7 @@ def _lines(
 
 def _write(path: Path, lines: Iterator[bytes]) -> None:
     remove_file(path)  # what a killed process of the same number left
-    reached("export.begin")
+    reached("failed.begin")
     with os.fdopen(create_private(path), "wb") as file:
         for line in lines:
             file.write(line + b"\n")

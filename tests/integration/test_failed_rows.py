@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +73,30 @@ def test_a_row_that_is_no_longer_there_is_not_made_up(source: Path, tmp_path: Pa
     with pytest.raises(InputError, match="has changed"):
         export_failed(tmp_path, tmp_path / "again.jsonl")
     assert sorted(path.name for path in tmp_path.glob("*again*")) == [], "not even a part of it"
+
+
+KILLED = """
+import os, signal, sys
+from ollama_batch import _points, export_failed
+
+def die(name):
+    if name == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+_points.listen(die)
+export_failed(sys.argv[1], sys.argv[2], overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("point", ["failed.begin", "file.before_sync", "file.before_rename"])
+def test_a_kill_leaves_the_file_that_was_there(source: Path, tmp_path: Path, point: str) -> None:
+    place = tmp_path / "again.jsonl"
+    place.write_text("before")
+    child = [sys.executable, "-c", KILLED, str(tmp_path), str(place), point]
+    assert subprocess.run(child, check=False, timeout=30).returncode == -signal.SIGKILL
+    assert place.read_text() == "before"
+    assert export_failed(tmp_path, place, overwrite=True).rows == 2
+    assert ids(place) == ["bad1", "r4"]
 
 
 def test_what_has_no_lines_says_what_to_do(fake_ollama: FakeOllama, tmp_path: Path) -> None:
