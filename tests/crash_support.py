@@ -20,7 +20,10 @@ from ollama_batch.testing import FakeOllama, Fault
 CHILD = Path(__file__).with_name("run_child.py")
 LIFE_S = 60.0
 
-ELSEWHERE = ("aside.before_rename", "file.remove", "upgrade.before_commit", "upgrade.after_commit")
+ELSEWHERE = (
+    *("aside.before_rename", "aside.before_return", "failed.begin", "file.remove"),
+    *("upgrade.before_commit", "upgrade.after_commit"),
+)
 """Points only reached when a run is asked for something special, which has tests of its own."""
 
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from ollama_batch.events import Event as Event
     from ollama_batch.events import Hook as Hook
+    from ollama_batch.failed import export_failed as export_failed
     from ollama_batch.journal import RunJournal as RunJournal
     from ollama_batch.memory import Guard as Guard
     from ollama_batch.memory import GuardDecision as GuardDecision
@@ -128,6 +129,7 @@ _HOMES = {
     "Usage": "types",
     "VramGuard": "memory",
     "default_counter": "tokens",
+    "export_failed": "failed",
     "recommend": "memory",
 }
 

@@ -3,19 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from ollama_batch.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ollama_batch.conversation import ConversationPolicy
-    from ollama_batch.engines.base import Engine
-    from ollama_batch.trim import TrimStrategy
+from collections.abc import Callable, Mapping
+from typing import Any
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -34,7 +23,6 @@ or unreadable; 2 wrong usage, or a file cannot be read; 130 interrupted"
 
 ERRORS = "failed rows (default: beside OUT, named STEM.errors.jsonl)"
 
-TOY = "toy"
 THINK: Mapping[str, bool] = {"off": False, "on": True}
 STRATEGIES: Mapping[str, str] = {
     "sliding": "SlidingWindowTrim",
@@ -61,6 +49,7 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         "status": _add_status,
         "watch": _add_watch,
         "export": _add_export,
+        "export-failed": _add_export_failed,
         "verify": _add_verify,
         "demo": _add_demo,
     }
@@ -110,7 +99,9 @@ def _add_run(subparsers: Any, command: Command) -> None:
         help="rows may name this one too; repeatable",
     )
     engine.add_argument(
-        "--ignore-row-models", action="store_true", help="send every row to --model, whatever it names"
+        "--ignore-row-models",
+        action="store_true",
+        help="send every row to --model, whatever it names (--toy does so by itself)",
     )
     engine.add_argument("--base-url", metavar="URL", help="default: OLLAMA_HOST, else this machine")
     engine.add_argument(
@@ -167,6 +158,22 @@ def _add_run(subparsers: Any, command: Command) -> None:
     context.add_argument(
         "--trim-every", type=_count, metavar="N", help="trim a conversation also after every N answers"
     )
+    context.add_argument(
+        "--high",
+        type=float,
+        metavar="SHARE",
+        help="trim a conversation beyond this share of its limit (default: 0.875)",
+    )
+    context.add_argument("--low", type=float, metavar="SHARE", help="down to this share (default: 0.5)")
+    context.add_argument(
+        "--keep-messages", type=_count, metavar="N", help="keep the last N messages instead of --low"
+    )
+    context.add_argument(
+        "--conversation-limit",
+        type=_count,
+        metavar="N",
+        help="the limit in tokens (default: --num-ctx less the answer)",
+    )
 
     going = run.add_argument_group("the run")
     going.add_argument(
@@ -198,8 +205,8 @@ def _add_run(subparsers: Any, command: Command) -> None:
     going.add_argument(
         "--overwrite",
         action="store_true",
-        help="begin anew where another run (its journal becomes OUT.run.db.old1) or a foreign file (it is "
-        "replaced) is in the way",
+        help="begin anew where another run, or a finished one, is in the way (its journal becomes "
+        "OUT.run.db.old1), or a foreign file (it is replaced); an unfinished run goes on",
     )
     going.add_argument(
         "--progress",
@@ -239,6 +246,28 @@ def _add_export(subparsers: Any, command: Command) -> None:
     export.add_argument("--salvage", action="store_true", help="leave damaged rows out instead of stopping")
 
 
+def _add_export_failed(subparsers: Any, command: Command) -> None:
+    export = _add(
+        subparsers,
+        "export-failed",
+        command,
+        "write the failed rows as they were given, ready to be run again",
+        "Run them with other settings, as a run of their own. What was no valid request is left out.",
+        codes=EXPORT_CODES,
+    )
+    export.add_argument(
+        "journal", metavar="RUN.db|DIR", help="the journal of the run: OUT.run.db, or the folder it is in"
+    )
+    export.add_argument("-o", "--output", required=True, metavar="FILE", help="an input for another run")
+    export.add_argument(
+        "--code",
+        action="append",
+        metavar="CODE",
+        help="only rows that failed with it, as in context_length_exceeded; repeatable",
+    )
+    export.add_argument("--overwrite", action="store_true", help="replace FILE")
+
+
 def _add_verify(subparsers: Any, command: Command) -> None:
     verify = _add(
         subparsers, "verify", command, "check that every input row has exactly one result", codes=VERIFY_CODES
@@ -269,117 +298,3 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
-
-
-# What the options of `run` stand for
-
-
-def trim_strategy(arguments: argparse.Namespace) -> TrimStrategy | None:
-    """The strategy that `--trim` names."""
-    if arguments.trim is None:
-        return None
-    from ollama_batch import trim
-
-    strategy: TrimStrategy = getattr(trim, STRATEGIES[arguments.trim])()
-    return strategy
-
-
-def conversation_policy(arguments: argparse.Namespace) -> ConversationPolicy | None:
-    """How conversations are held. Raises ConfigError for options that only conversations have."""
-    given = {
-        name: value
-        for name, value in (("lanes", arguments.lanes), ("every", arguments.trim_every))
-        if value is not None
-    }
-    if arguments.mode == "independent":
-        if given:
-            raise ConfigError("--lanes and --trim-every are for --mode conversation")
-        return None
-    from ollama_batch.conversation import ConversationPolicy
-
-    return ConversationPolicy(**given)
-
-
-def make_engine(arguments: argparse.Namespace, model: str | None) -> Engine:
-    """The engine that is asked for; `model` is the name an embedded one answers to.
-
-    Raises ConfigError for options that do not go together, and what the engine's own constructor raises.
-    """
-    if arguments.toy or arguments.gguf is not None or arguments.embedded:
-        return _embedded(arguments, model)
-    if arguments.api == "openai":
-        from ollama_batch.engines.openai import OpenAIEngine
-
-        if arguments.base_url is None:
-            raise ConfigError("--api openai needs --base-url URL, as in http://127.0.0.1:8000/v1")
-        return OpenAIEngine(arguments.base_url, api_key=_key(arguments))
-    from ollama_batch.engines.ollama import OllamaEngine
-
-    return OllamaEngine(arguments.base_url, api_key=_key(arguments))
-
-
-def _embedded(arguments: argparse.Namespace, model: str | None) -> Engine:
-    for option in ("base_url", "api", "api_key_env"):
-        if getattr(arguments, option) is not None:
-            name = option.replace("_", "-")
-            raise ConfigError(f"--{name} is for servers; --embedded, --gguf and --toy bring an engine along")
-    if arguments.toy and arguments.gguf is not None:
-        raise ConfigError("--toy has a model of its own: leave --gguf or --toy out")
-    if not arguments.toy and arguments.gguf is None:
-        raise ConfigError("--embedded needs --gguf FILE, or use --toy")
-    from ollama_batch.engines.embedded import EmbeddedEngine
-
-    # An embedded engine takes memory for its whole context when it starts, so it is told before.
-    room = {} if arguments.num_ctx == "auto" else {"num_ctx": arguments.num_ctx}
-    if arguments.toy:
-        return EmbeddedEngine.toy(alias=model, **room)
-    return EmbeddedEngine(gguf=Path(arguments.gguf), alias=model, **room)
-
-
-def fallback_model(arguments: argparse.Namespace) -> str:
-    """The model where neither an option nor the first row names one."""
-    if arguments.toy:
-        return TOY
-    if arguments.gguf is not None:
-        return Path(arguments.gguf).stem
-    raise ConfigError("say which model answers, as in --model gemma3:12b")
-
-
-def body_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Body fields for rows that do not set them. Raises ConfigError for a schema that is none."""
-    defaults: dict[str, Any] = {}
-    if arguments.temperature is not None:
-        defaults["temperature"] = arguments.temperature
-    if arguments.schema is not None:
-        file = Path(arguments.schema)
-        try:
-            schema = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"--schema {file}: cannot be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"--schema {file}: is not JSON: {error}") from error
-        if not isinstance(schema, dict):
-            raise ConfigError(f"--schema {file}: a JSON schema is an object, not a {type(schema).__name__}")
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", file.stem)[:64]
-        defaults["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": name, "schema": schema},
-        }
-    return defaults
-
-
-def input_paths(paths: Sequence[str]) -> list[Path]:
-    """Files and patterns as the library takes them: never prompts, whatever they are called."""
-    if "-" in paths:
-        raise ConfigError("- (standard input) cannot be used here, or beside other inputs")
-    return [Path(path) for path in paths]
-
-
-def _key(arguments: argparse.Namespace) -> str | None:
-    name = arguments.api_key_env
-    if name is None:
-        return None
-    key = os.environ.get(name)
-    if not key:
-        raise ConfigError(f"--api-key-env {name}: the environment variable {name} is not set")
-    return key

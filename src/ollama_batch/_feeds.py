@@ -10,7 +10,7 @@ from ollama_batch._feed import Feed
 from ollama_batch._file_feed import FileFeed, PrefixFeed
 from ollama_batch._intake import Intake
 from ollama_batch._items import Check
-from ollama_batch._lane_feed import FileLanes, StreamLanes
+from ollama_batch._lane_feed import FileLanes, StreamLanes, tell_alone
 from ollama_batch._options import RunnerOptions, RunOptions
 from ollama_batch._sizes import needed_tokens
 from ollama_batch._stream_feed import STREAM_ROWS, StreamFeed, WindowFeed
@@ -42,10 +42,12 @@ async def make_feed(
     """The feed of the rows of `model`: of files, or of streams (which have one model)."""
     by_prefix = runner.order == "prefix"
     lanes = 0 if runner.policy is None else runner.policy.lanes
+    files = [source for source in sources if isinstance(source, FileSource)]
     if lanes:
         await journal.turns.assign(lanes)
         await journal.turns.requeue(options.retry)
-    files = [source for source in sources if isinstance(source, FileSource)]
+        if files and journal.counts().pending:
+            tell_alone(journal.turns, noticed)
     if len(files) == len(sources):
         phases = bool(runner.allow_models)
         wanted = (lambda request: (request.params.get("model") or runner.model) == model) if phases else None

@@ -161,24 +161,36 @@ def room_for_prompt(gauge: PromptGauge, chat: ChatRequest) -> int | None:
 
 
 def too_large(
-    gauge: PromptGauge, chat: ChatRequest, size: Size, limit: int, *, trimmed: bool = False
+    gauge: PromptGauge,
+    chat: ChatRequest,
+    size: Size,
+    limit: int,
+    *,
+    trimmed: bool = False,
+    conversation: bool = False,
 ) -> ContextTooLargeError:
-    """The error of a prompt that does not fit, with what to do about it."""
-    room = f"num_ctx {gauge.context} less max_tokens {chat.max_tokens}"
+    """The error of a prompt that does not fit, with what to do about it.
+
+    `trimmed`: it was made as short as it can be. `conversation`: nothing can be left out of the row itself.
+    """
+    context = "unknown" if gauge.context is None else f"{gauge.context:,}"
+    room = f"num_ctx {context} less max_tokens {chat.max_tokens:,}"
     ways = (
         "raise num_ctx" if gauge.sets_context else "give the server a larger context (and num_ctx=, if set)"
     )
     if limit != room_for_prompt(gauge, chat):
         room, ways = "the limit of the ConversationPolicy", "raise that"
     if limit < 1:
-        what = f"there is no room for a prompt: {room} is {limit}; {ways} or lower max_tokens"
+        what = f"there is no room for a prompt: {room} is {limit:,}; {ways} or lower max_tokens"
         return ContextTooLargeError(size.tokens, limit, what)
     told = "has" if size.exact else "may have"
     which = "what has to stay of the prompt" if trimmed else "the prompt"
-    last = "or lower max_tokens" if trimmed else "lower max_tokens, or give trim="
+    last = " or lower max_tokens" if trimmed else ", lower max_tokens, or give trim="
+    if conversation:
+        last = ", lower max_tokens, or make the row shorter"
     what = (
-        f"{which} {told} {size.tokens} tokens (by {size.source}), there is room for {limit} ({room}): "
-        f"{ways}{'' if trimmed else ','} {last}"
+        f"{which} {told} {size.tokens:,} tokens (by {size.told_by}), there is room for {limit:,} ({room}): "
+        f"{ways}{last}"
     )
     return ContextTooLargeError(size.tokens, limit, what)
 
@@ -188,8 +200,8 @@ async def refuse_cut(gauge: PromptGauge, prompt: Prompt, completion: Completion)
     usage = completion.usage
     if usage is not None and await gauge.was_cut(prompt.chat.messages, prompt.tools, prompt.size, usage):
         raise PromptTruncatedError(
-            f"the server cut the prompt: it reports {usage.prompt_tokens} tokens of {prompt.size.tokens} at "
-            f"most (by {prompt.size.source}); give it a larger context, and its length as num_ctx=, so that "
-            "rows too long for it are not sent; or use an engine that sets it (OllamaEngine)",
+            f"the server cut the prompt: it reports {usage.prompt_tokens:,} tokens of {prompt.size.tokens:,} "
+            f"at most (by {prompt.size.told_by}); give it a larger context, and its length as num_ctx=, "
+            "so that rows too long for it are not sent; or use an engine that sets it (OllamaEngine)",
             completion,
         )

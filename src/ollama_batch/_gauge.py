@@ -55,6 +55,15 @@ CUT_SHARE: Final = 0.6
 """A report under this share of what a prompt has at least means that the server cut it."""
 
 
+_TOLD_BY: Final = {
+    "bytes": "its length in bytes",
+    "engine": "the engine's own count",
+    "calibrated": "our count, corrected by what the engine reported before",
+    "estimate": "an estimate from its letters",
+    "conversation": "what the engine reported of this conversation before",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     """The most tokens a prompt has, and who says so: "bytes", or a source as `Count.source` has them."""
@@ -71,6 +80,12 @@ class Size:
     def exact(self) -> bool:
         """Whether the engine itself has counted."""
         return self.source == "engine"
+
+    @property
+    def told_by(self) -> str:
+        """Who says so, in words for a message."""
+        kind, _, name = self.source.partition(":")
+        return _TOLD_BY.get(kind, f"our count with {name or kind}")
 
 
 class Asking(Protocol):
@@ -202,10 +217,10 @@ class PromptGauge:
         limit, told = error.limit, {"engine_tokens": error.tokens, "engine_limit": error.limit}
         if limit is not None and limit > 0 and (self.context is None or limit < self.context):
             before, self.context = self.context, limit
-            known = "was not known" if before is None else f"was taken to be {before}"
+            known = "was not known" if before is None else f"was taken to be {before:,}"
             await self._decide(
                 "context_learned",
-                f"the engine refused {custom_id}: its context has {limit} tokens ({known}); rows are "
+                f"the engine refused {custom_id}: its context has {limit:,} tokens ({known}); rows are "
                 "measured by that from now on",
                 custom_id=custom_id,
                 context=limit,
@@ -218,8 +233,8 @@ class PromptGauge:
             if news:
                 await self._decide(
                     "lengths_distrusted",
-                    f"the engine refused {custom_id}, which has {size.tokens} tokens at most by its length: "
-                    "every prompt is counted from now on",
+                    f"the engine refused {custom_id}, which has {size.tokens:,} tokens at most by its "
+                    "length: every prompt is counted from now on",
                     custom_id=custom_id,
                     tokens=size.tokens,
                     **told,
@@ -228,8 +243,8 @@ class PromptGauge:
         (await self._loaded()).overflowed(messages, tools=tools)
         await self._decide(
             "bound_widened",
-            f"the engine refused {custom_id}, whose prompt fits by our count ({size.tokens} tokens at most, "
-            f"by {size.source}): counts of its kind are taken 10 % higher",
+            f"the engine refused {custom_id}, whose prompt fits by our count ({size.tokens:,} tokens at "
+            f"most, by {size.told_by}): counts of its kind are taken 10 % higher",
             custom_id=custom_id,
             tokens=size.tokens,
             **told,

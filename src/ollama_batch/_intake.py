@@ -59,7 +59,10 @@ def row_check(options: RunnerOptions, engine_check: Check) -> Check:
     def check(body: Mapping[str, Any]) -> Fault | None:
         model = body.get("model")
         if not any_model and model is not None and model not in allowed:
-            reason = f"names {model!r}, the run is for {options.model!r} (allow_models= takes more)"
+            reason = (
+                f"names {model!r}, the run is for {options.model!r} "
+                '(row_models="ignore" sends it there, allow_models= takes more)'
+            )
             return "body.model", reason, OTHER_MODEL
         # Some fields need each other, and the other one may come from the defaults.
         refused = engine_check({**defaults, **body} if defaults else body)
@@ -89,7 +92,7 @@ class _FileIntake:
         self.listed: list[InvalidRow] = []
         self.other_models: Counter[str] = Counter()
         self.found = Intake()
-        self._heads = HeadWatch()
+        self._heads = HeadWatch(head_only=options.policy is not None)
         self.head_difference: HeadDifference | None = None
 
     @property
@@ -142,8 +145,8 @@ class _FileIntake:
         listed = [row for row in self.listed if row.message != message]
         return InputError(
             f"{who} rows name {message.removeprefix('names ').partition(' (')[0]}; nothing was sent. Send "
-            f'every row to {self._options.model!r} with row_models="ignore" (--ignore-row-models), or each '
-            "to the model it names with allow_models= (--allow-model)",
+            f'every row to {self._options.model!r} with row_models="ignore", or each '
+            "to the model it names with allow_models=",
             listed,
             invalid - count,
         )
@@ -169,9 +172,7 @@ async def keep_rows(
         else:
             where, ways = f"{name} line {line}", "restore it, give another output"
         if journal.path is not None and not name.startswith("<"):
-            ways += (
-                f", or overwrite=True (--overwrite), which keeps the old journal as {journal.path.name}.old1"
-            )
+            ways += f", or overwrite=True, which keeps the old journal as {journal.path.name}.old1"
         raise JournalMismatchError(
             f"{where} has changed since this run began {what}: {ways}", error.path, error.differences
         ) from None

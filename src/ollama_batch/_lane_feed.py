@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ollama_batch._feed import Feed, Taken
@@ -13,11 +13,37 @@ from ollama_batch._file_feed import FILE_BYTES, FILE_ROWS, FileFeed, at_most
 from ollama_batch._items import ScannedRow
 from ollama_batch._stream_feed import StreamFeed
 from ollama_batch.journal import RunJournal
+from ollama_batch.journal.turns import Turns
+from ollama_batch.ordering import HeadWatch
 from ollama_batch.sources import FileSource, StreamSource
 from ollama_batch.types import InvalidRow
 
 BACKLOG: Final = 1024
 """Rows of a stream that may wait for their lanes: one lane that is slower than the others fills it."""
+
+
+ALONE: Final = 0.9
+"""From this share of rows on that share their head with no other, they are no conversation."""
+
+ALONE_ROWS: Final = 20
+"""So many rows of a stream are waited for before that is said."""
+
+
+def tell_alone(turns: Turns, noticed: Callable[..., None], *, least: int = 2) -> bool:
+    """Say that (nearly) every row has a head of its own, if `least` rows are known and it is so."""
+    alone, rows = turns.alone()
+    if rows < least or alone < ALONE * rows:
+        return False
+    who = f"each of the {rows:,} rows has" if alone == rows else f"{alone:,} of the {rows:,} rows have"
+    noticed(
+        "heads_differ",
+        f"{who} a head (system messages, tools, response format) that no other row has: they share no "
+        "conversation, and one lane answers them one after another; give rows that belong together the same "
+        'head, or use mode="independent"',
+        alone=alone,
+        rows=rows,
+    )
+    return True
 
 
 class LaneQueues(Feed):
@@ -120,8 +146,9 @@ class StreamLanes(LaneQueues, StreamFeed):
         self, journal: RunJournal, sources: Sequence[StreamSource], *, lanes: int, **options: Any
     ) -> None:
         super().__init__(journal, sources, lanes=lanes, **options)
+        self._heads = HeadWatch(head_only=True)
         self._lanes = lanes
-        self._over = False
+        self._over = self._told_alone = False
 
     def _waiting(self) -> list[Taken]:
         return sorted((taken for rows in self._rows for taken in rows), key=lambda taken: taken[0].index)
@@ -141,6 +168,8 @@ class StreamLanes(LaneQueues, StreamFeed):
         first = self._next_index
         await super()._take(number, source, items)
         await self._journal.turns.assign(self._lanes)
+        if not self._told_alone:
+            self._told_alone = tell_alone(self._journal.turns, self._noticed, least=ALONE_ROWS)
         lanes = await self._journal.turns.lanes_of(first, self._next_index - 1)
         while self._ready:
             row, request = self._ready.popleft()

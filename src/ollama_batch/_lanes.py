@@ -106,6 +106,10 @@ class Lanes:
         for note in await asyncio.to_thread(self._journal.notes, LEARNED):
             self._learned.restore(note.data)
 
+    def __len__(self) -> int:
+        """How many conversations there are."""
+        return len(self._lanes)
+
     def trim_all(self) -> None:
         """Have every lane cut deep before its next row: memory is short."""
         self._asked = set(self._lanes)
@@ -149,8 +153,8 @@ class Lanes:
         assert isinstance(prompt, TurnPrompt)  # noqa: S101 - `compose` makes no others
         if usage.prompt_tokens < CUT_SHARE * prompt.least_tokens:
             raise PromptTruncatedError(
-                f"the server cut the conversation: it reports {usage.prompt_tokens} tokens for a prompt of "
-                f"about {prompt.size.tokens}",
+                f"the server cut the conversation: it reports {usage.prompt_tokens:,} tokens for a prompt of "
+                f"about {prompt.size.tokens:,}",
                 completion,
             )
         self._learned.worked(usage.prompt_tokens)
@@ -312,7 +316,7 @@ class Lanes:
         messages = [*head, *(each.message for each in lane.said), *own]
         size = await self._gauge.size(messages, chat.params.get("tools") or None, room)
         if size.tokens > room:
-            raise too_large(self._gauge, chat, size, room)
+            raise too_large(self._gauge, chat, size, room, conversation=True)
 
     async def _counter(self, lane: Lane, head: list[Message]) -> ScaledCounter:
         return lane_counter(lane, head, await self._gauge.base())
@@ -328,8 +332,8 @@ class Lanes:
         self._learned.failed(tokens)
         await self._decide(
             LEARNED,
-            f"a prompt of {tokens} tokens was too long for the engine ({error.code}), although num_ctx is "
-            f"{self._gauge.context}: conversations are now trimmed beyond {self._learned.ceiling} tokens",
+            f"a prompt of {tokens:,} tokens was too long for the engine ({error.code}), although num_ctx is "
+            f"{self._gauge.context:,}: conversations are now trimmed beyond {self._learned.ceiling:,} tokens",
             ceiling=self._learned.ceiling,
             **self._learned.to_dict(),
         )

@@ -44,6 +44,8 @@ class Meeting:
     width: int
     context: int | None = None
     """The tokens that prompt and answer may have together; None where nobody tells."""
+    num_ctx_why: str | None = None
+    """Why num_ctx="auto" is what it is; None where it was given."""
 
     def to_note(self, model: str) -> dict[str, Any]:
         """What the journal keeps about a session, beside the identity of the run."""
@@ -85,13 +87,14 @@ async def meet_engine(
         journal.pin(f"digest of {model}", info.digest)
         if "extra_body" in info.details:
             journal.pin("extra_body", info.details["extra_body"])
-        num_ctx = None
+        num_ctx = why = None
         if isinstance(engine, Loadable):
-            num_ctx = choose_num_ctx(options, intake, info, journal.identity.get("num_ctx"))
+            recorded = journal.identity.get("num_ctx")
+            num_ctx = choose_num_ctx(options, intake, info, recorded)
+            why = why_num_ctx(options, intake, info, recorded)
             journal.pin("num_ctx", num_ctx)
-        meetings[model] = Meeting(
-            info, num_ctx, choose_width(options, info), context_of(options, info, num_ctx)
-        )
+        context = context_of(options, info, num_ctx)
+        meetings[model] = Meeting(info, num_ctx, choose_width(options, info), context, why)
     return meetings
 
 
@@ -112,7 +115,8 @@ async def load_model(
         deadline = time.monotonic() + options.load_timeout
         info = await engine.load(model, num_ctx=meeting.num_ctx, deadline=deadline)
         context = context_of(options, info, meeting.num_ctx)
-        meeting = Meeting(info, meeting.num_ctx, choose_width(options, info), context)
+        width = choose_width(options, info)
+        meeting = dataclasses.replace(meeting, info=info, width=width, context=context)
     if several_heads and options.concurrency == "auto" and meeting.info.slots is not None:
         meeting = dataclasses.replace(meeting, width=meeting.info.slots)
     journal.put("engine", dataclasses.asdict(meeting.info))
@@ -146,6 +150,36 @@ def choose_num_ctx(options: RunnerOptions, intake: Intake, info: EngineInfo, rec
     if intake.total is None:
         bucket = next_bucket(bucket)
     return bucket if info.context_length is None else min(bucket, info.context_length)
+
+
+def why_num_ctx(options: RunnerOptions, intake: Intake, info: EngineInfo, recorded: int | None) -> str | None:
+    """What decided num_ctx="auto", as `choose_num_ctx` goes by it; None where a number was given."""
+    if options.num_ctx != "auto":
+        return None
+    if recorded is not None:
+        return "as the run began"
+    if info.context_fixed and info.context_length is not None:
+        return "the engine was started with it"
+    rows = intake.sizes.bucket()
+    bucket = intake.sizes.bucket(conversation=options.mode == "conversation")
+    if info.context_length is not None and info.context_length < bucket:
+        return "the model was trained for no more"
+    if bucket > rows:
+        return "room for several rows and their answers in one conversation"
+    return "holds the first rows, and one size more" if intake.total is None else "holds the rows"
+
+
+def tell_num_ctx(meeting: Meeting, *, options: RunnerOptions, noticed: Callable[..., None]) -> None:
+    """Say what num_ctx="auto" has chosen, where the length of the rows did not decide it alone."""
+    fixed = meeting.info.context_fixed
+    if meeting.num_ctx is None or meeting.num_ctx_why is None or not (fixed or options.policy is not None):
+        return
+    other = "start the engine with another num_ctx=" if fixed else "num_ctx= sets another"
+    noticed(
+        "num_ctx",
+        f'num_ctx="auto" is {meeting.num_ctx:,} here: {meeting.num_ctx_why}; {other}',
+        num_ctx=meeting.num_ctx,
+    )
 
 
 def tell_too_long(

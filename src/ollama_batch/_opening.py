@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from ollama_batch.errors import (
     ConfigError,
     DiskFullError,
     JournalCorruptError,
+    JournalError,
     JournalMismatchError,
     OutputError,
 )
-from ollama_batch.journal import RunJournal, set_aside
+from ollama_batch.journal import RunJournal, put_back, set_aside
 from ollama_batch.sources import FileSource, Source, open_sources
 
 SPARE_BYTES = 64 * 2**20
 """Room there must be beyond what the input suggests."""
+
+REPLACED = "replaced"
+"""The journal's key for where the one is now that had its place before."""
 
 RESULT_BYTES = 2048
 """Room a row that is done has taken already, at least: a short answer in journal and partial output."""
@@ -52,8 +57,9 @@ def open_journal(
 ) -> RunJournal:
     """Create or resume the journal of a run, after looking at every file it will write.
 
-    With `overwrite` a journal that is another run's, or damaged, makes room for a new one, and output files
-    of others may be replaced. Raises OutputError and JournalError, naming what is in the way.
+    With `overwrite` a journal that is another run's, damaged, or of a run that has finished makes room for a
+    new one, and output files of others may be replaced. Raises OutputError and JournalError, naming what is
+    in the way.
     """
     _check_paths(places, sources)
     try:
@@ -61,8 +67,12 @@ def open_journal(
     except (JournalMismatchError, JournalCorruptError):
         if not overwrite or places.journal is None:
             raise
-        set_aside(places.journal)
-        journal = _open(places, identity)
+        journal = _open_anew(places, identity, places.journal)
+    else:
+        if overwrite and _is_finished(journal):
+            assert journal.path is not None  # noqa: S101 - a temporary journal was not there before
+            journal.close()
+            journal = _open_anew(places, identity, journal.path)
     try:
         if not overwrite:
             _refuse_foreign(journal, places)
@@ -78,18 +88,34 @@ def begin_anew(journal: RunJournal, places: Places, *, identity: dict[str, Any])
     """Set `journal` aside, for a run that may overwrite and is another one, and make a new one."""
     assert journal.path is not None  # noqa: S101 - a temporary journal was not there before
     journal.close()
-    set_aside(journal.path)
-    fresh = _open(places, identity)
+    fresh = _open_anew(places, identity, journal.path)
     _note_places(fresh, places)
     return fresh
 
 
 def discard_if_new(journal: RunJournal) -> None:
-    """Close the journal, and leave none behind that says nothing."""
+    """Close the journal, and leave none behind that says nothing: one that it replaced comes back."""
     if journal.resumed or journal.counts().done:
         journal.close()
-    else:
-        journal.discard()
+        return
+    replaced = journal.get(REPLACED)
+    journal.discard()
+    if replaced is not None and journal.path is not None:
+        with suppress(JournalError):  # somebody else began a run there: the old one is safe where it is
+            put_back(Path(replaced), journal.path)
+
+
+def _is_finished(journal: RunJournal) -> bool:
+    return journal.resumed and journal.get("state") == "finished" and not journal.counts().pending
+
+
+def _open_anew(places: Places, identity: dict[str, Any], path: Path) -> RunJournal:
+    """A new journal at `path`; the one there is set aside, and stays there even if this fails half-way."""
+    old = set_aside(path)
+    journal = _open(places, identity)
+    if old is not None:
+        journal.put(REPLACED, str(old))
+    return journal
 
 
 def _open(places: Places, identity: dict[str, Any]) -> RunJournal:
@@ -140,12 +166,12 @@ def _refuse_foreign(journal: RunJournal, places: Places) -> None:
                 when = "when the run completes" if path == place.output else "if rows fail"
                 raise OutputError(
                     f"{path} exists and is not what this run wrote; move it, give another output=, or say "
-                    f"overwrite=True (--overwrite): then it is replaced {when}"
+                    f"overwrite=True: then it is replaced {when}"
                 )
         if place.partial is not None and not journal.resumed and os.path.lexists(place.partial):
             raise OutputError(
                 f"{place.partial} exists, and the journal it came from is gone; move it, give another "
-                "output=, or say overwrite=True (--overwrite): then it is replaced"
+                "output=, or say overwrite=True: then it is replaced"
             )
 
 

@@ -111,6 +111,11 @@ class RunnerOptions:
             )
         _or_auto("num_ctx", self.num_ctx, 16, 2**31 - 1)
         _whole("max_tokens", self.max_tokens)
+        if self.num_ctx != "auto" and self.num_ctx <= self.max_tokens:
+            raise ConfigError(
+                f"num_ctx={self.num_ctx}, max_tokens={self.max_tokens}: the context holds prompt and answer, "
+                "so num_ctx must be larger than max_tokens"
+            )
         # 1 == True, but is another setting when written down and compared.
         if not isinstance(self.think, bool) and self.think not in ("low", "medium", "high", "max"):
             _refuse("think", self.think, 'True, False, "low", "medium", "high" or "max"')
@@ -252,9 +257,10 @@ class RunArguments(TypedDict, total=False):
     ones not counted); by default a run stops whose first 50 rows all fail for one reason of their own.
     `deadline`: stop after so many seconds, validation and loading included, or at a time (with time zone).
     `limit`: only the first so many rows; a later run of the same with more, or without, goes on.
-    `overwrite`: begin anew where another run, or a foreign file, is in the way; that run's journal is
-    renamed, never deleted. A run that is the same is resumed. Other items of an iterable are refused all
-    the same: which they are shows only while they come.
+    `overwrite`: begin anew where another run, a finished one (also of the same settings) or a foreign file
+    is in the way; that run's journal is renamed, never deleted, and comes back if nothing was done in its
+    place. The same run, unfinished, is resumed. Other items of an iterable than an unfinished run began with
+    are refused all the same: which they are shows only while they come.
     """
 
     output: PathLike | Sequence[PathLike] | None

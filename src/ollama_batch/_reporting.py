@@ -201,6 +201,7 @@ class Reporter:
             files=[_files(*each) for each in zip(self._names, self._places.sources, strict=True)],
             concurrency=None if meeting is None else meeting.width,
             num_ctx=journal.identity.get("num_ctx") if meeting is None else meeting.num_ctx,
+            num_ctx_why=None if meeting is None else meeting.num_ctx_why,
             max_tokens=self._options.max_tokens,
             lanes=None if self._options.policy is None else self._options.policy.lanes,
             started_at=self._began_at,

@@ -26,8 +26,13 @@ _ENOUGH_ROWS = 20
 _HINTS = {
     "output_truncated": "answers were cut off: a new run (another output) with a larger max_tokens helps",
     "context_length_exceeded": "prompts did not fit: a new run (another output) with a larger num_ctx helps, "
-    "or one that shortens them (trim=, --trim); a single message that is too long has to be made shorter",
+    "or one that shortens them (trim=); a single message that is too long has to be made shorter",
 }
+
+_ROW_TOO_LONG = (
+    "rows did not fit, even at the beginning of a conversation: a new run (another output) with a larger "
+    "num_ctx helps; else they have to be made shorter"
+)
 
 _SAME_AGAIN = frozenset({"context_length_exceeded"})
 """Rows that fail in the same way however often this run sends them."""
@@ -97,13 +102,14 @@ def _what(report: BatchReport[Any]) -> list[Line]:
         version = "" if engine.version is None else f" {engine.version}"
         who = f" on {engine.engine}{version} at {engine.address}"
     lines.append(("model", plain(f"{report.model}{who}", 120)))
+    auto = "" if report.num_ctx_why is None else f" (auto: {plain(report.num_ctx_why, 80)})"
     settings = [
-        f"{name} {count(value)}"
-        for name, value in (
-            ("concurrency", report.concurrency),
-            ("num_ctx", report.num_ctx),
-            ("max_tokens", report.max_tokens),
-            ("lanes", report.lanes),
+        f"{name} {count(value)}{why}"
+        for name, value, why in (
+            ("concurrency", report.concurrency, ""),
+            ("num_ctx", report.num_ctx, auto),
+            ("max_tokens", report.max_tokens, ""),
+            ("lanes", report.lanes, ""),
         )
         if value is not None
     ]
@@ -145,7 +151,8 @@ def _figures(report: BatchReport[Any]) -> list[Line]:
         if m.heads_total > 1:
             lines.append(("heads", _heads(m)))
         limit = "" if m.context_limit is None else f" of {count(m.context_limit)}"
-        trims = f"; {count(m.trims)} trims saved {count(m.trim_saved_tokens)} tokens" if m.trims else ""
+        cuts = "1 trim" if m.trims == 1 else f"{count(m.trims)} trims"
+        trims = f"; {cuts} saved {count(m.trim_saved_tokens)} tokens" if m.trims else ""
         lines.append(("context", f"{count(m.context_peak or 0)}{limit} tokens at most{trims}"))
     if m.latency_mean_s is not None:
         parts = (
@@ -252,12 +259,13 @@ def _next(report: BatchReport[Any]) -> list[Line]:
         again = counts.failed - invalid - sum(e.count for e in report.error_examples if e.code in _SAME_AGAIN)
         if again:
             rows = "failed row" if again == 1 else f"{count(again)} failed rows"
-            how = "retry_failed=True (command line: --retry-failed)"
+            how = "retry_failed=True"
             lines.append(("next", f"to send the {rows} again: {how}"))
         if invalid:
             lines.append(("next", _MEND.format(count(invalid), "row is" if invalid == 1 else "rows are")))
     elif counts.failed:
         lines.append(("next", "give output=... next time: then failed rows can be sent again on their own"))
     failed_by = {example.code for example in report.error_examples}
-    lines += [("next", hint) for code, hint in _HINTS.items() if code in failed_by]
+    hints = _HINTS if report.lanes is None else {**_HINTS, "context_length_exceeded": _ROW_TOO_LONG}
+    lines += [("next", hint) for code, hint in hints.items() if code in failed_by]
     return lines

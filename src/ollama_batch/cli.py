@@ -21,15 +21,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ollama_batch._arguments import THINK as THINK_LEVELS
-from ollama_batch._arguments import (
+from ollama_batch._arguments import make_parser
+from ollama_batch._asked import (
     body_defaults,
     conversation_policy,
     fallback_model,
     input_paths,
     make_engine,
-    make_parser,
+    row_models,
     trim_strategy,
 )
+from ollama_batch._spelling import as_options
 from ollama_batch._text import duration, plain
 from ollama_batch.errors import (
     ConfigError,
@@ -62,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "status": _status,
         "watch": _watch,
         "export": _export,
+        "export-failed": _export_failed,
         "verify": _verify,
         "demo": _demo,
     }
@@ -99,6 +102,7 @@ def exit_code(error: OllamaBatchError) -> int:
 def _run(arguments: Namespace) -> int:
     from ollama_batch.runner import BatchRunner
 
+    policy = conversation_policy(arguments)
     stdin = arguments.inputs == ["-"]
     model, where = arguments.model, ""
     if model is None and not stdin:
@@ -113,10 +117,10 @@ def _run(arguments: Namespace) -> int:
             max_tokens=arguments.max_tokens,
             think=THINK_LEVELS.get(arguments.think, arguments.think),
             mode=arguments.mode,
-            conversation=conversation_policy(arguments),
+            conversation=policy,
             trim=trim_strategy(arguments),
             allow_models=arguments.allow_model,
-            row_models="ignore" if arguments.ignore_row_models else "check",
+            row_models=row_models(arguments),
             order=arguments.order,
             concurrency=arguments.concurrency,
             timeout=arguments.timeout,
@@ -160,6 +164,7 @@ def _status(arguments: Namespace) -> int:
 
     with RunJournal.open_readonly(arguments.journal) as journal:
         print(_state_line(journal))
+        print(f"  {_mode_line(journal)}")
         codes, pace = journal.counts().codes, journal.pace()
     if pace.last_at is not None:
         ago = duration(max(0.0, time.time() - pace.last_at))
@@ -201,6 +206,25 @@ def _export(arguments: Namespace) -> int:
             print(f"{written.output}: {written.ok:,} rows")
             if written.errors is not None:
                 print(f"{written.errors}: {written.failed:,} failed rows")
+    return OK
+
+
+def _export_failed(arguments: Namespace) -> int:
+    from ollama_batch.failed import export_failed
+
+    written = export_failed(
+        arguments.journal, arguments.output, codes=arguments.code, overwrite=arguments.overwrite
+    )
+    if written.rows == 0:
+        print("no failed rows: nothing was written")
+    elif written.rows == 1:
+        print(f"{written.output}: 1 failed row, as it was given")
+    else:
+        print(f"{written.output}: {written.rows:,} failed rows, as they were given")
+    if written.invalid == 1:
+        print("1 line that was no valid request is left out")
+    elif written.invalid:
+        print(f"{written.invalid:,} lines that were no valid requests are left out")
     return OK
 
 
@@ -282,6 +306,20 @@ def _state_line(journal: ReadOnlyJournal) -> str:
     )
 
 
+def _mode_line(journal: ReadOnlyJournal) -> str:
+    """How rows were sent, and what trimming left out of them."""
+    identity = journal.identity
+    line = f"mode {identity.get('mode')}"
+    policy = identity.get("conversation")
+    if policy is not None:
+        line += ", 1 lane" if policy["lanes"] == 1 else f", {policy['lanes']:,} lanes"
+    if identity.get("trim") is None:
+        return line
+    trims = journal.trims()
+    rows = "1 row" if trims.rows == 1 else f"{trims.rows:,} rows"
+    return f"{line}; {rows} trimmed, {trims.tokens:,} tokens left out"
+
+
 def _why(reason: str, message: str) -> str:
     return "by the program that runs it" if reason == "user" else plain(message)
 
@@ -290,14 +328,14 @@ def _print_report(report: object) -> None:
     """Print to standard output; a reader that has gone does not change how the run ended."""
     if report is not None:
         try:
-            print(report, flush=True)
+            print(as_options(str(report)), flush=True)
         except BrokenPipeError:
             _forget_output()
 
 
 def _complain(message: str) -> None:
     with suppress(BrokenPipeError):
-        print(f"ollama-batch: {message}", file=sys.stderr, flush=True)
+        print(f"ollama-batch: {as_options(message)}", file=sys.stderr, flush=True)
 
 
 def _prepare_streams() -> None:
@@ -315,7 +353,7 @@ class _StandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.write(as_options(self.format(record)) + "\n")
         except OSError:
             pass  # nobody reads it
 

@@ -301,9 +301,9 @@ class ContextTooLargeError(RequestRejectedError):
     code = "context_length_exceeded"
 
     def __init__(self, tokens: int | None, limit: int | None, message: str | None = None) -> None:
-        known = tokens is not None and limit is not None
-        text = f"the prompt has {tokens} tokens, the context has room for {limit}"
-        default = text if known else "the prompt is longer than the context"
+        default = "the prompt is longer than the context"
+        if tokens is not None and limit is not None:
+            default = f"the prompt has {tokens:,} tokens, the context has room for {limit:,}"
         super().__init__(message or default, status=400)
         self.args = (tokens, limit, message)
         self.tokens = tokens

@@ -59,8 +59,9 @@ class BatchMetrics:
     told or there is nothing to go by. It is part of no other figure.
 
     Context, in tokens of prompt and answer together: of the latest answer, the largest so far, and
-    `context_limit`, the num_ctx of the run. `trims` counts rows whose messages were shortened,
-    `trim_saved_tokens` what that saved, as far as it was told.
+    `context_limit`, the num_ctx of the run. `trims` counts rows whose messages were shortened (a row
+    with another head begins anew, which is no trim), `trim_saved_tokens` what that saved, as far as it was
+    told.
 
     Latency, in seconds, is the last attempt of answered rows: mean and max are exact, percentiles (nearest
     rank) within 1 %. Rates are per second of `elapsed_s`, pauses included; those that end in `_1m` cover
@@ -270,9 +271,9 @@ class MetricsHook:
             self._usage.add(event)
         if result.latency_s is not None and (result.ok or usage is not None):
             self._latency.add(result.latency_s)
-        if result.trim:
+        if result.trim and result.trim.get("why") != "head":
             self._trims += 1
-            self._trim_saved += _saved(result.trim)
+            self._trim_saved += saved_tokens(result.trim) or 0
         self._minute.add(now - self._start, prompt, completion)
 
     def snapshot(self) -> BatchMetrics:
@@ -368,10 +369,10 @@ def _over(amount: float, of: float) -> float | None:
     return amount / of if of > 0 else None
 
 
-def _saved(trim: Mapping[str, Any]) -> int:
-    """Tokens a trim saved: `tokens_saved`, or `tokens_before` less `tokens_after`; 0 if it does not tell."""
+def saved_tokens(trim: Mapping[str, Any]) -> int | None:
+    """Tokens a trim saved: `tokens_saved`, or `tokens_before` less `tokens_after`; None if it is silent."""
     saved = trim.get("tokens_saved")
     if isinstance(saved, int):
         return saved
     before, after = trim.get("tokens_before"), trim.get("tokens_after")
-    return before - after if isinstance(before, int) and isinstance(after, int) else 0
+    return before - after if isinstance(before, int) and isinstance(after, int) else None

@@ -17,13 +17,17 @@ __all__ = ["decode_result", "encode_result"]
 _OK = 200
 _HTTP_ERROR = 400
 
+EXTENSION = "ollama_batch"
+"""The key of a line for what OpenAI's form has no place for and a reader of the file may want to know."""
+
 
 def encode_result(result: BatchResult[Any], *, request_id: str | None = None) -> ResultRecord:
     """`result` as a journal record; `decode_result` gives it back, all but `parsed`.
 
     The line of an answer holds status 200 and the answer's body. A row that failed with an HTTP status
     of 400 or more holds that status and an error body. A failed row with an answer that is of no use
-    holds 200, the answer and an `error` beside it. Any other failed row holds only an `error`.
+    holds 200, the answer and an `error` beside it. Any other failed row holds only an `error`. A row of a
+    conversation, or one whose prompt was trimmed, has a fifth key, EXTENSION: an object with `lane`, `trim`.
     So `error is None and status_code == 200` is true of answers alone. The same result always gives
     the same line. Raises ValueError if `ok` and `error` contradict each other.
     """
@@ -54,6 +58,8 @@ def encode_result(result: BatchResult[Any], *, request_id: str | None = None) ->
         "response": response,
         "error": line_error,
     }
+    if extension := {name: value for name in _EXTENDED if (value := getattr(result, name)) is not None}:
+        line[EXTENSION] = extension
     return ResultRecord(
         index=result.index,
         ok=result.ok,
@@ -86,6 +92,7 @@ def decode_result(record: ResultRecord, custom_id: str | None) -> BatchResult[An
 
 
 _ABSENT: Any = object()
+_EXTENDED = ("lane", "trim")
 _PARTLY_TOLD: Mapping[str, type[Any]] = {"usage": Usage, "error": RowError}
 _FIELDS_OF: Mapping[type[Any], tuple[str, ...]] = {
     kind: tuple(field.name for field in fields(kind)) for kind in _PARTLY_TOLD.values()
@@ -97,10 +104,6 @@ def _info(result: BatchResult[Any], line: Mapping[str, Any]) -> dict[str, Any]:
     info: dict[str, Any] = {}
     if result.latency_s is not None:
         info["latency_s"] = result.latency_s
-    if result.trim is not None:
-        info["trim"] = result.trim
-    if result.lane is not None:
-        info["lane"] = result.lane
     if result.repaired:
         info["repaired"] = True
     if result.metadata:
@@ -166,7 +169,9 @@ def _read_back(line: Mapping[str, Any], ok: bool) -> dict[str, Any]:
     message = message if isinstance(message, Mapping) else {}
     finish_reason = choice.get("finish_reason") if isinstance(choice, Mapping) else None
     output, reasoning = message.get("content"), message.get("reasoning") or message.get("reasoning_content")
+    extension = line.get(EXTENSION, {})
     return {
+        **{name: extension.get(name) for name in _EXTENDED},
         "body": body,
         "error": error,
         "output": output if isinstance(output, str) else None,

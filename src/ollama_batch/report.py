@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from ollama_batch._summary import summary_html, summary_text
 from ollama_batch._text import jsonable
 from ollama_batch.errors import JournalError, MissingExtraError
-from ollama_batch.metrics import BatchMetrics
+from ollama_batch.metrics import BatchMetrics, saved_tokens
 from ollama_batch.types import BatchResult, EngineInfo, ParsedT
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ class BatchReport(Generic[ParsedT]):
     """What became of a run. `print(report)` shows it; notebooks render it.
 
     `outcome` is "completed" (every row has a result), "stopped" or "interrupted", both resumable if
-    `durable`; `reason` says why it did not complete. `lanes` is the number of conversations, None for
+    `durable`; `reason` says why it did not complete. `num_ctx_why` says what chose `num_ctx` where that was
+    "auto". `lanes` is the number of conversations, None for
     independent rows. `counts` are of the whole run, `metrics` and
     `duration_s` (seconds) of this session. `started_at` has a time zone. `notes` are decisions and warnings,
     one sentence each. `read_results` opens the results in input order; `results()` is the way to call it.
@@ -94,6 +95,7 @@ class BatchReport(Generic[ParsedT]):
     files: Sequence[SourceFiles] = ()
     concurrency: int | None = None
     num_ctx: int | None = None
+    num_ctx_why: str | None = None
     max_tokens: int | None = None
     lanes: int | None = None
     notes: Sequence[str] = ()
@@ -133,9 +135,10 @@ class BatchReport(Generic[ParsedT]):
         """The results as a DataFrame, one row each in input order; holds all of them in memory.
 
         Columns: custom_id, ok, output, parsed, reasoning, finish_reason, error_code, error_message,
-        attempts, latency_s, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, metadata.
-        Token counts are nullable integers: not reported is `<NA>`, not 0. Raises MissingExtraError without
-        pandas, and JournalError as `results()` does.
+        attempts, latency_s, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, lane,
+        trim_why, trimmed_tokens, metadata. `trimmed_tokens` were left out of the prompt before it was sent.
+        Lanes and token counts are nullable integers: not reported is `<NA>`, not 0. Raises
+        MissingExtraError without pandas, and JournalError as `results()` does.
         """
         try:
             import pandas as pd
@@ -149,7 +152,7 @@ class BatchReport(Generic[ParsedT]):
             for name, value in zip(_COLUMNS, _cells(result), strict=True):
                 columns[name].append(value)
         frame = pd.DataFrame(columns)
-        types = {name: "Int64" for name in _COLUMNS if name.endswith("_tokens")}
+        types = {name: "Int64" for name in _COLUMNS if name.endswith("_tokens") or name == "lane"}
         return frame.astype({**types, "ok": "bool", "attempts": "int64", "latency_s": "float64"})
 
     def __str__(self) -> str:
@@ -184,6 +187,9 @@ _COLUMNS = (
     "completion_tokens",
     "cached_tokens",
     "reasoning_tokens",
+    "lane",
+    "trim_why",
+    "trimmed_tokens",
     "metadata",
 )
 
@@ -205,5 +211,8 @@ def _cells(result: BatchResult[Any]) -> tuple[Any, ...]:
         None if usage is None else usage.completion_tokens,
         None if usage is None else usage.cached_tokens,
         None if usage is None else usage.reasoning_tokens,
+        result.lane,
+        None if result.trim is None else result.trim.get("why", "too_long"),
+        None if result.trim is None else saved_tokens(result.trim),
         dict(result.metadata),
     )

@@ -62,6 +62,7 @@ class Run:
         self._stop = Stop(self._ending)
         self._gate = Gate(engine=engine, stop=self._stop, emit=self._emit, patience_s=patience_s)
         self._lanes: Lanes | None = None
+        self._cancelled = False
         self._future: concurrent.futures.Future[Ended] = concurrent.futures.Future()
 
     @property
@@ -82,12 +83,21 @@ class Run:
         """Go on after `pause()`."""
         self._tell(self._gate.release, USER)
 
-    def trim_conversations(self) -> None:
-        """Have every conversation cut deep before its next request; rows of their own are left alone."""
-        self._tell(lambda: None if self._lanes is None else self._lanes.trim_all())
+    def trim_conversations(self) -> int:
+        """Have every conversation cut deep before its next request; returns how many were told to.
+
+        0 where there is none: independent rows are left alone, and a run that has not begun to send, was
+        cancelled or has ended sends nothing that could be cut.
+        """
+        lanes = self._lanes
+        if lanes is None or self.done or self._cancelled or self._stop.draining.is_set():
+            return 0
+        self._tell(lanes.trim_all)
+        return len(lanes)
 
     def cancel(self, *, now: bool = False) -> None:
         """End the run early and keep it resumable; `now` also gives up the requests that are out."""
+        self._cancelled = True
         reason = RunCancelledError("cancelled; run again to go on")
         self._tell(self._stop.now if now else self._stop.drain, reason)
 

@@ -17,7 +17,14 @@ from ollama_batch._feeds import look_ahead, make_feed
 from ollama_batch._gauge import StateDir
 from ollama_batch._intake import row_check, take_in
 from ollama_batch._job import Job
-from ollama_batch._meeting import load_model, meet_engine, once_free, part_from_engine, tell_too_long
+from ollama_batch._meeting import (
+    load_model,
+    meet_engine,
+    once_free,
+    part_from_engine,
+    tell_num_ctx,
+    tell_too_long,
+)
 from ollama_batch._opening import begin_anew, discard_if_new, open_journal, sources_of_run
 from ollama_batch._options import (
     Requests,
@@ -382,6 +389,7 @@ class BatchRunner:
                 meeting = await stop.unless_draining(loaded)
                 feed.keep_to(meeting.info)
                 reporter.met(meeting)
+                tell_num_ctx(meeting, options=self.options, noticed=reporter.noticed)
                 tell_too_long(intake, meeting, options=self.options, noticed=reporter.noticed)
                 await self._replay(job, journal)
                 await send_rows(

@@ -72,12 +72,15 @@ class FileSource:
         return row_of_line(line, self.limits, offset=line.offset, length=len(line.raw))
 
     def read(self, rows: Sequence[RowRecord]) -> list[BatchRequest]:
-        """The requests of `rows`, in that order, read again from where `scan` found them.
+        """The requests of `rows`, in that order; see `lines`."""
+        return [decode_line(raw) for raw in self.lines(rows)]
+
+    def lines(self, rows: Sequence[RowRecord]) -> Iterator[bytes]:
+        """The bytes of `rows`, in that order, read again from where `scan` found them.
 
         Rows that lie close together are read in one go. Raises InputChangedError if a row's bytes
         are not those that were scanned.
         """
-        requests: list[BatchRequest] = []
         start = 0
         while start < len(rows):
             first = rows[start]
@@ -93,9 +96,8 @@ class FileSource:
                 raw = span[row.offset - base : row.offset - base + row.length]
                 if len(raw) != row.length or fingerprint(raw) != row.fingerprint:
                     raise self._changed("the line is not the one that was validated", row)
-                requests.append(decode_line(raw))
+                yield raw
             start = stop
-        return requests
 
     def _read_at(self, offset: int, length: int, row: RowRecord) -> bytes:
         try:
@@ -125,6 +127,10 @@ class FileSource:
 
     async def aclose(self) -> None:
         """Close the file; `read` opens it again. May be repeated."""
+        self.close()
+
+    def close(self) -> None:
+        """`aclose` for code that is not async."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -306,9 +306,9 @@ class RowRecord:
 class ResultRecord:
     """One finished row as the journal keeps it.
 
-    `line` is the row's line of the output or error file (OpenAI batch form, UTF-8, no newline);
-    `info` is a JSON object with what that form has no place for (attempts, latency, usage source,
-    trim, metadata ...). `code` is the error code of a failed row, None for an ok one.
+    `line` is the row's line of the output or error file (OpenAI batch form, UTF-8, no newline), lane and
+    trim included; `info` is a JSON object with what else that form has no place for (latency, usage source,
+    metadata ...). `code` is the error code of a failed row, None for an ok one.
     """
 
     index: int

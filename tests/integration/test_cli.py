@@ -133,6 +133,20 @@ OPTIONS: list[tuple[list[str], str, str, Any]] = [
     (["--mode", "conversation"], "made", "mode", "conversation"),
     (["--mode", "conversation", "--lanes", "2"], "made", "conversation", ConversationPolicy(lanes=2)),
     (["--mode", "conversation", "--trim-every", "9"], "made", "conversation", ConversationPolicy(every=9)),
+    (["--mode", "conversation", "--high", "0.8"], "made", "conversation", ConversationPolicy(high=0.8)),
+    (["--mode", "conversation", "--low", "0.25"], "made", "conversation", ConversationPolicy(low=0.25)),
+    (
+        ["--mode", "conversation", "--keep-messages", "6"],
+        "made",
+        "conversation",
+        ConversationPolicy(keep_messages=6),
+    ),
+    (
+        ["--mode", "conversation", "--conversation-limit", "999"],
+        "made",
+        "conversation",
+        ConversationPolicy(limit=999),
+    ),
     (["--trim", "sliding"], "made", "trim", SlidingWindowTrim()),
     (["--trim", "importance"], "made", "trim", ImportanceTrim()),
     (["--trim", "hybrid"], "made", "trim", HybridTrim()),
@@ -273,11 +287,11 @@ def test_several_inputs_are_files_whatever_they_are_called(
         (["run", "IN"], "-o/--output"),
         (["run", "IN", "-o", "OUT", "--num-ctx", "much"], "'much' is neither a whole number nor auto"),
         (["run", "IN", "-o", "OUT", "--concurrency", "1.5"], "'1.5' is neither a whole number nor auto"),
-        (["run", "IN", "-o", "OUT", "--concurrency", "0"], "concurrency=0"),
-        (["run", "IN", "-o", "OUT", "--timeout", "-1"], "timeout=-1.0"),
-        (["run", "IN", "-o", "OUT", "--deadline", "nan"], "deadline=nan"),
-        (["run", "IN", "-o", "OUT", "--limit", "0"], "limit=0"),
-        (["run", "IN", "-o", "OUT", "--max-failures", "-2"], "max_failures=-2.0"),
+        (["run", "IN", "-o", "OUT", "--concurrency", "0"], "--concurrency 0: must be"),
+        (["run", "IN", "-o", "OUT", "--timeout", "-1"], "--timeout -1.0: must be"),
+        (["run", "IN", "-o", "OUT", "--deadline", "nan"], "--deadline nan: must be"),
+        (["run", "IN", "-o", "OUT", "--limit", "0"], "--limit 0: must be"),
+        (["run", "IN", "-o", "OUT", "--max-failures", "-2"], "--max-failures -2.0: must be"),
         (["run", "IN", "-o", "OUT", "--think", "hard"], "invalid choice: 'hard'"),
         (["run", "IN", "-o", "IN"], "is an input of this run"),
         (["run", "IN", "-o", "no/such/folder/out.jsonl"], "does not exist"),
@@ -297,6 +311,13 @@ def test_several_inputs_are_files_whatever_they_are_called(
         (["run", "IN", "-o", "OUT", "--toy", "--api", "openai"], "--api is for servers"),
         (["run", "UNNAMED", "-o", "OUT"], "--model gemma3:12b"),
         (["run", "-", "-o", "OUT"], "--model gemma3:12b"),
+        (["run", "IN", "-o", "OUT", "--lanes", "2"], "--lanes is for --mode conversation"),
+        (["run", "absent", "-o", "OUT", "--low", "0.2"], "--low is for --mode conversation"),
+        (
+            ["run", "IN", "-o", "OUT", "--high", "0.9", "--conversation-limit", "900"],
+            "--high and --conversation-limit are for --mode conversation",
+        ),
+        (["run", "IN", "-o", "OUT", "--num-ctx", "512"], "--num-ctx 512"),
         (["run", "IN", "IN2", "-o", "OUT"], "2 inputs need a folder"),
         (["status", "absent.db"], "absent.db"),
         (["watch", "IN"], "not a journal"),
@@ -433,6 +454,7 @@ def test_failed_rows_exit_1_and_are_sent_again_when_asked_for(
     assert code == 0
     assert "finished: 3 of 3 rows done, 2 ok, 1 failed, 0 left" in out
     assert "1  request_rejected" in out
+    assert "\n  mode independent\n" in out
     assert ask(*words)[0] == 1
     assert fake.ledger.count() == 3
     assert ask(*words, "--retry-failed")[0] == 0
@@ -704,6 +726,41 @@ def test_the_toy_engine_runs_anybodys_file(ask: Cli, tmp_path: Path) -> None:
     assert ids(output) == ["r0", "r1", "r2", "r3"]
 
 
+def test_a_toy_answers_standard_input_whatever_model_its_lines_name(
+    ask: Cli, seen: type[Seen], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ask("run", "-", "-o", "out.jsonl", "--toy")[0] == 0
+    assert (seen.made["model"], seen.made["row_models"]) == ("toy", "ignore")
+    seen.ran["requests"].close()
+    ask("run", "-", "-o", "out.jsonl", "--toy", "--model", "m", "--allow-model", "n")
+    assert (seen.made["model"], seen.made["row_models"]) == ("m", "check"), "listed models are meant"
+    seen.ran["requests"].close()
+    ask("run", write(tmp_path / "in.jsonl", rows(1)), "-o", "out.jsonl", "--model", "m")
+    assert seen.made["row_models"] == "check", "a model that means something is not answered for by another"
+
+
+@pytest.mark.slow
+def test_lines_from_standard_input_that_name_models_get_answers_from_a_toy(tmp_path: Path) -> None:
+    lines = [line("r0", model="gemma3:12b"), line("r1", model="gpt-4o-mini"), line("r2")]
+    output = tmp_path / "out.jsonl"
+    with process("run", "-", "-o", output, "--toy", "--progress", "none", stdin=subprocess.PIPE) as child:
+        _, err = child.communicate("".join(json.dumps(each) + "\n" for each in lines), timeout=60)
+    assert child.returncode == 0, err
+    assert ids(output) == ["r0", "r1", "r2"]
+
+
+def test_a_row_for_another_model_is_refused_with_the_options_that_help(
+    fake_ollama: FakeOllama, tmp_path: Path
+) -> None:
+    words = ("--base-url", fake_ollama.url, "--model", "toy:1b", "--progress", "none")
+    with process("run", "-", "-o", tmp_path / "out.jsonl", *words, stdin=subprocess.PIPE) as child:
+        _, err = child.communicate(json.dumps(line("r0", model="other")) + "\n", timeout=30)
+    assert child.returncode == 2, err
+    assert "(--ignore-row-models sends it there, --allow-model takes more)" in err
+    assert "--on-invalid skip" in err
+    assert not re.search(r"\w=", err), "no word of it is Python"
+
+
 @pytest.mark.slow
 def test_the_demo_runs_and_runs_again(ask: Cli, tmp_path: Path) -> None:
     for _ in range(2):
@@ -745,7 +802,14 @@ def test_a_conversation_is_held_from_the_command_line(
     assert "lanes 2" in out
     refused = ask("run", source, "-o", tmp_path / "other.jsonl", *words, "--lanes", "2")
     assert refused[0] == 2
-    assert "--lanes and --trim-every are for --mode conversation" in refused[2]
+    assert "--lanes is for --mode conversation: add that, or leave it out" in refused[2]
+    code, told, _ = ask("status", tmp_path / "out.jsonl.run.db")
+    assert code == 0
+    assert "  mode conversation, 2 lanes; 0 rows trimmed, 0 tokens left out\n" in told
+    shares = ("--mode", "conversation", "--low", "0.9", "--high", "0.8")
+    refused = ask("run", source, "-o", tmp_path / "other.jsonl", *words, *shares)
+    assert refused[0] == 2
+    assert "--low 0.9, --high 0.8: low is above high" in refused[2]
 
 
 def test_a_strategy_shortens_what_does_not_fit(ask: Cli, fake_ollama: FakeOllama, tmp_path: Path) -> None:
@@ -760,4 +824,4 @@ def test_a_strategy_shortens_what_does_not_fit(ask: Cli, fake_ollama: FakeOllama
     assert "context_length_exceeded" in out
     code, out, _ = ask("run", source, "-o", tmp_path / "cut.jsonl", *words, *small, "--trim", "hybrid")
     assert code == 0
-    assert "1 trims saved" in out
+    assert "; 1 trim saved" in out

@@ -64,5 +64,5 @@ def test_a_killed_conversation_goes_on_as_if_nothing_had_happened(tmp_path: Path
     assert all(len(digests) == 1 for digests in wanted.values())
     assert broken.prompts() == wanted
     with RunJournal.open_readonly(broken.output.with_name("out.jsonl.run.db")) as journal:
-        cut = sum(b'"why"' in record.info for _, record in journal.results())
+        cut = sum(b'"why"' in record.line for _, record in journal.results())
     assert cut >= 4, "every lane was cut"

@@ -13,8 +13,16 @@ from typing import Any
 
 import pytest
 
-from ollama_batch import BatchReport, OpenAIEngine, RetryPolicy, _points
-from ollama_batch.errors import JournalMismatchError, RunCancelledError
+from ollama_batch import (
+    AggressiveTrim,
+    BatchReport,
+    HybridTrim,
+    OpenAIEngine,
+    RetryPolicy,
+    SlidingWindowTrim,
+    _points,
+)
+from ollama_batch.errors import EngineError, InputError, JournalMismatchError, RunCancelledError
 from ollama_batch.journal import RunJournal, set_aside
 from ollama_batch.testing import FakeModel, FakeOllama, Fault
 from runner_support import Events, files_in, ids, line, names, rows_file, runner_on, write_lines
@@ -67,6 +75,40 @@ def test_what_changes_answers_is_refused_and_named(
     assert difference in str(caught.value)
     assert fake.ledger.count() == 4
     assert runner_on(fake, **BEGUN).run(**begun).counts.resumed == 3  # and nothing was spoilt by it
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({}, {"trim": HybridTrim()}, "trim was not set, is HybridTrim."),
+        ({"trim": SlidingWindowTrim()}, {"trim": HybridTrim()}, "trim was SlidingWindowTrim, is HybridTrim."),
+        (
+            {"trim": AggressiveTrim(share=0.5)},
+            {"trim": AggressiveTrim(share=0.6)},
+            "trim.share was 0.5, is 0.6.",
+        ),
+        ({"defaults": {}}, {"defaults": {"seed": 1}}, "defaults.seed was not set, is 1."),
+    ],
+    ids=["added", "another", "a field", "a default"],
+)
+def test_a_difference_is_named_as_a_user_would(
+    fake: FakeOllama, tmp_path: Path, before: dict[str, Any], now: dict[str, Any], said: str
+) -> None:
+    source, output = rows_file(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
+    runner_on(fake, **before).run(source, output=output)
+    with pytest.raises(JournalMismatchError) as caught:
+        runner_on(fake, **now).run(source, output=output)
+    assert f"would not go together: {said} Use the settings" in str(caught.value)
+    assert len(caught.value.differences) == 1
+
+
+def test_another_mode_is_named_with_what_it_brings(fake: FakeOllama, tmp_path: Path) -> None:
+    source, output = rows_file(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
+    runner_on(fake).run(source, output=output)
+    with pytest.raises(JournalMismatchError) as caught:
+        runner_on(fake, mode="conversation").run(source, output=output)
+    assert sorted(caught.value.differences) == ["conversation", "mode", "trim"]
+    assert "conversation was not set, is ConversationPolicy; mode was" in str(caught.value)
 
 
 def test_what_does_not_change_answers_may_change(
@@ -238,17 +280,69 @@ def test_overwrite_begins_anew_and_keeps_the_old_journal(
         with RunJournal.open_readonly(old) as kept:
             assert kept.counts().ok == 4
     assert files_in(tmp_path) == ["in.jsonl", "out.jsonl", journal.name, old.name]
-    again = runner_on(fake, **options).run(source, output=output, overwrite=True)
-    assert again.counts.sent == 0  # the same run is resumed, not begun anew
 
 
-def test_overwrite_does_not_begin_a_stream_anew(fake: FakeOllama, tmp_path: Path) -> None:
+def test_overwrite_begins_a_finished_run_anew_and_keeps_its_journal(fake: FakeOllama, tmp_path: Path) -> None:
+    source, output = rows_file(tmp_path / "in.jsonl", 4), tmp_path / "out.jsonl"
+    first = runner_on(fake).run(source, output=output)
+    assert runner_on(fake).run(source, output=output).counts.sent == 0
+    again = runner_on(fake).run(source, output=output, overwrite=True)
+    assert (again.counts.sent, again.counts.resumed) == (4, 0)
+    assert again.run_id != first.run_id
+    assert fake.ledger.counts() == {f"r{n}": 2 for n in range(4)}
+    with RunJournal.open_readonly(tmp_path / "out.jsonl.run.db.old1") as old:
+        assert (old.run_id, old.counts().ok) == (first.run_id, 4)
+    assert files_in(tmp_path) == ["in.jsonl", "out.jsonl", "out.jsonl.run.db", "out.jsonl.run.db.old1"]
+
+
+def test_overwrite_goes_on_with_an_unfinished_run_of_the_same_settings(
+    fake: FakeOllama, begun: dict[str, Path], tmp_path: Path
+) -> None:
+    report = runner_on(fake, **BEGUN).run(**begun, overwrite=True)
+    assert (report.counts.resumed, report.counts.sent) == (3, 5)
+    assert not (tmp_path / "out.jsonl.run.db.old1").exists()
+
+
+@pytest.mark.parametrize("why", ["a bad row", "no engine"])
+def test_the_journal_of_a_finished_run_comes_back_if_nothing_was_done_in_its_place(
+    fake: FakeOllama, fake_ollama_factory: Factory, tmp_path: Path, why: str
+) -> None:
+    source, output = rows_file(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    first = runner_on(fake).run(source, output=output)
+    before = files_in(tmp_path)
+    written = output.read_bytes()
+    gone = fake_ollama_factory()
+    if why == "a bad row":
+        good = source.read_text()
+        source.write_text(good + "{\n")
+        with pytest.raises(InputError):
+            runner_on(fake).run(source, output=output, overwrite=True)
+        source.write_text(good)
+    else:
+        gone.close()
+        with pytest.raises(EngineError):
+            runner_on(gone).run(source, output=output, overwrite=True)
+    assert files_in(tmp_path) == before
+    report = runner_on(fake).run(source, output=output)
+    assert (report.run_id, report.counts.sent, report.counts.ok) == (first.run_id, 0, 3)
+    assert output.read_bytes() == written
+
+
+def test_overwrite_begins_a_stream_anew_only_if_its_run_has_finished(
+    fake: FakeOllama, tmp_path: Path
+) -> None:
     runner, output = runner_on(fake), tmp_path / "out.jsonl"
     runner.run(["a", "b"], output=output)
+    assert runner.run(["a", "c"], output=output, overwrite=True).counts.sent == 2
+    fake.inject(Fault("hang", match="e"))
+    run = runner.start(["d", "e"], output=tmp_path / "two.jsonl")
+    fake.wait_until(lambda ledger: ledger.count("e") >= 1)
+    run.cancel(now=True)
+    with pytest.raises(RunCancelledError):
+        run.wait(30)
     with pytest.raises(JournalMismatchError):
-        runner.run(["a", "c"], output=output, overwrite=True)
-    assert files_in(tmp_path) == ["out.jsonl", "out.jsonl.run.db"]
-    assert fake.ledger.count() == 2
+        runner.run(["d", "f"], output=tmp_path / "two.jsonl", overwrite=True)
+    assert (tmp_path / "two.jsonl.run.db").exists()
 
 
 OVERWRITE = """
@@ -278,6 +372,26 @@ def test_a_kill_before_a_journal_is_set_aside_loses_nothing_of_it(fake: FakeOlla
 
 class Died(BaseException):
     """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("point", ["aside.before_rename", "aside.before_return", "create.begin"])
+def test_a_kill_while_a_finished_run_makes_room_loses_nothing_of_it(
+    fake: FakeOllama, tmp_path: Path, point: str
+) -> None:
+    """The new run has no engine, so that what was renamed is named back as well."""
+    source, output = rows_file(tmp_path / "in.jsonl", 5), tmp_path / "out.jsonl"
+    runner_on(fake).run(source, output=output)
+    code = OVERWRITE.replace("aside.before_rename", point).replace("max_tokens=999, ", "")
+    child = [sys.executable, "-c", code, "http://127.0.0.1:9", str(source), str(output)]
+    assert subprocess.run(child, check=False, timeout=30).returncode == -signal.SIGKILL
+    whole = [path for path in tmp_path.glob("out.jsonl.run.db*") if path.suffix in (".db", ".old1")]
+    kept = []
+    for path in whole:
+        with RunJournal.open_readonly(path) as journal:
+            kept.append(len(list(journal.results())))
+    assert kept == [5]
+    assert ids(output) == names(5)
+    assert runner_on(fake).run(source, output=output, overwrite=True).counts.ok == 5
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])

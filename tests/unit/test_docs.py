@@ -171,7 +171,7 @@ def test_every_command_in_a_document_can_be_given(file: str, line: str) -> None:
         targets = re.findall(r"^([a-z]+):.*##", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets
     elif words[0] == "ollama-batch":
-        names = ("run", "status", "watch", "export", "verify", "demo")
+        names = ("run", "status", "watch", "export", "export-failed", "verify", "demo")
         make_parser(dict.fromkeys(names, lambda _: 0)).parse_args(words[1:])
     elif words[1] == "-m":
         assert words[2] == "venv" or importlib.util.find_spec(words[2]) is not None

@@ -92,14 +92,17 @@ async def test_a_row_that_may_be_too_long_fails_by_its_figures_and_the_ways_out(
     assert error.tokens is not None
     assert error.tokens >= true_tokens(words(3000))
     assert error.limit == CONTEXT - ANSWER
-    assert f"the prompt may have {error.tokens} tokens (by calibrated), there is room for 3000" in str(error)
-    assert "(num_ctx 3500 less max_tokens 500): raise num_ctx, lower max_tokens, or give trim=" in str(error)
+    counted = "by our count, corrected by what the engine reported before"
+    assert f"the prompt may have {error.tokens:,} tokens ({counted}), there is room for 3,000" in str(error)
+    assert "(num_ctx 3,500 less max_tokens 500): raise num_ctx, lower max_tokens, or give trim=" in str(error)
     assert error.row_caused
     assert not error.retryable
 
 
 async def test_a_count_of_the_engine_is_no_may_be() -> None:
-    with pytest.raises(ContextTooLargeError, match=r"the prompt has 3912 tokens \(by engine\)"):
+    with pytest.raises(
+        ContextTooLargeError, match=r"the prompt has 3,912 tokens \(by the engine's own count\)"
+    ):
         await Desk(Scripted(counts_exactly=True)).compose(words(3000))
 
 
@@ -114,7 +117,7 @@ async def test_an_answer_as_long_as_the_context_leaves_no_room(most: int, strate
     desk = Desk(strategy=strategy)
     with pytest.raises(ContextTooLargeError, match="no room for a prompt") as caught:
         await desk.compose(words(10), max_tokens=most)
-    assert f"num_ctx 3500 less max_tokens {most} is {CONTEXT - most}" in str(caught.value)
+    assert f"num_ctx 3,500 less max_tokens {most:,} is {CONTEXT - most:,}" in str(caught.value)
     assert "raise num_ctx or lower max_tokens" in str(caught.value)
     assert desk.bench.counter.ledger.texts == 0
 
@@ -158,7 +161,7 @@ async def test_a_large_conversation_is_trimmed_beside_the_loop() -> None:
 
 async def test_tools_take_room_too() -> None:
     tools = [{"type": "function", "function": {"name": "find", "description": "committee " * 3000}}]
-    with pytest.raises(ContextTooLargeError, match=r"may have 4[01][0-9]{2} tokens"):
+    with pytest.raises(ContextTooLargeError, match=r"may have 4,[01][0-9]{2} tokens"):
         await Desk().compose(words(10), tools=tools)
     fewer = [{"type": "function", "function": {"name": "find", "description": "committee " * 2000}}]
     assert (await Desk().compose(words(10), tools=fewer)).size.tokens > 2000
@@ -182,7 +185,7 @@ async def test_an_answer_to_a_cut_prompt_is_an_error_that_says_what_to_do() -> N
     prompt = await desk.compose(words(6000))
     with pytest.raises(PromptTruncatedError) as caught:
         await desk.fitter.check(prompt, answer(2050, "half"))
-    assert "it reports 2050 tokens of" in str(caught.value)
+    assert "it reports 2,050 tokens of" in str(caught.value)
     assert "its length as num_ctx=" in str(caught.value)
     assert "OllamaEngine" in str(caught.value)
     assert caught.value.completion.output == "half"

@@ -61,7 +61,11 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
             "report",
         )
     },
-    {"runner": ("runner",), "command line": ("cli", "_arguments", "_demo"), "a run": ("*",)},
+    {
+        "runner": ("runner",),
+        "command line": ("cli", "_arguments", "_asked", "_demo", "_spelling"),
+        "a run": ("*",),
+    },
 ]
 ORDER = ("a run", "runner", "command line")
 """The rooms of the last line stand in this order; "a run" holds every file that is named nowhere else."""

@@ -137,7 +137,7 @@ def test_a_partly_failed_run_says_which_rows_and_how_to_send_them_again() -> Non
         "  output     results.jsonl\n"
         "  errors     results.errors.jsonl\n"
         "  journal    results.jsonl.run.db\n"
-        "  next       to send the 3 failed rows again: retry_failed=True (command line: --retry-failed)\n"
+        "  next       to send the 3 failed rows again: retry_failed=True\n"
         "             answers were cut off: a new run (another output) with a larger max_tokens helps"
     )
     assert "  cached     not reported by the engine\n" in text

@@ -103,7 +103,7 @@ class OllamaEngine:
         except EngineUnreachableError as exc:
             raise EngineUnreachableError(
                 f"{exc}\nStart Ollama with:\nollama serve\n"
-                "or give its address (base_url=, --base-url, OLLAMA_HOST)"
+                "or give its address (base_url=, or the variable OLLAMA_HOST)"
             ) from exc
         shown, tags = await asyncio.gather(
             self._ask("POST", "/api/show", {"model": model}, model, deadline),

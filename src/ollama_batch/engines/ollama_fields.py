@@ -237,7 +237,7 @@ OLLAMA_FIELDS: Final = FieldTable(
         ),
         *_refused("a batch has no streams", "stream_options"),
         *_refused("the old form of tools: use tools and tool_choice", "functions", "function_call"),
-        *_refused("a setting of the run: BatchRunner(num_ctx=...) or --num-ctx", "num_ctx"),
+        *_refused("a setting of the run: BatchRunner(num_ctx=...)", "num_ctx"),
         *_refused("a setting of the run: BatchRunner(keep_alive=...)", "keep_alive"),
         *_refused("always false: no prompt is cut without your knowing; leave it out", "truncate", "shift"),
         *_refused("the same as max_tokens: use that", "num_predict"),

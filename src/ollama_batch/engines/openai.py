@@ -27,7 +27,7 @@ ASK_S: Final = 30.0
 
 OLLAMA_NOTE: Final = (
     "An Ollama answers at this address. Its /v1 routes can set neither the context length (num_ctx) nor "
-    "forbid that long prompts are cut in silence; use OllamaEngine (--api ollama) with the same address."
+    "forbid that long prompts are cut in silence; use OllamaEngine with the same address."
 )
 
 _SHARING: Final = frozenset({"vllm", "sglang"})

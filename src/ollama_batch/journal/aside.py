@@ -10,6 +10,28 @@ from ollama_batch.journal.lock import WriterLock
 from ollama_batch.journal.place import check_place, sync_folder
 
 
+def put_back(old: Path, path: Path) -> bool:
+    """Give a journal that was set aside its name `path` again; False if another is there by now.
+
+    Raises JournalLockedError if a runner has that.
+    """
+    lock = WriterLock(path)
+    lock.acquire()
+    try:
+        if path.exists() or not old.exists():
+            return False
+        # The log first, as in `set_aside`: with the file itself in place the journal is whole.
+        for tail in ("-wal", "-shm", ""):
+            left = old.with_name(old.name + tail)
+            if left.exists():
+                reached("aside.before_return")
+                left.replace(path.with_name(path.name + tail))
+        sync_folder(path.parent)
+        return True
+    finally:
+        lock.release()
+
+
 def set_aside(path: Path) -> Path | None:
     """Rename the journal `path` to `<name>.old1` (2, 3 ...), whatever it holds; None if there is none.
 

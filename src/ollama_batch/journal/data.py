@@ -53,6 +53,17 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
+class TrimCounts:
+    """Rows whose prompt was trimmed, and the tokens that were left out, as far as that was told.
+
+    A row that begins a conversation anew because its head is another one was not trimmed.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """A decision or an attempt worth keeping; `at` is in seconds since the epoch."""
 

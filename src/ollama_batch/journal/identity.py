@@ -11,6 +11,9 @@ from ollama_batch.errors import JournalMismatchError
 
 _MISSING = object()
 
+CLASS = "class"
+"""The key by which an object that was written down as JSON says what it is."""
+
 
 def normal(value: Any) -> Any:
     """`value` as it comes back from JSON, so that tuples and lists, 1 and 1 compare alike."""
@@ -19,34 +22,36 @@ def normal(value: Any) -> Any:
 
 def compare(recorded: Mapping[str, Any], present: Mapping[str, Any], path: Path | None) -> None:
     """Raises JournalMismatchError, with every difference by its key path, unless the two are equal."""
-    before, now = dict(_flatten(recorded)), dict(_flatten(normal(present)))
     differences: dict[str, tuple[Any, Any]] = {}
     told = []
-    for key in sorted({*before, *now}):
-        old, new = before.get(key, _MISSING), now.get(key, _MISSING)
-        if old is not new and (old != new or type(old) is not type(new)):
-            differences[key] = (None if old is _MISSING else old, None if new is _MISSING else new)
-            told.append(f"{key} was {_shown(old)}, is {_shown(new)}")
+    for key, old, new in _different(recorded, normal(present)):
+        differences[key] = (None if old is _MISSING else old, None if new is _MISSING else new)
+        told.append(f"{key} was {_shown(old)}, is {_shown(new)}")
     if differences:
         raise JournalMismatchError(
             f"this run began with other settings, and its answers would not go together: {'; '.join(told)}. "
-            "Use the settings it began with, give another output, or overwrite=True (--overwrite), which "
+            "Use the settings it began with, give another output, or overwrite=True, which "
             "keeps the old journal under another name (.old1)",
             None if path is None else str(path),
             differences,
         )
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value
+def _different(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """What differs, by its key path; objects of two classes, or one and none, differ as a whole."""
+    both = isinstance(old, Mapping) and isinstance(new, Mapping)
+    if both and old.get(CLASS) == new.get(CLASS):
+        for key in sorted({*old, *new}):
+            inner = f"{path}.{key}" if path else str(key)
+            yield from _different(old.get(key, _MISSING), new.get(key, _MISSING), inner)
+    elif old != new or type(old) is not type(new):
+        yield path, old, new
 
 
 def _shown(value: Any) -> str:
     if value is _MISSING:
         return "not set"
+    if isinstance(value, Mapping) and CLASS in value:
+        return str(value[CLASS])
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."

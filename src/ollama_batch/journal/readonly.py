@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from ollama_batch.errors import JournalError, OutputError
 from ollama_batch.journal import faults, meta, schema
-from ollama_batch.journal.data import ExportCounts, JournalCounts, Note, Pace
+from ollama_batch.journal.data import ExportCounts, JournalCounts, Note, Pace, TrimCounts
 from ollama_batch.journal.export import matches, write_export
 from ollama_batch.journal.lock import is_held
 from ollama_batch.journal.place import check_regular
-from ollama_batch.journal.results import Pair, count, iterate
+from ollama_batch.journal.results import Pair, count, count_trims, iterate
 
 
 class ReadOnlyJournal:
@@ -68,6 +68,13 @@ class ReadOnlyJournal:
             query = "SELECT max(at), ifnull(sum(at > ?), 0) FROM results"
             return Pace(*self._connection().execute(query, (time.time() - seconds,)).fetchone())
 
+    def trims(self) -> TrimCounts:
+        """Rows that were trimmed, as committed; where that cannot be, nothing is read."""
+        if self.identity.get("trim") is None:
+            return TrimCounts()
+        with faults.named(self._path):
+            return count_trims(self._connection())
+
     def get(self, key: str, default: Any = None) -> Any:
         """The JSON value last put under `key`."""
         with faults.named(self._path):
@@ -109,7 +116,8 @@ class ReadOnlyJournal:
         for file in (output, errors):
             if not overwrite and file is not None and os.path.lexists(file) and not self.owns(file):
                 raise OutputError(
-                    f"{file} exists and is not an export of this run: give another name, or --overwrite it"
+                    f"{file} exists and is not an export of this run: give another name, or "
+                    "say overwrite=True"
                 )
         return write_export(
             self.results(source=source, strict=strict),

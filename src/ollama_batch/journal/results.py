@@ -12,9 +12,10 @@ from typing import Any
 
 from ollama_batch._points import reached
 from ollama_batch.errors import JournalCorruptError, JournalError
-from ollama_batch.journal.data import JournalCounts, checksum
+from ollama_batch.journal.data import JournalCounts, TrimCounts, checksum
 from ollama_batch.journal.faults import translate
 from ollama_batch.journal.rows import roll_back, row_of
+from ollama_batch.records import EXTENSION
 from ollama_batch.types import ResultRecord, RowRecord
 
 Pair = tuple[RowRecord, ResultRecord]
@@ -23,11 +24,14 @@ Columns = Sequence[Any]
 _PAGE = 64
 _log = logging.getLogger("ollama_batch.journal")
 
-_SELECT = (
-    "SELECT x.idx, r.source, r.line, r.custom_id, r.fingerprint, r.offset, r.length, r.ord,"
+_ROW_COLUMNS = 9
+_COLUMNS = (
+    "SELECT x.idx, r.source, r.line, r.custom_id, r.fingerprint, r.offset, r.length, r.ord, {lane},"
     " x.ok, x.code, x.attempts, x.checksum, a.line, a.info"
     " FROM results x CROSS JOIN rows r ON r.idx = x.idx LEFT JOIN answers a ON a.idx = x.idx"
 )
+_SELECT = _COLUMNS.format(lane="NULL")
+_SELECT_LANES = _COLUMNS.format(lane="t.lane") + " LEFT JOIN turns t ON t.idx = x.idx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +110,21 @@ def count(con: sqlite3.Connection) -> JournalCounts:
     return JournalCounts(rows=rows, ok=ok, failed=sum(codes.values()), codes=codes)
 
 
+def count_trims(con: sqlite3.Connection) -> TrimCounts:
+    """Rows that say they were trimmed; reads every line, and decodes those that may say so."""
+    trim = f"json_extract(CAST(line AS TEXT), '$.{EXTENSION}.trim')"
+    found = con.execute(
+        f"SELECT count(*), ifnull(sum(json_extract({trim}, '$.tokens_saved')), 0) FROM answers "  # noqa: S608 - a constant of ours
+        f"WHERE instr(line, CAST('\"trim\":{{' AS BLOB)) AND {trim} IS NOT NULL "
+        f"AND ifnull(json_extract({trim}, '$.why'), '') <> 'head'"
+    )
+    return TrimCounts(*found.fetchone())
+
+
 def check_pair(columns: Columns, path: Path | None) -> Pair:
     """Row and result of one line of the page query; JournalCorruptError if not what was written."""
-    row = row_of(columns[:8])
-    ok, code, attempts, recorded, line, info = columns[8:]
+    row = row_of(columns[:_ROW_COLUMNS])
+    ok, code, attempts, recorded, line, info = columns[_ROW_COLUMNS:]
     if isinstance(line, bytes) and isinstance(info, bytes):
         record = ResultRecord(row.index, bool(ok), code, attempts, line, info)
         if checksum(row.custom_id, record) == recorded:
@@ -148,9 +163,10 @@ def iterate(
     )
     filters = [int(value) for value in (ok, source, session) if value is not None]
     after = -1
+    select = _select(read)
     while True:
         try:
-            page = read(f"{_SELECT}{where} ORDER BY x.idx LIMIT {_PAGE}", [after, *filters])
+            page = read(f"{select}{where} ORDER BY x.idx LIMIT {_PAGE}", [after, *filters])
         except sqlite3.DatabaseError as exc:
             if damaged is None:
                 raise translate(exc, path) from exc
@@ -177,8 +193,20 @@ def iterate(
 def first_failed(read: Reader, code: str, count: int, path: Path | None) -> list[Pair]:
     """The first `count` rows in input order that failed with `code`."""
     chosen = "SELECT idx FROM results WHERE code = ? ORDER BY idx LIMIT ?"
-    page = read(f"{_SELECT} WHERE x.idx IN ({chosen}) ORDER BY x.idx", [code, count])
+    page = read(f"{_select(read)} WHERE x.idx IN ({chosen}) ORDER BY x.idx", [code, count])
     return [check_pair(columns, path) for columns in page]
+
+
+def _select(read: Reader) -> str:
+    """The page query: with lanes only where rows have one, so that independent rows pay for no join.
+
+    A journal of version 1 has no turns at all. Where they cannot be read the results still can be.
+    """
+    try:
+        made = read("SELECT 1 FROM sqlite_master WHERE name = 'turns'", [])
+        return _SELECT_LANES if made and read("SELECT 1 FROM turns LIMIT 1", []) else _SELECT
+    except sqlite3.DatabaseError:
+        return _SELECT
 
 
 def _salvage(
@@ -188,10 +216,14 @@ def _salvage(
     path: Path | None,
     damaged: list[int],
 ) -> Iterator[Pair]:
-    """Those of `indices` that can still be read, one query each."""
+    """Those of `indices` that can still be read, one query each; a lane that cannot be costs no result."""
+    select = _select(read)
     for index in indices:
         try:
-            page = read(f"{_SELECT} WHERE x.idx = ?", [index])
+            try:
+                page = read(f"{select} WHERE x.idx = ?", [index])
+            except sqlite3.DatabaseError:
+                page = read(f"{_SELECT} WHERE x.idx = ?", [index])
             pairs = [check_pair(columns, path) for columns in page]
         except (sqlite3.DatabaseError, JournalCorruptError):
             _report(index, path, damaged)

@@ -72,6 +72,11 @@ class Turns:
 
         await self._ask(give)
 
+    def alone(self) -> tuple[int, int]:
+        """Of the rows that have a lane, as of the last `assign`: those whose head no other has, and all."""
+        given = Counter() if self._given is None else self._given
+        return sum(rows == 1 for rows in given.values()), given.total()
+
     async def requeue(self, retry: Retry) -> None:
         """Put rows that are to be sent again behind all others of their lanes; durable on return."""
         if retry is not None:

@@ -78,13 +78,15 @@ class _Lead(NamedTuple):
 class HeadWatch:
     """Compares each request with the one before it, and tells once of a head that differs by little.
 
-    Compared are the leading system messages and the beginning of what follows. Looks at the first requests
-    only (see the constants); later ones cost next to nothing.
+    Compared are the leading system messages and the beginning of what follows, or, with `head_only`, just
+    those: in a conversation what follows is sent behind other rows. Looks at the first requests only (see
+    the constants); later ones cost next to nothing.
     """
 
     KIND: ClassVar = "head_differs"
 
-    def __init__(self) -> None:
+    def __init__(self, *, head_only: bool = False) -> None:
+        self._user_chars = 0 if head_only else USER_CHARS
         self._before: _Lead | None = None
         self._pairs = 0
         self._places: list[int] = []
@@ -94,7 +96,7 @@ class HeadWatch:
         """Look at the next request; the difference, if this is the one that makes it plain."""
         if self._over:
             return None
-        now, before = _lead(custom_id, messages), self._before
+        now, before = _lead(custom_id, messages, self._user_chars), self._before
         self._before = now
         if before is None:
             return None
@@ -124,14 +126,14 @@ def _named(before: _Lead, now: _Lead, place: int, same_chars: int) -> HeadDiffer
     )
 
 
-def _lead(custom_id: str, messages: Sequence[Message]) -> _Lead:
+def _lead(custom_id: str, messages: Sequence[Message], user_chars: int) -> _Lead:
     texts: list[str] = []
     pieces: list[_Piece] = []
     length, most, in_head = 0, TEXT_CHARS, True
     for number, message in enumerate(messages):
         role = str(message.get("role"))
         if in_head and role not in ("system", "developer"):
-            in_head, most = False, min(TEXT_CHARS, length + USER_CHARS)
+            in_head, most = False, min(TEXT_CHARS, length + user_chars)
         if length >= most:
             break
         pieces.append(_Piece(length, number, role))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -95,6 +95,11 @@ def cut(
     """Carry out `TrimStrategy.trim` with `choose` as the part in which strategies differ."""
     if isinstance(budget, bool) or not isinstance(budget, int):
         raise ConfigError(f"budget={budget!r}: wanted a whole number of tokens")
+    if upcoming is not None and not isinstance(upcoming, Mapping):
+        raise ConfigError(
+            f"upcoming is a {type(upcoming).__name__}: wanted a message, as in "
+            '{"role": "user", "content": "..."}'
+        )
     head, units = split_units(messages, pinned)
     before = counter.count_messages(messages)
     tail = () if upcoming is None else (upcoming,)
@@ -162,6 +167,12 @@ def trim_to_marks(
     `low`, just that stays, up to `limit`. Raises ContextTooLargeError(tokens, limit) beyond, and
     ConfigError unless low <= high <= limit.
     """
+    for name, value in (("low", low), ("high", high), ("limit", limit)):
+        if type(value) is not int:
+            raise ConfigError(
+                f"{name}={value!r}: must be a whole number of tokens; a share of the limit is what "
+                "ConversationPolicy takes"
+            )
     if not low <= high <= limit:
         raise ConfigError(f"low={low}, high={high}, limit={limit}: wanted low <= high <= limit")
     try:

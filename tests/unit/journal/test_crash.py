@@ -90,6 +90,19 @@ def make_older(path: Path) -> None:
         con.executescript("DROP TABLE turns; PRAGMA user_version = 1;")
 
 
+def test_an_older_journal_has_results_without_lanes(tmp_path: Path) -> None:
+    kill_at(tmp_path, "result.after_commit", 9)
+    path = tmp_path / "out.jsonl.run.db"
+    with RunJournal.open_readonly(path) as journal:
+        before = [(row.index, row.lane) for row, _ in journal.results()]
+    make_older(path)
+    with RunJournal.open_readonly(path) as journal:
+        after = [(row.index, row.lane) for row, _ in journal.results()]
+    assert len(before) >= 9
+    assert all(lane is not None for _, lane in before)
+    assert after == [(index, None) for index, _ in before]
+
+
 @pytest.mark.parametrize("point", ["upgrade.before_commit", "upgrade.after_commit"])
 def test_a_kill_while_an_older_journal_is_upgraded_loses_nothing(tmp_path: Path, point: str) -> None:
     kill_at(tmp_path, "result.after_commit", 9)

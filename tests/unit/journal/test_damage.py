@@ -168,6 +168,23 @@ def test_rows_beside_a_zeroed_page_are_salvaged(finished: Path) -> None:
     assert len(intact) > 55
 
 
+def test_lanes_that_cannot_be_read_cost_no_result(finished: Path) -> None:
+    async def assign() -> None:
+        with RunJournal.open(finished, identity=IDENTITY) as journal:
+            await journal.turns.assign(2)
+
+    asyncio.run(assign())
+    with closing(sqlite3.connect(finished)) as con:
+        page = con.execute("SELECT rootpage FROM sqlite_master WHERE name = 'turns'").fetchone()[0]
+    data = bytearray(finished.read_bytes())
+    data[(page - 1) * 4096 : page * 4096] = bytes(4096)
+    finished.write_bytes(data)
+    damaged: list[int] = []
+    with RunJournal.open_readonly(finished) as reader:
+        found = [record.index for _, record in reader.results(strict=False, damaged=damaged)]
+    assert (found, damaged) == (list(range(60)), [])
+
+
 def plant_directory(path: Path) -> None:
     path.mkdir()
 

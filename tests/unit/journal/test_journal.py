@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import pytest
 
 from journal_support import IDENTITY, result, row
 from ollama_batch import journal as public
-from ollama_batch.errors import JournalError, JournalMismatchError, OutputError
+from ollama_batch.errors import JournalError, JournalLockedError, JournalMismatchError, OutputError
 from ollama_batch.journal import JournalCounts, RunJournal
+from ollama_batch.journal.results import iterate
 from ollama_batch.types import RowRecord
 
 
@@ -151,8 +152,8 @@ async def test_the_same_rows_again_are_fine_and_others_are_refused(journal: RunJ
         ),
         (
             {**IDENTITY, "sampling": {}},
-            {"sampling": (None, {}), "sampling.temperature": (0, None)},
-            "is not set",
+            {"sampling.temperature": (0, None)},
+            "sampling.temperature was 0, is not set",
         ),
         ({**IDENTITY, "schema": "s"}, {"schema": (None, "s")}, 'schema was not set, is "s"'),
         ({**IDENTITY, "num_ctx": "4096"}, {"num_ctx": (4096, "4096")}, 'was 4096, is "4096"'),
@@ -378,6 +379,59 @@ async def test_a_journal_set_aside_keeps_its_results_under_the_next_free_name(tm
     for n in (1, 2):
         with RunJournal.open_readonly(tmp_path / f"run.db.old{n}") as old:
             assert [record.line for _, record in old.results()] == [result(0, text=f"answer {n}").line]
+
+
+async def test_a_journal_comes_back_only_to_a_free_place(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    with RunJournal.open(path, identity=IDENTITY) as journal:
+        await journal.add_rows([row(0)])
+        await journal.commit(result(0))
+        run_id = journal.run_id
+    old = public.set_aside(path)
+    assert old is not None
+    with RunJournal.open(path, identity=IDENTITY), pytest.raises(JournalLockedError):
+        public.put_back(old, path)
+    assert not public.put_back(old, path), "another is there"
+    path.unlink()
+    assert public.put_back(old, path)
+    assert not public.put_back(old, path), "there is none any more"
+    assert [file.name for file in tmp_path.iterdir()] == ["run.db"]
+    with RunJournal.open_readonly(path) as found:
+        assert (found.run_id, found.counts().ok) == (run_id, 1)
+
+
+async def test_a_result_comes_with_the_lane_of_its_row(journal: RunJournal) -> None:
+    await journal.add_rows([row(n) for n in range(6)])
+    await asyncio.gather(*(journal.commit(result(n, code="busy" if n == 4 else None)) for n in range(5)))
+    assert [found.lane for found, _ in journal.results()] == [None] * 5
+    await journal.turns.assign(3)
+    lanes = await journal.turns.lanes_of(0, 5)
+    assert [found.lane for found, _ in journal.results()] == [lanes[n] for n in range(5)]
+    assert {found.lane for found, _ in journal.results(ok=True)} == {0, 1, 2}
+    assert [found.lane for found, _ in journal.first_failed("busy", count=1)] == [lanes[4]]
+    assert [found.lane for found, _ in journal.fresh_results()] == [lanes[n] for n in range(5)]
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+async def test_independent_rows_are_read_without_a_look_at_lanes(tmp_path: Path, lanes: int) -> None:
+    with RunJournal.open(tmp_path / "run.db", identity=IDENTITY) as journal:
+        await journal.add_rows([row(n) for n in range(200)])
+        await asyncio.gather(*(journal.commit(result(n)) for n in range(200)))
+        if lanes:
+            await journal.turns.assign(lanes)
+    asked: list[str] = []
+    with closing(sqlite3.connect(tmp_path / "run.db")) as con:
+
+        def read(query: str, values: Sequence[Any]) -> list[Any]:
+            asked.append(query)
+            return con.execute(query, values).fetchall()
+
+        found = list(iterate(read, ok=None, source=None, path=None, damaged=None))
+    assert len(found) == 200
+    pages = [query for query in asked if "FROM results" in query]
+    assert len(pages) == 4
+    assert [query for query in pages if "turns" in query] == (pages if lanes else [])
+    assert len(asked) == len(pages) + 2, "and two questions once, whatever the number of rows"
 
 
 def test_a_log_without_its_journal_is_not_replayed_into_a_new_one(tmp_path: Path) -> None:

@@ -49,6 +49,17 @@ def test_ids_of_any_length_up_to_64_are_named(ids) -> None:
     assert 2000 < told.same_chars <= 2102
 
 
+def test_only_heads_are_looked_at_where_nothing_else_could_be_shared() -> None:
+    watch = HeadWatch(head_only=True)
+    for number in range(60):
+        assert watch.see(f"{number}", [{"role": "user", "content": f"Case {number:03d}. {WORDS}"}]) is None
+        assert watch.see(f"s{number}", chat(WORDS, f"Case {number:03d}. {WORDS}")) is None
+    watch = HeadWatch(head_only=True)
+    found = [watch.see(f"{n}", chat(f"Case {n:03d}. {WORDS}", f"{n} {WORDS}")) for n in range(60)]
+    (told,) = (difference for difference in found if difference is not None)
+    assert (told.message_index, told.role) == (0, "system")
+
+
 def test_a_template_in_the_user_message_is_looked_at_too() -> None:
     requests = [
         [{"role": "user", "content": [{"type": "text", "text": f"Case {n:03d}. {WORDS}{text(n)}"}]}]

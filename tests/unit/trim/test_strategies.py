@@ -311,6 +311,22 @@ def test_marks_fall_back_to_what_must_stay_and_refuse_beyond_the_limit() -> None
         at_marks(11)
 
 
+def test_marks_are_tokens_and_say_so_to_who_gives_a_share() -> None:
+    marks: dict[str, Any] = {"high": 30, "low": 20, "limit": 40}
+    for name, share in (("high", 0.8), ("low", 0.5), ("limit", True)):
+        with pytest.raises(ConfigError, match=rf"^{name}={share}: must be a whole number of tokens; a share"):
+            trim_to_marks(SlidingWindowTrim(), LONG, counter=COUNTER, **{**marks, name: share})
+
+
+@every
+@pytest.mark.parametrize("upcoming", ["text", ["text"], b"text"], ids=["str", "list", "bytes"])
+def test_what_comes_next_is_a_message_and_not_its_text(strategy: TrimStrategy, upcoming: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"upcoming is a {type(upcoming).__name__}: wanted a message, as in"
+    ):
+        strategy.trim(LONG, budget=100, counter=COUNTER, upcoming=upcoming)
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [

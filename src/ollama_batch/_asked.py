@@ -1,0 +1,151 @@
+"""What the options of `ollama-batch run` stand for: its engine, its policy, its inputs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from ollama_batch._arguments import STRATEGIES
+from ollama_batch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ollama_batch.conversation import ConversationPolicy
+    from ollama_batch.engines.base import Engine
+    from ollama_batch.trim import TrimStrategy
+
+TOY: Final = "toy"
+
+POLICY: Final = {
+    "lanes": "lanes",
+    "every": "trim_every",
+    "high": "high",
+    "low": "low",
+    "keep_messages": "keep_messages",
+    "limit": "conversation_limit",
+}
+"""The fields of a ConversationPolicy, and the options that set them."""
+
+
+def trim_strategy(arguments: argparse.Namespace) -> TrimStrategy | None:
+    """The strategy that `--trim` names."""
+    if arguments.trim is None:
+        return None
+    from ollama_batch import trim
+
+    strategy: TrimStrategy = getattr(trim, STRATEGIES[arguments.trim])()
+    return strategy
+
+
+def conversation_policy(arguments: argparse.Namespace) -> ConversationPolicy | None:
+    """How conversations are held. Raises ConfigError for options that only conversations have."""
+    given = {
+        name: value for name, option in POLICY.items() if (value := getattr(arguments, option)) is not None
+    }
+    if arguments.mode == "independent":
+        if given:
+            options = [f"--{POLICY[name].replace('_', '-')}" for name in given]
+            one = len(options) == 1
+            raise ConfigError(
+                f"{' and '.join(options)} {'is' if one else 'are'} for --mode conversation: add that, or "
+                f"leave {'it' if one else 'them'} out"
+            )
+        return None
+    from ollama_batch.conversation import ConversationPolicy
+
+    return ConversationPolicy(**given)
+
+
+def make_engine(arguments: argparse.Namespace, model: str | None) -> Engine:
+    """The engine that is asked for; `model` is the name an embedded one answers to.
+
+    Raises ConfigError for options that do not go together, and what the engine's own constructor raises.
+    """
+    if arguments.toy or arguments.gguf is not None or arguments.embedded:
+        return _embedded(arguments, model)
+    if arguments.api == "openai":
+        from ollama_batch.engines.openai import OpenAIEngine
+
+        if arguments.base_url is None:
+            raise ConfigError("--api openai needs --base-url URL, as in http://127.0.0.1:8000/v1")
+        return OpenAIEngine(arguments.base_url, api_key=_key(arguments))
+    from ollama_batch.engines.ollama import OllamaEngine
+
+    return OllamaEngine(arguments.base_url, api_key=_key(arguments))
+
+
+def _embedded(arguments: argparse.Namespace, model: str | None) -> Engine:
+    for option in ("base_url", "api", "api_key_env"):
+        if getattr(arguments, option) is not None:
+            name = option.replace("_", "-")
+            raise ConfigError(f"--{name} is for servers; --embedded, --gguf and --toy bring an engine along")
+    if arguments.toy and arguments.gguf is not None:
+        raise ConfigError("--toy has a model of its own: leave --gguf or --toy out")
+    if not arguments.toy and arguments.gguf is None:
+        raise ConfigError("--embedded needs --gguf FILE, or use --toy")
+    from ollama_batch.engines.embedded import EmbeddedEngine
+
+    # An embedded engine takes memory for its whole context when it starts, so it is told before.
+    room = {} if arguments.num_ctx == "auto" else {"num_ctx": arguments.num_ctx}
+    if arguments.toy:
+        return EmbeddedEngine.toy(alias=model, **room)
+    return EmbeddedEngine(gguf=Path(arguments.gguf), alias=model, **room)
+
+
+def row_models(arguments: argparse.Namespace) -> Literal["check", "ignore"]:
+    """Whether rows may name other models: a toy answers whatever they name, unless models are listed."""
+    toy = arguments.toy and not arguments.allow_model
+    return "ignore" if arguments.ignore_row_models or toy else "check"
+
+
+def fallback_model(arguments: argparse.Namespace) -> str:
+    """The model where neither an option nor the first row names one."""
+    if arguments.toy:
+        return TOY
+    if arguments.gguf is not None:
+        return Path(arguments.gguf).stem
+    raise ConfigError("say which model answers, as in --model gemma3:12b")
+
+
+def body_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Body fields for rows that do not set them. Raises ConfigError for a schema that is none."""
+    defaults: dict[str, Any] = {}
+    if arguments.temperature is not None:
+        defaults["temperature"] = arguments.temperature
+    if arguments.schema is not None:
+        file = Path(arguments.schema)
+        try:
+            schema = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"--schema {file}: cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"--schema {file}: is not JSON: {error}") from error
+        if not isinstance(schema, dict):
+            raise ConfigError(f"--schema {file}: a JSON schema is an object, not a {type(schema).__name__}")
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", file.stem)[:64]
+        defaults["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": name, "schema": schema},
+        }
+    return defaults
+
+
+def input_paths(paths: Sequence[str]) -> list[Path]:
+    """Files and patterns as the library takes them: never prompts, whatever they are called."""
+    if "-" in paths:
+        raise ConfigError("- (standard input) cannot be used here, or beside other inputs")
+    return [Path(path) for path in paths]
+
+
+def _key(arguments: argparse.Namespace) -> str | None:
+    name = arguments.api_key_env
+    if name is None:
+        return None
+    key = os.environ.get(name)
+    if not key:
+        raise ConfigError(f"--api-key-env {name}: the environment variable {name} is not set")
+    return key

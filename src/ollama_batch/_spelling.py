@@ -1,0 +1,58 @@
+"""The library's messages in the spelling of the command line: `num_ctx=512` becomes `--num-ctx 512`."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_PHRASES: Final = {
+    'row_models="ignore"': "--ignore-row-models",
+    "overwrite=True": "--overwrite",
+    "retry_failed=True": "--retry-failed",
+    "think=True": "--think on",
+    "use OllamaEngine": "use --api ollama",
+}
+
+_FLAGS: Final = {
+    **{
+        name: "--" + name.replace("_", "-")
+        for name in (
+            *("model", "base_url", "num_ctx", "max_tokens", "think", "on_length", "mode", "trim", "order"),
+            *("concurrency", "timeout", "errors", "journal", "on_invalid", "max_failures", "deadline"),
+            *("limit", "lanes", "high", "low", "keep_messages", "gguf", "progress"),
+        )
+    },
+    "output": "-o",
+    "every": "--trim-every",
+    "allow_models": "--allow-model",
+    "retry_failed": "--retry-failed",
+}
+"""The arguments of the library that `ollama-batch run` has options for."""
+
+_CALL: Final = re.compile(r"\b(BatchRunner|ConversationPolicy)\((\w+)(=[^()]*)\)")
+_PHRASE: Final = re.compile("|".join(map(re.escape, _PHRASES)))
+_ARGUMENT: Final = re.compile(
+    # Not within a path or an address: those are the user's own.
+    rf"(?<![\w./=&?\\-])({'|'.join(sorted(_FLAGS, key=len, reverse=True))})="
+    r"""(?P<value>\.\.\.|"[^"\n]*"|'[^'\n]*'|[\w.+-]*\w)?"""
+)
+
+
+def as_options(text: str) -> str:
+    """`text` with every argument of the library that has an option in that option's spelling."""
+    phrased = _PHRASE.sub(lambda phrase: _PHRASES[phrase[0]], _CALL.sub(_opened, text))
+    return _ARGUMENT.sub(lambda found: _option(found[1], found["value"]), phrased)
+
+
+def _opened(call: re.Match[str]) -> str:
+    """The arguments of a call, where they have options; the call as it is where they have none."""
+    name, first, rest = call.groups()
+    if first not in _FLAGS:
+        return call[0]
+    # The limit of a conversation is another one than that of a run.
+    own = name == "ConversationPolicy" and first == "limit"
+    return f"--conversation-limit {rest[1:]}" if own else first + rest
+
+
+def _option(name: str, value: str | None) -> str:
+    return _FLAGS[name] if value is None else f"{_FLAGS[name]} {value.strip(chr(34) + chr(39))}"

@@ -1,0 +1,48 @@
+"""Messages of the library in the spelling of the command line."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from ollama_batch._arguments import make_parser
+from ollama_batch._spelling import _FLAGS, _PHRASES, as_options
+
+CASES = [
+    ("num_ctx=512, max_tokens=1024: the context", "--num-ctx 512, --max-tokens 1024: the context"),
+    ("timeout=-1.0: must be", "--timeout -1.0: must be"),
+    ("or give trim=", "or give --trim"),
+    ("raise num_ctx, or lower max_tokens", "raise num_ctx, or lower max_tokens"),
+    ("give another output=, or say overwrite=True: then", "give another -o, or say --overwrite: then"),
+    ("start over with output=...: then", "start over with -o ...: then"),
+    (
+        'row_models="ignore" sends it there, allow_models= takes more',
+        "--ignore-row-models sends it there, --allow-model takes more",
+    ),
+    ('(on_invalid="skip" goes on)', "(--on-invalid skip goes on)"),
+    ("ConversationPolicy(low=0.6, high=0.5): low is above", "--low 0.6, --high 0.5: low is above"),
+    ("ConversationPolicy(limit=0): must", "--conversation-limit 0: must"),
+    ("(and no smaller limit=), or", "(and no smaller --limit), or"),
+    ("BatchRunner(num_ctx=...)", "--num-ctx ..."),
+    ("BatchRunner(keep_alive=...)", "BatchRunner(keep_alive=...)"),
+    ("/data/limit=3/in.jsonl exists", "/data/limit=3/in.jsonl exists"),
+    ("http://host/v1?model=m&trim=x", "http://host/v1?model=m&trim=x"),
+    ("my_limit=3 and a-limit=4", "my_limit=3 and a-limit=4"),
+]
+
+
+@pytest.mark.parametrize(("said", "read"), CASES, ids=[said[:24] for said, _ in CASES])
+def test_arguments_become_options_and_nothing_else_changes(said: str, read: str) -> None:
+    assert as_options(said) == read
+    assert as_options(read) == read, "what is in the spelling already stays"
+
+
+def test_every_option_that_is_named_is_one() -> None:
+    parser = make_parser({"run": lambda _: 0})
+    group = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    known = {word for action in group.choices["run"]._actions for word in action.option_strings}
+    named = {
+        word for text in (*_FLAGS.values(), *_PHRASES.values()) for word in text.split() if word[0] == "-"
+    }
+    assert named <= known
