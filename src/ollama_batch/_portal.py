@@ -107,7 +107,9 @@ class AddressLimit:
         self.follow()
         self._wake()
 
-    def answered(self, *, latency_s: float, queue_s: float | None, served_s: float | None, work: float) -> None:
+    def answered(
+        self, *, latency_s: float, queue_s: float | None, served_s: float | None, work: float
+    ) -> None:
         """An answer has come, of a request that still counts as out; see `QueueTarget.on_complete`."""
         if self._target is not None:
             self._target.spare = not any(width.spread() for width in self._steered)

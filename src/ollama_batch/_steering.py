@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from ollama_batch._portal import AddressLimit
-from ollama_batch._width import RunWidth
 from ollama_batch.control import LimitChange, SlotWatch
 from ollama_batch.engines.base import Engine, QueueReporting
 from ollama_batch.errors import (
@@ -37,8 +36,19 @@ PROMPT_WORK: Final = 0.1
 """What a new prompt token costs, as a share of a completion token."""
 
 ONE_AT_A_TIME: Final = frozenset(
-    "mllama qwen3vl qwen3vlmoe qwen35 qwen35moe qwen3next lfm2 lfm2moe nemotron_h nemotron_h_moe "
-    "nemotron_h_omni".split()
+    {
+        "mllama",
+        "qwen3vl",
+        "qwen3vlmoe",
+        "qwen35",
+        "qwen35moe",
+        "qwen3next",
+        "lfm2",
+        "lfm2moe",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "nemotron_h_omni",
+    }
 )
 """Families of which Ollama answers one request at a time, whatever is set (its `Scheduler.load`)."""
 
@@ -68,7 +78,7 @@ class Steering:
             self._name_one_slot(None)
 
     def answered(self, completion: Completion, latency_s: float) -> None:
-        """An answer, of use or not, came `latency_s` after its request was sent, which still counts as out."""
+        """An answer, of use or not, came `latency_s` after its request was sent; that still counts as out."""
         timings, usage = completion.timings, completion.usage
         latency_s -= min(latency_s, timings.load_s or 0.0)  # nobody's wait for a slot
         served_s = None
@@ -160,12 +170,14 @@ class Steering:
         waits = "" if wait_s is None else f", the others wait {wait_s:.1f} s each"
         message = f"{info.address} answers one request at a time{waits}"
         gain = (
-            "several at a time share each reading of the weights: up to about three times the tokens/s with 4, "
-            "for the memory of 4 contexts (an estimate)"
+            "several at a time share each reading of the weights: up to about three times the tokens/s "
+            "with 4, for the memory of 4 contexts (an estimate)"
         )
         families = {info.details.get("family"), *(info.details.get("families") or ())}
         if info.engine == "ollama" and families & ONE_AT_A_TIME:
-            message += f"; Ollama does so with every model of this family, whatever is set. With others, {gain}"
+            message += (
+                f"; Ollama does so with every model of this family, whatever is set. With others, {gain}"
+            )
         elif info.engine == "ollama":
             message += (
                 f"; {gain}. Start it with OLLAMA_NUM_PARALLEL=4 ollama serve, or: systemctl edit ollama, "

@@ -117,8 +117,8 @@ class RunEnding:
 class Decision:
     """The run changed a setting by itself; also in the journal (of one kind the first 200 at least).
 
-    Of kind "concurrency": `data` has `before` and `after`, and as far as known `why`, `queue` (how many waited,
-    on average), `wait_share` (of the time of answers) and `work_per_s`.
+    Of kind "concurrency": `data` has `before` and `after`, and as far as known `why`, `queue` (how many
+    waited, on average), `wait_share` (of the time of answers) and `work_per_s`.
     """
 
     kind: str

@@ -36,6 +36,7 @@ from ollama_batch._results import ResultQueue
 from ollama_batch._signals import stop_on_signals
 from ollama_batch._stop import Abandoned
 from ollama_batch._watch import deadline
+from ollama_batch.concurrency import Concurrency
 from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.engines.base import Engine
 from ollama_batch.engines.ollama import OllamaEngine
@@ -73,9 +74,10 @@ class BatchRunner:
     `order`: "prefix" sends requests that begin alike together, each group to one slot of the engine, so
     that its prefix cache serves them: all of a file; of other sources those that have come, up to 4,096
     read ahead. "input" keeps the order. Results are in input order.
-    `concurrency`: requests out at a time; "auto" is one more than the engine's slots where it tells
-    them (as many, with several groups), 4 for Ollama, 16 for other servers. Runs on one address share
-    the larger of their limits.
+    `concurrency`: requests out at a time. "auto" finds out while it runs how many keep every slot of the
+    engine busy, with few that wait (docs/concurrency.md); it begins with one more than the slots where the
+    engine tells them (as many, with several groups), 4 for Ollama, 16 for other servers. Concurrency(min=,
+    max=) bounds it, a number fixes it. Runs on one address share the larger of their limits.
     `timeout`: seconds for one attempt, from sending to the complete answer, the wait in the server's own
     queue included. `load_timeout`: seconds for loading the model. `recover_timeout`: seconds the run
     waits for an engine that is down or silent, or for disk room, before it stops.
@@ -109,7 +111,7 @@ class BatchRunner:
         allow_models: Collection[str] = (),
         row_models: Literal["check", "ignore"] = "check",
         order: Literal["prefix", "input"] = "prefix",
-        concurrency: int | Literal["auto"] = "auto",
+        concurrency: int | Literal["auto"] | Concurrency = "auto",
         timeout: float = 600.0,
         load_timeout: float = 1800.0,
         recover_timeout: float = 900.0,

@@ -54,7 +54,7 @@ ALONE: Final = 0.5
 """More than so many waiting, or a 32nd of the limit, are too many where none is to wait."""
 
 OVERHEAD: Final = 0.5
-"""If the engine works on requests for less than this share of their time, more must raise the pace to stay."""
+"""If the engine works for less than this share of the time of requests, more must raise the pace to stay."""
 
 WORTH: Final = 0.05
 """By this share at least."""
@@ -375,7 +375,7 @@ class QueueTarget:
         self._set(less, why, now)
 
     def _set(self, limit: int, why: str, now: float, *, seen: Round | None = None) -> None:
-        """Begin a new round under `limit`, made to fit the bounds; `seen` is the round that was the reason."""
+        """Begin a new round under `limit`, made to fit the bounds; `seen`: the round that was the reason."""
         ceiling = self.highest if self._memory is None else min(self.highest, self._memory)
         after = max(1, min(limit, ceiling))
         if self._memory is not None and after > max(self._limit, self._proven):

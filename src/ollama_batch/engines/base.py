@@ -72,7 +72,7 @@ class QueueReporting(Protocol):
     """An engine that may tell how many requests wait, where its answers do not tell for how long they did."""
 
     async def waiting(self) -> int | None:
-        """How many requests wait for a slot now, of all clients; None if it is not told. Raises EngineError."""
+        """How many requests wait for a slot, of all clients; None if it is not told. Raises EngineError."""
         ...
 
 

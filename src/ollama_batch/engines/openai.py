@@ -39,7 +39,8 @@ _TEMPLATE_FIELDS: Final = ("chat_template_kwargs", "chat_template")
 """Fields of a body that change what a prompt is made of."""
 
 _WAITING: Final = re.compile(
-    rb"^(?:vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred)(?:\{[^}]*\})? ([0-9.e+]+)",
+    rb"^(?:vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred)"
+    rb"(?:\{[^}]*\})? ([0-9.e+]+)",
     re.MULTILINE,
 )
 """What servers call the number of requests that wait for a slot."""
