@@ -53,6 +53,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
             "savings",
             "_reuse",
             "_usage",
+            "_load",
             "metrics",
             "_views",
             "progress",

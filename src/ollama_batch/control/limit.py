@@ -47,6 +47,10 @@ BUSY_SHARE: Final = 0.7
 
 ROUNDING_S: Final = 1e-6
 
+ENOUGH, MANY = 0.5, 2.5
+"""With fewer waiting the limit grows, with more (or a quarter of the limit) it shrinks. One and two requests
+more than there are slots lie well between: the limit does not go to and fro between them."""
+
 WAITING_S: Final = 5.0
 """Where the server's own count of waiting requests was told so lately, a round waits for the next."""
 
@@ -269,7 +273,7 @@ class QueueTarget:
             self._judge_by_rate(done, now)
         elif queue > self._most_waiting():
             (self._leave_alone if alone else self._shrink)(done, queue, now)
-        elif queue >= 1:
+        elif queue >= (1.0 if self._doubling else ENOUGH):
             self._doubling = False
         elif not done.timeouts and self._pays(done, now):
             self._grow(done, queue, now)
@@ -283,7 +287,7 @@ class QueueTarget:
             self._set(*found, now, seen=done)
 
     def _most_waiting(self) -> float:
-        return max(2.0, self._limit / 4) if self.spare else max(ALONE, self._limit / 32)
+        return max(MANY, self._limit / 4) if self.spare else max(ALONE, self._limit / 32)
 
     def _least(self) -> int:
         """What a queue alone never takes the limit below."""
@@ -361,7 +365,7 @@ class QueueTarget:
         if now < self._cooling_until:
             return
         self._cooling_until = now + min(max(retry_after_s or 0.0, COOLDOWN_S), COOLDOWN_MOST_S)
-        less = int(self._limit * BUSY_SHARE)
+        less = round(self._limit * BUSY_SHARE)
         if in_flight is not None and in_flight > 1:
             less = min(less, in_flight - 1)
         less = min(self._limit, max(self._lowest, less))
