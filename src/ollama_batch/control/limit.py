@@ -302,7 +302,10 @@ class QueueTarget:
     def _leave_alone(self, done: Round, queue: float, now: float) -> None:
         """As many as are worked on; one more is tried again later, and later still each time that fails."""
         self._doubling = False
-        less = max(self._least(), min(self._limit - 1, round(done.in_flight - queue)))
+        less = self._limit - 1  # a little queue is known too roughly for more
+        if queue > max(MANY, self._limit / 4):
+            less = min(less, round(done.in_flight - queue))
+        less = max(self._least(), less)
         if self._limit - less <= 1:
             self._alone = (less, self._rounds + self._alone_rounds)
             self._alone_rounds = min(2 * self._alone_rounds, MEMORY_ROUNDS_MOST)
@@ -365,7 +368,7 @@ class QueueTarget:
         if now < self._cooling_until:
             return
         self._cooling_until = now + min(max(retry_after_s or 0.0, COOLDOWN_S), COOLDOWN_MOST_S)
-        less = round(self._limit * BUSY_SHARE)
+        less = int(self._limit * BUSY_SHARE)
         if in_flight is not None and in_flight > 1:
             less = min(less, in_flight - 1)
         less = min(self._limit, max(self._lowest, less))
