@@ -15,6 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ollama_batch.concurrency import Concurrency as Concurrency
     from ollama_batch.conversation import ConversationPolicy as ConversationPolicy
     from ollama_batch.engines.base import Engine as Engine
     from ollama_batch.engines.embedded import EmbeddedEngine as EmbeddedEngine
@@ -91,6 +92,7 @@ _HOMES = {
     "CalibratedCounter": "tokens",
     "ChatRequest": "types",
     "Completion": "types",
+    "Concurrency": "concurrency",
     "ConfigError": "errors",
     "ContextTooLargeError": "errors",
     "ConversationPolicy": "conversation",

@@ -11,6 +11,7 @@ from typing import IO, Any, Literal, TypeAlias, TypedDict
 
 from ollama_batch._gauge import StateDir
 from ollama_batch._outputs import PathLike
+from ollama_batch.concurrency import MOST_AT_ONCE, Concurrency
 from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.errors import ConfigError
 from ollama_batch.memory import Guard
@@ -18,9 +19,6 @@ from ollama_batch.retry import RetryPolicy
 from ollama_batch.tokens import TokenCounter
 from ollama_batch.trim import HybridTrim, TrimStrategy
 from ollama_batch.types import BatchRequest, Think
-
-MOST_AT_ONCE = 4096
-"""Above this, requests out at a time are a slip of the keyboard."""
 
 RUN_FIELDS = ("messages", "metadata", "max_tokens", "max_completion_tokens", "model", "stream")
 """Body fields that are a setting of the runner or of a row, never a default for all rows."""
@@ -78,7 +76,7 @@ class RunnerOptions:
     allow_models: frozenset[str] = frozenset()
     row_models: Literal["check", "ignore"] = "check"
     order: Literal["prefix", "input"] = "prefix"
-    concurrency: int | Literal["auto"] = "auto"
+    concurrency: int | Literal["auto"] | Concurrency = "auto"
     timeout: float = 600.0
     load_timeout: float = 1800.0
     recover_timeout: float = 900.0
@@ -114,7 +112,8 @@ class RunnerOptions:
         # 1 == True, but is another setting when written down and compared.
         if not isinstance(self.think, bool) and self.think not in ("low", "medium", "high", "max"):
             _refuse("think", self.think, 'True, False, "low", "medium", "high" or "max"')
-        _or_auto("concurrency", self.concurrency, 1, MOST_AT_ONCE)
+        if not isinstance(self.concurrency, Concurrency):
+            _or_auto("concurrency", self.concurrency, 1, MOST_AT_ONCE)
         for name in ("timeout", "load_timeout", "recover_timeout"):
             _seconds(name, getattr(self, name))
         if self.order not in ("prefix", "input"):

@@ -199,7 +199,7 @@ class Reporter:
             durable=journal.durable,
             journal=None if journal.path is None else str(journal.path),
             files=[_files(*each) for each in zip(self._names, self._places.sources, strict=True)],
-            concurrency=None if meeting is None else meeting.width,
+            concurrency=None if meeting is None else (metrics.concurrency or meeting.width),
             num_ctx=journal.identity.get("num_ctx") if meeting is None else meeting.num_ctx,
             max_tokens=self._options.max_tokens,
             lanes=None if self._options.policy is None else self._options.policy.lanes,

@@ -14,6 +14,7 @@ from ollama_batch._meeting import Meeting
 from ollama_batch._options import RunnerOptions
 from ollama_batch._points import reached
 from ollama_batch._portal import AddressLimit
+from ollama_batch._steering import Steering
 from ollama_batch._stop import Stop
 from ollama_batch.engines.base import Engine
 from ollama_batch.errors import (
@@ -140,6 +141,7 @@ class Sender:
         settings: SendSettings,
         retry: RetryPolicy,
         limit: AddressLimit,
+        steering: Steering,
         gate: Gate,
         stop: Stop,
         emit: Callable[[Event], None],
@@ -148,11 +150,13 @@ class Sender:
         self._settings = settings
         self._retry = retry
         self._limit = limit
+        self._steering = steering
         self._gate = gate
         self._stop = stop
         self._emit = emit
         self._answers = 0
         self._trouble_since: float | None = None
+        self._idle_since: float | None = None
         self.in_flight = 0
 
     async def send(self, job: Job) -> Completion:
@@ -210,26 +214,39 @@ class Sender:
         assert job.prompt is not None  # noqa: S101 - made before anything is sent
         job.attempts += 1
         self.in_flight += 1
+        idle_s, self._idle_since = self._idle_s(), None
         self._emit(
             RowSent(
                 index=job.index,
                 custom_id=job.custom_id,
                 attempt=job.attempts,
                 in_flight=self.in_flight,
+                idle_s=idle_s,
             )
         )
         reached("row.before_send")
         sent = time.monotonic()
         try:
             completion = await self._complete(job.prompt.chat)
+            self._steering.answered(completion, time.monotonic() - sent)
         except EngineUnreachableError:
             job.unsent += 1
             raise
+        except EngineError as error:
+            self._steering.failed(error, time.monotonic() - sent)
+            raise
         finally:
-            job.latency_s = time.monotonic() - sent
+            now = time.monotonic()
+            job.latency_s = now - sent
             self.in_flight -= 1
+            if not self.in_flight:
+                self._idle_since = now
         reached("row.after_reply")
         return completion
+
+    def _idle_s(self) -> float:
+        """For how long nothing was out until now."""
+        return 0.0 if self._idle_since is None else time.monotonic() - self._idle_since
 
     async def _complete(self, request: ChatRequest) -> Completion:
         try:

@@ -47,12 +47,16 @@ class RowsFound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSent:
-    """A request was handed to the engine, for the `attempt`-th time; `in_flight` counts it."""
+    """A request was handed to the engine, for the `attempt`-th time; `in_flight` counts it.
+
+    `idle_s`: for so many seconds before, since the last answer, none of this run was with the engine.
+    """
 
     index: int
     custom_id: str
     attempt: int
     in_flight: int
+    idle_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +123,11 @@ class MemoryMeasured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The run changed a setting by itself; also in the journal."""
+    """The run changed a setting by itself; also in the journal (of one kind the first 200 at least).
+
+    Of kind "concurrency": `data` has `before` and `after`, and as far as known `why`, `queue` (how many
+    waited, on average), `wait_share` (of the time of answers) and `work_per_s`.
+    """
 
     kind: str
     message: str

@@ -37,6 +37,7 @@ from ollama_batch._results import ResultQueue
 from ollama_batch._signals import stop_on_signals
 from ollama_batch._stop import Abandoned
 from ollama_batch._watch import deadline
+from ollama_batch.concurrency import Concurrency
 from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.engines.base import Engine
 from ollama_batch.engines.ollama import OllamaEngine
@@ -75,9 +76,10 @@ class BatchRunner:
     `order`: "prefix" sends requests that begin alike together, each group to one slot of the engine, so
     that its prefix cache serves them: all of a file; of other sources those that have come, up to 4,096
     read ahead. "input" keeps the order. Results are in input order.
-    `concurrency`: requests out at a time; "auto" is one more than the engine's slots where it tells
-    them (as many, with several groups), 4 for Ollama, 16 for other servers. Runs on one address share
-    the larger of their limits.
+    `concurrency`: requests out at a time. "auto" finds out while it runs how many keep every slot of the
+    engine busy, with few that wait (docs/concurrency.md); it begins with one more than the slots where the
+    engine tells them (as many, with several groups), 4 for Ollama, 16 for other servers. Concurrency(min=,
+    max=) bounds it, a number fixes it. Runs on one address share the larger of their limits.
     `guards`: what watches memory and slows the run down, or pauses it (None: VramGuard() and RamGuard(), who
     do nothing about memory that was in use before the first request; () for none).
     `timeout`: seconds for one attempt, from sending to the complete answer, the wait in the server's own
@@ -113,7 +115,7 @@ class BatchRunner:
         allow_models: Collection[str] = (),
         row_models: Literal["check", "ignore"] = "check",
         order: Literal["prefix", "input"] = "prefix",
-        concurrency: int | Literal["auto"] = "auto",
+        concurrency: int | Literal["auto"] | Concurrency = "auto",
         guards: Collection[Guard] | None = None,
         timeout: float = 600.0,
         load_timeout: float = 1800.0,

@@ -11,6 +11,7 @@ from ollama_batch.control.recovery import (
     smaller_num_ctx,
     undo,
 )
+from ollama_batch.control.slots import SlotWatch
 from ollama_batch.control.trouble import Kind, Trouble, kind_of
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "LimitChange",
     "QueueTarget",
     "Rung",
+    "SlotWatch",
     "Suspicion",
     "Trouble",
     "decide",

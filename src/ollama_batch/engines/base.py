@@ -68,6 +68,15 @@ class Probed(Protocol):
 
 
 @runtime_checkable
+class QueueReporting(Protocol):
+    """An engine that may tell how many requests wait, where its answers do not tell for how long they did."""
+
+    async def waiting(self) -> int | None:
+        """How many requests wait for a slot, of all clients; None if it is not told. Raises EngineError."""
+        ...
+
+
+@runtime_checkable
 class MemoryReporting(Protocol):
     """An engine that tells how much memory a model takes."""
 

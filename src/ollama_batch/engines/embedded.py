@@ -245,6 +245,11 @@ class EmbeddedEngine:
         client = await self._started()
         return await client.count_prompt(model, messages, tools=tools, deadline=deadline)
 
+    async def waiting(self) -> int | None:
+        """How many requests wait for a slot. Raises EngineError."""
+        client = await self._started()
+        return await client.waiting()
+
     async def healthy(self) -> bool:
         """Whether the server answers. Raises EngineStoppedError if its process has ended."""
         client = await self._started()

@@ -175,9 +175,7 @@ class Ollama:
             self._time(answer, slot)
             speed = self.config.speed
             if speed is not None:
-                await _sleep(
-                    speed.latency_s * speed.time_scale + speed.prefill_s(count - (answer.cached or 0))
-                )
+                await _sleep(speed.prefill_s(count - (answer.cached or 0)))
                 if not self.config.reports_cached:
                     answer.cached = None
             return Running(runner, slot, answer, started, keep_s)
@@ -325,6 +323,9 @@ class Ollama:
         prefill_s, decode_s = (
             (0.0, 0.0) if speed is None else (speed.prefill_s(new), speed.decode_s(answer.eval_tokens))
         )
+        if speed is not None:
+            # Spent in the slot: a real server would not report it as a wait for one.
+            decode_s += speed.latency_s * speed.time_scale
         answer.decode_s += decode_s
         answer.prompt_ns = int(prefill_s * 1e9) or new * PROMPT_NS
         answer.eval_ns = int(decode_s * 1e9) or answer.eval_tokens * EVAL_NS
