@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ollama_batch.concurrency import Concurrency as Concurrency
+    from ollama_batch.control import Supervisor as Supervisor
+    from ollama_batch.control import SystemdUnit as SystemdUnit
     from ollama_batch.conversation import ConversationPolicy as ConversationPolicy
     from ollama_batch.engines.base import Engine as Engine
     from ollama_batch.engines.embedded import EmbeddedEngine as EmbeddedEngine
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     )
     from ollama_batch.errors import (
         OllamaBatchError as OllamaBatchError,
+    )
+    from ollama_batch.errors import (
+        RestartError as RestartError,
     )
     from ollama_batch.errors import (
         RunInterrupted as RunInterrupted,
@@ -116,6 +121,7 @@ _HOMES = {
     "OllamaEngine": "engines.ollama",
     "OpenAIEngine": "engines.openai",
     "RamGuard": "memory",
+    "RestartError": "errors",
     "RetryPolicy": "retry",
     "RowError": "types",
     "Run": "run",
@@ -123,6 +129,8 @@ _HOMES = {
     "RunJournal": "journal",
     "RunStoppedError": "errors",
     "SlidingWindowTrim": "trim",
+    "Supervisor": "control",
+    "SystemdUnit": "control",
     "TiktokenCounter": "tokens",
     "TokenCounter": "tokens",
     "TrimResult": "trim",

@@ -12,6 +12,7 @@ from typing import IO, Any, Literal, TypeAlias, TypedDict
 from ollama_batch._gauge import StateDir
 from ollama_batch._outputs import PathLike
 from ollama_batch.concurrency import MOST_AT_ONCE, Concurrency
+from ollama_batch.control.supervisor import Supervisor
 from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.errors import ConfigError
 from ollama_batch.memory import Guard
@@ -182,12 +183,14 @@ def described(thing: object) -> Any:
     return getattr(thing, "__qualname__", type(thing).__qualname__)
 
 
-def check_parts(engine: object, retry: object, hooks: Sequence[object]) -> None:
+def check_parts(engine: object, retry: object, hooks: Sequence[object], supervisor: object) -> None:
     """Raise ConfigError unless each is what a runner can work with."""
     if isinstance(engine, type) or not callable(getattr(engine, "complete", None)):
         raise ConfigError(f"engine={engine!r}: must be an engine, as in OllamaEngine(url)")
     if not isinstance(retry, RetryPolicy):
         raise ConfigError(f"retry={retry!r}: must be a RetryPolicy, as in RetryPolicy(server=5)")
+    if not isinstance(supervisor, Supervisor):
+        raise ConfigError(f"supervisor={supervisor!r}: must be a Supervisor, as in Supervisor(most=3)")
     for hook in hooks:
         if isinstance(hook, type) or not callable(getattr(hook, "on_event", None)):
             raise ConfigError(f"hooks: {hook!r} has no on_event(event)")

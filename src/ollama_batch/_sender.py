@@ -22,6 +22,7 @@ from ollama_batch.errors import (
     EngineConnectionError,
     EngineDownError,
     EngineError,
+    EngineExitedError,
     EngineStoppedError,
     EngineUnreachableError,
     ModelNotFoundError,
@@ -34,6 +35,9 @@ T = TypeVar("T")
 
 FATAL = (EngineAuthError, EngineStoppedError, ModelNotFoundError)
 """Errors that every further row would meet as well."""
+
+AWAY = (EngineUnreachableError, EngineConnectionError, EngineExitedError)
+"""Errors that make the gate look after the engine."""
 
 TEST_QUESTION = "Say OK."
 """What the engine is asked when rows fail and none is answered: is it the rows, or the engine?"""
@@ -203,7 +207,7 @@ class Sender:
                     if self._gate.open and not self._stop.draining.is_set():
                         try:
                             return await question()
-                        except (EngineUnreachableError, EngineConnectionError) as error:
+                        except AWAY as error:
                             self._gate.engine_trouble(error)
                             raise
 
@@ -269,10 +273,10 @@ class Sender:
 
     def _failed(self, error: EngineError) -> None:
         """What one failed attempt says about the engine."""
-        if isinstance(error, FATAL):
-            self._stop.drain(EngineDownError(str(error)))
-        if isinstance(error, EngineUnreachableError | EngineConnectionError):
+        if isinstance(error, AWAY):
             self._gate.engine_trouble(error)
+        elif isinstance(error, FATAL):
+            self._stop.drain(EngineDownError(str(error)))
         if error.budget == "busy":
             return  # each row is patient with that for itself
         now = time.monotonic()

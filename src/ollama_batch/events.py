@@ -108,6 +108,19 @@ class RunStalled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRestarted:
+    """The engine was restarted, or that was tried, because of `reason`; also in the journal and the report.
+
+    `outcome` is "ok", "failed", "refused", "password" or "slow"; `message` says more, "" where it is ok.
+    """
+
+    reason: str
+    outcome: str
+    message: str
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnding:
     """The run was asked to end early: nothing more is sent, requests that are out may finish."""
 
@@ -161,6 +174,7 @@ Event: TypeAlias = (
     | RunPaused
     | RunResumed
     | RunStalled
+    | EngineRestarted
     | RunEnding
     | MemoryMeasured
     | Decision

@@ -38,6 +38,7 @@ from ollama_batch._signals import stop_on_signals
 from ollama_batch._stop import Abandoned
 from ollama_batch._watch import deadline
 from ollama_batch.concurrency import Concurrency
+from ollama_batch.control.supervisor import Supervisor
 from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.engines.base import Engine
 from ollama_batch.engines.ollama import OllamaEngine
@@ -85,6 +86,8 @@ class BatchRunner:
     `timeout`: seconds for one attempt, from sending to the complete answer, the wait in the server's own
     queue included. `load_timeout`: seconds for loading the model. `recover_timeout`: seconds the run
     waits for an engine that is down or silent, or for disk room, before it stops.
+    `supervisor`: what may restart the engine, and how often; None is `Supervisor()`, which restarts engines
+    of the run's own.
     `on_length`: an answer cut off by its token limit fails its row ("fail": the text is kept in the
     error file) or counts as an answer ("keep").
     `retry`: how often a row is sent again, see RetryPolicy.
@@ -120,6 +123,7 @@ class BatchRunner:
         timeout: float = 600.0,
         load_timeout: float = 1800.0,
         recover_timeout: float = 900.0,
+        supervisor: Supervisor | None = None,
         on_length: Literal["fail", "keep"] = "fail",
         retry: RetryPolicy | None = None,
         keep_alive: float | str = -1,
@@ -150,6 +154,7 @@ class BatchRunner:
             unload_after=unload_after,
         )
         self.retry = RetryPolicy() if retry is None else retry
+        self._supervisor = Supervisor() if supervisor is None else supervisor
         self.engine = engine
         self._default_engine = partial(OllamaEngine, base_url, keep_alive=keep_alive)
         if engine is None:
@@ -159,7 +164,7 @@ class BatchRunner:
                 "base_url= and keep_alive= are for the default engine; give them to the one you pass instead"
             )
         self._hooks = tuple(hooks)
-        check_parts(engine, self.retry, self._hooks)
+        check_parts(engine, self.retry, self._hooks, self._supervisor)
         refused = engine.check_params({**self.options.defaults, "messages": []})
         if refused is not None and refused[0] != "messages":
             raise ConfigError(f"defaults[{refused[0]!r}]: {refused[1]}")
@@ -276,7 +281,11 @@ class BatchRunner:
         activity = Activity()
         hooks = (*self._hooks, activity) if results is None else (*self._hooks, activity, results)
         run = Run(
-            engine=engine, hooks=hooks, progress=self._progress, patience_s=self.options.recover_timeout
+            engine=engine,
+            hooks=hooks,
+            progress=self._progress,
+            patience_s=self.options.recover_timeout,
+            supervisor=self._supervisor,
         )
         if results is not None:
             results.gate = run._gate
@@ -374,14 +383,16 @@ class BatchRunner:
         )
         meet = partial(meet_engine, options=self.options, journal=journal, intake=intake)
         once_not_busy = partial(once_free, sleep=stop.sleep, patience_s=self.options.recover_timeout)
-        meetings = await stop.unless_draining(once_not_busy(partial(meet, job.engine, list(feeds))))
+        revived = job.run._gate.supervision.revived  # it may have died since its last run
+        meeting_all = partial(once_not_busy, partial(meet, job.engine, list(feeds)))
+        meetings = await stop.unless_draining(revived(meeting_all))
         for model, feed in feeds.items():
             try:
                 load = partial(
                     load_model, options=self.options, journal=journal, several_heads=feed.several_heads
                 )
-                loaded = once_not_busy(partial(load, job.engine, model, meetings[model]))
-                meeting = await stop.unless_draining(loaded)
+                loading = partial(once_not_busy, partial(load, job.engine, model, meetings[model]))
+                meeting = await stop.unless_draining(revived(loading))
                 feed.keep_to(meeting.info)
                 reporter.met(meeting)
                 tell_too_long(intake, meeting, options=self.options, noticed=reporter.noticed)
