@@ -53,6 +53,8 @@ OUT_OF_MEMORY: Final = (
     "erroroutofmemory",
     "model requires more system memory",
     "no available memory for the cache blocks",
+    # llama.cpp: the slots share one cache, and what is in flight has filled it.
+    "failed to find free space in the kv cache",
 )
 
 # ollama llm/llama_server.go and server/routes.go; older releases say "llama runner".
