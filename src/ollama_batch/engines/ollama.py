@@ -257,7 +257,7 @@ class OllamaEngine:
             raise InvalidReplyError(f"the answer of {self.address} is not JSON ({exc})", status=200) from exc
         if not isinstance(decoded, dict):
             raise InvalidReplyError(f"the answer of {self.address} is no JSON object", status=200)
-        if "error" in decoded:
+        if decoded.get("error") is not None:
             raise classify(Reply(500, reply.headers, reply.content), missing_model=_how_to_get(model))
         return decoded
 
