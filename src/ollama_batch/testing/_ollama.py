@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -55,6 +56,7 @@ class Ollama:
         elif config.reply is not None:
             fixed = config.reply
             self._reply = lambda _: fixed
+        self._rng = random.Random(config.seed)  # noqa: S311 - spreads latencies, not a secret
         self._card = Card(config.memory)
         self._deaths: dict[asyncio.Task[Any], Refusal] = {}
         self._with_slots = config.speed is not None or config.reports_cached
@@ -173,9 +175,8 @@ class Ollama:
             self._time(answer, slot)
             speed = self.config.speed
             if speed is not None:
-                await _sleep(
-                    speed.latency_s * speed.time_scale + speed.prefill_s(count - (answer.cached or 0))
-                )
+                waits_s = speed.latency_s + speed.jitter_s * self._rng.random()
+                await _sleep(waits_s * speed.time_scale + speed.prefill_s(count - (answer.cached or 0)))
                 if not self.config.reports_cached:
                     answer.cached = None
             return Running(runner, slot, answer, started, keep_s)

@@ -67,13 +67,15 @@ class CostModel:
     """How long the fake engine takes, in seconds and tokens per second; what is None takes no time.
 
     `prefill_tps` counts only prompt tokens that are not in the slot's prefix cache; `decode_tps` is per
-    slot. `latency_s` is added to every completion and `load_s` to every (re)load. All of it is slept
+    slot. `latency_s` is added to every completion, and so is an even share of 0 to `jitter_s` chosen by the
+    server's seed; `load_s` to every (re)load. All of it is slept
     `time_scale` times as long, and reported as slept: 0.1 runs ten times as fast.
     """
 
     prefill_tps: float | None = None
     decode_tps: float | None = None
     latency_s: float = 0.0
+    jitter_s: float = 0.0
     load_s: float = 0.0
     prefix_cache: bool = True
     time_scale: float = 1.0
@@ -83,7 +85,7 @@ class CostModel:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"CostModel.{name} is {value}: it must be positive, or None for no cost")
-        for name in ("latency_s", "load_s", "time_scale"):
+        for name in ("latency_s", "jitter_s", "load_s", "time_scale"):
             if getattr(self, name) < 0:
                 raise ValueError(f"CostModel.{name} is {getattr(self, name)}: it must not be negative")
 
