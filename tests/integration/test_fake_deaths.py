@@ -166,6 +166,19 @@ def test_a_model_that_does_not_stop_stays_listed_and_hangs_until_a_restart() -> 
         assert client.chat("toy:1b", USER).done
 
 
+def test_a_model_that_is_exchanged_under_the_run_is_listed_and_loaded_with_its_new_digest() -> None:
+    models = [FakeModel("toy:1b", digest="a" * 64)]
+    with FakeOllama(models=models, faults=[Fault("model_swapped", when=2)]) as fake, native(fake) as client:
+        seen = []
+        for _ in range(3):
+            client.chat("toy:1b", USER)
+            seen.append((client.list().models[0].digest, client.ps().models[0].digest))
+        assert seen[0] == ("a" * 64,) * 2
+        assert seen[1] == seen[2] != seen[0]
+        assert seen[1][0] == seen[1][1]
+        assert fake.ledger.loads == 2
+
+
 def test_a_slow_start_refuses_connections_then_loads_then_answers() -> None:
     began = time.monotonic()
     loading = Fault("loading_llama_cpp", until_s=0.3)

@@ -231,7 +231,7 @@ class Ollama:
                     "name": model.name,
                     "model": model.name,
                     "size": runner.size,
-                    "digest": self.digests[model.name],
+                    "digest": runner.settings[0],
                     "details": details(model),
                     "expires_at": _rfc3339(wall + left),
                     "size_vram": runner.vram,
@@ -258,7 +258,7 @@ class Ollama:
         if gpu == -1:
             del given["num_gpu"]
         given["num_ctx"], given["shift"] = num_ctx, ask.shift
-        settings = tuple(sorted(given.items()))
+        settings = (self.digests[model.name], *sorted(given.items()))
         self._expire()
         runner = self._runners.get(model.name)
         if runner is not None and runner.stuck:

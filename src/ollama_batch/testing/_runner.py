@@ -16,7 +16,10 @@ from ollama_batch.testing.memory import OOM_KINDS, MemoryModel
 
 
 class Runner:
-    """A loaded model. `size` and `vram` are its bytes in all and on the card, as they were at its load."""
+    """A loaded model: with its digest and load options in `settings`, a request for others loads anew.
+
+    `size` and `vram` are its bytes in all and on the card, as they were at its load.
+    """
 
     def __init__(
         self, model: FakeModel, settings: tuple[Any, ...], num_ctx: int, pool: SlotPool | None, size: int

@@ -149,7 +149,7 @@ KINDS: Mapping[str, FaultKind] = {
     "close": FaultKind("drop", "connection closed before the answer"),
     "hang": FaultKind("drop", "no answer until the client leaves"),
     "refuse": FaultKind("down", "the server goes down and comes back after `for_s` (0.5 s)"),
-    "model_swapped": FaultKind("swap", "the model has another digest from now on"),
+    "model_swapped": FaultKind("swap", "the model has another digest from now on, and is loaded anew"),
     # The model's process: what it was working on is lost, the next request loads the model again.
     "runner_dies": FaultKind(
         "die", "the runner dies in mid-answer, and every completion it had fails", 500, RUNNER_ERROR
