@@ -239,16 +239,6 @@ def completion_of(body: dict[str, Any]) -> Completion:
     )
 
 
-def _check_tool_calls(calls: Any) -> None:
-    """Raises InvalidReplyError for what stands in `tool_calls` and names nothing that could be called."""
-    if calls is None:
-        return
-    for call in calls if isinstance(calls, list) else (calls,):
-        called = (call.get("function") or call.get("custom")) if isinstance(call, dict) else None
-        if not isinstance(called, dict) or not called.get("name"):
-            raise InvalidReplyError("the answer holds a tool call that names no function", status=200)
-
-
 def _usage(usage: Any, timings: Mapping[str, Any]) -> Usage | None:
     if not isinstance(usage, dict):
         return None
@@ -275,6 +265,16 @@ def _tokens(counts: Mapping[str, Any], name: str) -> int | None:
     if type(value) is not int or value < 0:
         raise InvalidReplyError(f"the answer's {name} is no count of tokens: {value!r}", status=200)
     return value
+
+
+def _check_tool_calls(calls: Any) -> None:
+    """Raises InvalidReplyError for what stands in `tool_calls` and names nothing that could be called."""
+    if calls is None:
+        return
+    for call in calls if isinstance(calls, list) else (calls,):
+        called = (call.get("function") or call.get("custom")) if isinstance(call, dict) else None
+        if not isinstance(called, dict) or not called.get("name"):
+            raise InvalidReplyError("the answer holds a tool call that names no function", status=200)
 
 
 def _milliseconds(value: Any) -> float | None:

@@ -18,7 +18,7 @@ from ollama_batch.testing._asks import LOAD_OPTIONS, Ask, Refusal, check_format,
 from ollama_batch.testing._prompts import fit
 from ollama_batch.testing._runner import Card, Runner, died
 from ollama_batch.testing._slots import Slot, SlotPool
-from ollama_batch.testing.config import FakeConfig, FakeModel, FakeReply, full_name
+from ollama_batch.testing.config import CostModel, FakeConfig, FakeModel, FakeReply, full_name
 from ollama_batch.testing.faults import BUSY, Fault
 from ollama_batch.testing.ledger import Ledger
 
@@ -175,10 +175,12 @@ class Ollama:
             self._time(answer, slot)
             speed = self.config.speed
             if speed is not None:
-                waits_s = speed.latency_s + speed.jitter_s * self._rng.random()
-                await _sleep(waits_s * speed.time_scale + speed.prefill_s(count - (answer.cached or 0)))
+                await _sleep(
+                    speed.latency_s * speed.time_scale + speed.prefill_s(count - (answer.cached or 0))
+                )
                 if not self.config.reports_cached:
                     answer.cached = None
+                self._jitter(answer, speed)
             return Running(runner, slot, answer, started, keep_s)
         except BaseException:
             runner.working -= working
@@ -341,6 +343,12 @@ class Ollama:
         answer.cached = given.cached_tokens
         answer.decode_s = given.delay_s
         return answer
+
+    def _jitter(self, answer: Answer, speed: CostModel) -> None:
+        """Let generating it take a while longer."""
+        longer_s = speed.jitter_s * speed.time_scale * self._rng.random()
+        answer.decode_s += longer_s
+        answer.eval_ns += int(longer_s * 1e9)
 
     def _time(self, answer: Answer, slot: Slot | None) -> None:
         if slot is not None and answer.cached is None:
