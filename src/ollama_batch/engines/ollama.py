@@ -172,7 +172,7 @@ class OllamaEngine:
         if not unload:
             return
         deadline = time.monotonic() + UNLOAD_S
-        while await self._is_loaded(model, deadline):
+        while await self._is_loaded(model, time.monotonic() + ASK_S):
             if time.monotonic() + POLL_S >= deadline:
                 raise EngineServerError(
                     f"{self.address} still holds {model} in memory after {UNLOAD_S:.0f} s"
