@@ -22,7 +22,8 @@ class LedgerRecord:
     characters, of the last user message: put a marker there to find a row again. `digest` tells apart
     messages. `sent` is the body as the client sent it, without the model and the messages. `in_flight`
     counts completions being worked on at arrival, this one included. `outcome` is "answered", "error" (a
-    refusal of the fake itself), "aborted" (the client left), "fault:<kind>", or "open" while none of these.
+    refusal of the fake itself), "aborted" (the client left), "fault:<kind>" (also where a full card or a
+    runner that died is the reason), or "open" while none of these.
     """
 
     seq: int
