@@ -221,7 +221,7 @@ class OllamaEngine:
         if not unload:
             return
         deadline = time.monotonic() + UNLOAD_S
-        while await self._is_loaded(model, deadline):
+        while await self._is_loaded(model, time.monotonic() + ASK_S):
             if time.monotonic() + POLL_S >= deadline:
                 raise EngineServerError(
                     f"{self.address} still holds {model} in memory after {UNLOAD_S:.0f} s"
@@ -306,7 +306,7 @@ class OllamaEngine:
             raise InvalidReplyError(f"the answer of {self.address} is not JSON ({exc})", status=200) from exc
         if not isinstance(decoded, dict):
             raise InvalidReplyError(f"the answer of {self.address} is no JSON object", status=200)
-        if "error" in decoded:
+        if decoded.get("error") is not None:
             raise classify(Reply(500, reply.headers, reply.content), missing_model=_how_to_get(model))
         return decoded
 

@@ -232,7 +232,7 @@ class OpenAIEngine:
             raise InvalidReplyError(f"the answer of {self.address} is not JSON ({exc})", status=200) from exc
         if not isinstance(body, dict):
             raise InvalidReplyError(f"the answer of {self.address} is no JSON object", status=200)
-        if body.get("error") or body.get("object") == "error":
+        if body.get("error") is not None or body.get("object") == "error":
             raise classify(Reply(500, reply.headers, reply.content), missing_model=_how_to_get(model))
         return body
 
@@ -250,10 +250,11 @@ def completion_of(body: dict[str, Any]) -> Completion:
             raise InvalidReplyError("a choice of the answer has no message", status=200)
         if not isinstance(choice.get("finish_reason"), str):
             raise InvalidReplyError("the engine broke off the answer: it has no finish_reason", status=200)
+        if not isinstance(choice["message"].get("content"), str | None):
+            raise InvalidReplyError("the answer's content is not text", status=200)
+        _check_tool_calls(choice["message"].get("tool_calls"))
     message = choices[0]["message"]
     content = message.get("content")
-    if not isinstance(content, str | None):
-        raise InvalidReplyError("the answer's content is not text", status=200)
     timings = body.get("timings")
     timings = timings if isinstance(timings, dict) else {}
     reasoning = message.get("reasoning") or message.get("reasoning_content")
@@ -302,6 +303,16 @@ def _tokens(counts: Mapping[str, Any], name: str) -> int | None:
     if type(value) is not int or value < 0:
         raise InvalidReplyError(f"the answer's {name} is no count of tokens: {value!r}", status=200)
     return value
+
+
+def _check_tool_calls(calls: Any) -> None:
+    """Raises InvalidReplyError for what stands in `tool_calls` and names nothing that could be called."""
+    if calls is None:
+        return
+    for call in calls if isinstance(calls, list) else (calls,):
+        called = (call.get("function") or call.get("custom")) if isinstance(call, dict) else None
+        if not isinstance(called, dict) or not called.get("name"):
+            raise InvalidReplyError("the answer holds a tool call that names no function", status=200)
 
 
 def _milliseconds(value: Any) -> float | None:
