@@ -260,8 +260,8 @@ class EmbeddedEngine:
 
     async def waiting(self) -> int | None:
         """How many requests wait for a slot. Raises EngineError."""
-        client = await self._started()
-        return await client.waiting()
+        serving = await self._started()
+        return await serving.client.waiting()
 
     async def healthy(self) -> bool:
         """Whether the server answers. Raises EngineExitedError if its process has ended."""
