@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format crash scale conversations bench clean
+.PHONY: help install demo test check format crash faults scale conversations bench clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ format: $(STAMP) ## Put the code in form
 
 crash: $(STAMP) ## 1,000 kills at random moments and at every named point
 	$(BIN)/python benchmarks/crash.py
+
+faults: $(STAMP) ## 20 times 10,000 rows through resets, errors, cut bodies, hangs and garbage
+	$(BIN)/python benchmarks/fault_mix.py
 
 scale: $(STAMP) ## 170,000 rows: memory, and the time to resume
 	$(BIN)/python benchmarks/scale.py

@@ -15,6 +15,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ollama_batch.concurrency import Concurrency as Concurrency
+    from ollama_batch.control import Supervisor as Supervisor
+    from ollama_batch.control import SystemdUnit as SystemdUnit
     from ollama_batch.conversation import ConversationPolicy as ConversationPolicy
     from ollama_batch.engines.base import Engine as Engine
     from ollama_batch.engines.embedded import EmbeddedEngine as EmbeddedEngine
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
     )
     from ollama_batch.errors import (
         OllamaBatchError as OllamaBatchError,
+    )
+    from ollama_batch.errors import (
+        RestartError as RestartError,
     )
     from ollama_batch.errors import (
         RunInterrupted as RunInterrupted,
@@ -92,6 +98,7 @@ _HOMES = {
     "CalibratedCounter": "tokens",
     "ChatRequest": "types",
     "Completion": "types",
+    "Concurrency": "concurrency",
     "ConfigError": "errors",
     "ContextTooLargeError": "errors",
     "ConversationPolicy": "conversation",
@@ -115,6 +122,7 @@ _HOMES = {
     "OllamaEngine": "engines.ollama",
     "OpenAIEngine": "engines.openai",
     "RamGuard": "memory",
+    "RestartError": "errors",
     "RetryPolicy": "retry",
     "RowError": "types",
     "Run": "run",
@@ -122,6 +130,8 @@ _HOMES = {
     "RunJournal": "journal",
     "RunStoppedError": "errors",
     "SlidingWindowTrim": "trim",
+    "Supervisor": "control",
+    "SystemdUnit": "control",
     "TiktokenCounter": "tokens",
     "TokenCounter": "tokens",
     "TrimResult": "trim",

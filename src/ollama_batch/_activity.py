@@ -1,14 +1,16 @@
-"""Why a run is not sending, kept in its journal, so that others can say it while it goes on."""
+"""Pauses and restarts, kept in the journal of their run, so that others can say them while it goes on."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
+from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from ollama_batch.errors import JournalError
-from ollama_batch.events import Event, RunPaused, RunResumed
+from ollama_batch.events import EngineRestarted, Event, RunPaused, RunResumed
 from ollama_batch.journal import RunJournal
 
 log = logging.getLogger("ollama_batch.run")
@@ -16,15 +18,21 @@ log = logging.getLogger("ollama_batch.run")
 ACTIVITY = "activity"
 """The journal's key: an object with `reason` and `message` while the run is paused, else null."""
 
+RESTART = "restart"
+"""The kind of the journal's notes about restarts of the engine: the fields of EngineRestarted."""
+
 
 class Activity:
-    """A hook that writes down pauses and their end; the run does not wait for the disk."""
+    """A hook that writes down pauses, their end, and restarts; the run does not wait for the disk."""
 
     def __init__(self) -> None:
         # Invariant: what was told last is what is written last, whichever thread writes it.
         self._writing = threading.Lock()
         self._journal: RunJournal | None = None
         self._now: dict[str, Any] | None = None
+        self._noting: set[asyncio.Task[None]] = set()
+        self._restarts: Counter[str] = Counter()
+        self._restarts_s = 0.0
 
     def follow(self, journal: RunJournal) -> None:
         """Write to `journal` from now on; what an earlier session left there is no longer so. Blocks."""
@@ -39,9 +47,34 @@ class Activity:
         elif isinstance(event, RunResumed):
             self._now = None
         else:
+            if isinstance(event, EngineRestarted):
+                self._restarted(event)
             return
         if self._journal is not None:
             asyncio.get_running_loop().run_in_executor(None, self._write)
+
+    @property
+    def restarts(self) -> str | None:
+        """A sentence about the restarts so far, for the report; None if there was none."""
+        if not self._restarts:
+            return None
+        ends = ", ".join(f"{count} {outcome}" for outcome, count in self._restarts.most_common())
+        times = "once" if self._restarts.total() == 1 else f"{self._restarts.total()} times"
+        return f"the engine was restarted {times} ({ends}), which took {self._restarts_s:.1f} s in all"
+
+    def _restarted(self, event: EngineRestarted) -> None:
+        self._restarts[event.outcome] += 1
+        self._restarts_s += event.duration_s
+        if self._journal is not None:
+            task = asyncio.get_running_loop().create_task(self._note(self._journal, asdict(event)))
+            self._noting.add(task)
+            task.add_done_callback(self._noting.discard)
+
+    async def _note(self, journal: RunJournal, data: dict[str, Any]) -> None:
+        try:
+            await journal.note(RESTART, data)
+        except JournalError as error:  # as below
+            log.debug("a restart could not be noted: %s", type(error).__name__)
 
     def _write(self) -> None:
         journal = self._journal

@@ -39,6 +39,14 @@ class Feed(ABC):
         """Be told that a row handed out is no longer in flight: it has a result, or stays pending."""
         self._warmed_up(row.index)
 
+    @property
+    def spread(self) -> bool:
+        """Whether the rows at present want a slot of the engine each to themselves, or their kind."""
+        return False
+
+    def leave(self, worker: int) -> None:  # noqa: B027 - most feeds do not care
+        """Be told that `worker`, which has no row in flight, takes none for now: others have its share."""
+
     async def next(self, worker: int) -> Taken | None:
         """The next pending row for `worker` (a number from 0), or None when there is none left."""
         return self._ready.popleft() if await self.has_rows() else None

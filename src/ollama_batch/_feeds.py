@@ -67,7 +67,7 @@ async def make_feed(
         journal,
         [source for source in sources if isinstance(source, StreamSource)],
         retry=options.retry,
-        at_once=STREAM_ROWS if runner.concurrency == "auto" else max(STREAM_ROWS, runner.concurrency),
+        at_once=max(STREAM_ROWS, runner.concurrency) if isinstance(runner.concurrency, int) else STREAM_ROWS,
         check=check,
         skip_invalid=options.on_invalid == "skip",
         limit=options.limit,

@@ -162,6 +162,16 @@ class PrefixFeed(FileFeed):
                 self._warm_up(taken[0], worker)
             return taken
 
+    @property
+    def spread(self) -> bool:
+        """Whether several groups compete for slots."""
+        return self._schedule.spread
+
+    def leave(self, worker: int) -> None:
+        """The group of `worker` is free for the others."""
+        self._schedule.leave(worker)
+        self._changed.set()
+
     def _end_warm_up(self, owner: int) -> None:
         self._schedule.finished(owner)
 

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 
 from ollama_batch._stop import Abandoned, Stop
+from ollama_batch._supervision import Supervision
+from ollama_batch.control.supervisor import Supervisor
 from ollama_batch.engines.base import Engine, Probed
-from ollama_batch.errors import EngineDownError, EngineError, EngineStoppedError
+from ollama_batch.errors import EngineDownError, EngineError, EngineExitedError, EngineStoppedError
 from ollama_batch.events import Event, RunPaused, RunResumed
 
 log = logging.getLogger("ollama_batch.run")
@@ -28,16 +30,24 @@ class Gate:
 
     `hold(reason)` and `release(reason)` are for whoever wants a pause. `engine_trouble` closes the gate
     by itself, probes the engine until it is healthy again, and ends the run (resumably) when that takes
-    longer than `patience_s`. A trouble that is over at the first probe is not worth a `RunPaused`.
+    longer than `patience_s`. A trouble that is over at the first probe is not worth a `RunPaused`. Where a
+    probe finds the engine unwell, `supervisor` may restart it.
     """
 
     def __init__(
-        self, *, engine: Engine, stop: Stop, emit: Callable[[Event], None], patience_s: float
+        self,
+        *,
+        engine: Engine,
+        stop: Stop,
+        emit: Callable[[Event], None],
+        patience_s: float,
+        supervisor: Supervisor | None = None,
     ) -> None:
         self._engine = engine
         self._stop = stop
         self._emit = emit
         self._patience_s = patience_s
+        self.supervision = Supervision(supervisor, engine=engine, emit=emit)
         self._held: set[str] = set()
         self._told: set[str] = set()
         self._closed_at = 0.0
@@ -94,8 +104,8 @@ class Gate:
 
     def engine_trouble(self, error: EngineError) -> None:
         """Close the gate until the engine is healthy; `error` is what made us doubt it."""
-        if isinstance(error, EngineStoppedError):
-            self._stop.drain(EngineDownError(str(error)))
+        if isinstance(error, EngineStoppedError) and not self.supervision.revives(error):
+            self._stop.drain(EngineDownError(self._last_words(error)))
         elif self._watcher is None or self._watcher.done():
             self._close(ENGINE)
             self._watcher = asyncio.create_task(self._watch(error))
@@ -103,6 +113,7 @@ class Gate:
     def engine_answered(self) -> None:
         """The engine has answered a request: the next trouble is a new one, and probed at once."""
         self._next_probe_s = 0.0
+        self.supervision.answered()
 
     async def close(self) -> None:
         """End the watch, if one is on, and its hold."""
@@ -122,12 +133,19 @@ class Gate:
         """Probe until the engine is healthy. The waits go on growing from one trouble to the next until
         something is answered: an engine may pass every probe and still answer nothing.
         """
-        gives_up_at = time.monotonic() + self._patience_s
+        since = time.monotonic()
+        gives_up_at = since + self._patience_s
         try:
             while True:
                 await self._wait_for_probe(gives_up_at)
-                if await self._healthy():
-                    break
+                exited = False
+                try:
+                    if await self._healthy():
+                        break
+                except EngineExitedError as gone:
+                    if not self.supervision.revives(gone):
+                        raise
+                    error, exited = gone, True
                 self.hold(ENGINE, str(error))
                 if time.monotonic() >= gives_up_at:
                     self._stop.now(  # nothing that is still out will be answered any more
@@ -137,16 +155,26 @@ class Gate:
                         )
                     )
                     return
+                unwell_s = time.monotonic() - since
+                restart = self.supervision.restart_if_due(error, exited=exited, unwell_s=unwell_s)
+                if await self._stop.unless_draining(restart):
+                    self._next_probe_s = 0.0
         except Abandoned:
             return
         except EngineStoppedError as gone:
-            self._stop.drain(EngineDownError(str(gone)))
+            self._stop.drain(EngineDownError(self._last_words(gone)))
             return
         except Exception as bug:  # nobody waits for this task: unsaid, the run would hang at the gate
             log.exception("the engine's health check failed")
             self._stop.drain(EngineDownError(f"the engine's health check failed: {bug!r}"))
             return
         self.release(ENGINE)
+
+    def _last_words(self, error: EngineStoppedError) -> str:
+        """What the run ends with when its engine is gone."""
+        if isinstance(error, EngineExitedError):
+            return f"{error}\nThe engine is not restarted: {self.supervision.refuses()}"
+        return str(error)
 
     async def _wait_for_probe(self, gives_up_at: float) -> None:
         delay = self._next_probe_s

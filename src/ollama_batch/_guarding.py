@@ -28,6 +28,7 @@ from ollama_batch.types import LoadedModel
 log = logging.getLogger("ollama_batch.run")
 
 MEMORY: Final = "memory"
+GUARD: Final = "a memory guard"
 
 GROWN_SHARE: Final = 0.01
 """Use within this share of all memory of what the run began with is no use of the run's."""
@@ -40,12 +41,12 @@ class Throttle(Protocol):
     """How many requests may be out, as far as a guard may change it."""
 
     @property
-    def limit(self) -> int:
+    def width(self) -> int:
         """The present limit."""
         ...
 
-    def cap(self, most: int | None, reason: str) -> None:
-        """Let at most `most` be out; None takes that back."""
+    def cap(self, limit: int | None, reason: str) -> None:
+        """Let at most `limit` be out until told otherwise for the same reason; None takes that back."""
         ...
 
 
@@ -62,7 +63,7 @@ class Guarding:
         guards: Sequence[Guard],
         *,
         usual: bool,
-        throttle: Throttle | None,
+        throttle: Throttle,
         gate: Gate,
         stop: Stop,
         trim: Callable[[], None] | None,
@@ -102,8 +103,7 @@ class Guarding:
         self._pausing.clear()
         self._capped.clear()
         self._gate.release(MEMORY)
-        if self._throttle is not None:
-            self._throttle.cap(None, "the phase is over")
+        self._throttle.cap(None, GUARD)
 
     async def _carry_out(self, number: int, decision: GuardDecision, at: float) -> None:
         taken = self._usual and self._was_in_use(number, decision)
@@ -121,9 +121,13 @@ class Guarding:
                     if not self._pausing:
                         self._gate.release(MEMORY)
                 case "stop_growth" | "halve":
-                    self._cap(number, halve=action == "halve", reason=str(decision))
+                    width = self._throttle.width
+                    self._capped.add(number)
+                    self._throttle.cap(max(1, width // 2) if action == "halve" else width, GUARD)
                 case "allow_growth":
-                    self._uncap(number, str(decision))
+                    self._capped.discard(number)
+                    if not self._capped:
+                        self._throttle.cap(None, GUARD)
                 case "trim" if self._trim is not None:
                     self._trim()
         since = self._pausing.get(number)
@@ -142,17 +146,6 @@ class Guarding:
             return False
         first = self._first.setdefault(number, decision.used_bytes)
         return decision.used_bytes <= first + GROWN_SHARE * (decision.total_bytes or first)
-
-    def _cap(self, number: int, *, halve: bool, reason: str) -> None:
-        if self._throttle is not None:
-            limit = self._throttle.limit
-            self._capped.add(number)
-            self._throttle.cap(max(1, limit // 2) if halve else limit, reason)
-
-    def _uncap(self, number: int, reason: str) -> None:
-        self._capped.discard(number)
-        if self._throttle is not None and not self._capped:
-            self._throttle.cap(None, reason)
 
 
 class _Silent:

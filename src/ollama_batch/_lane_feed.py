@@ -83,6 +83,16 @@ class LaneQueues(Feed):
                 self._taken.clear()
                 await self._taken.wait()
 
+    @property
+    def spread(self) -> bool:
+        """Each conversation wants a slot to itself, or it is evaluated anew at each turn."""
+        return True
+
+    def leave(self, worker: int) -> None:
+        """The lane of `worker` is free for the others."""
+        if self._own.pop(worker, None) is not None:
+            self._taken.set()
+
     async def has_rows(self) -> bool:
         """Whether `next` has a row to give."""
         async with self._refilling:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
@@ -14,6 +14,9 @@ from ollama_batch import __version__
 from ollama_batch._intake import Intake
 from ollama_batch._options import RunnerOptions
 from ollama_batch._sizes import next_bucket
+from ollama_batch._width import RunWidth
+from ollama_batch.concurrency import Concurrency
+from ollama_batch.control import LimitChange
 from ollama_batch.engines.base import Engine, Loadable
 from ollama_batch.errors import ConfigError, EngineBusyError, EngineError, EngineLoadingError
 from ollama_batch.journal import RunJournal
@@ -31,6 +34,9 @@ the server's own line, fewer leave slots idle; 4 fills the setting most people c
 OPENAI_WIDTH = 16
 """For servers that batch continuously and tell no limit, as vLLM does."""
 
+
+SLOTS_TIMES = 4
+"""By itself a run never has more than so many requests out for each slot: more than any way there takes."""
 
 TOO_LONG_NAMED = 3
 
@@ -117,8 +123,8 @@ async def load_model(
         context = context_of(options, info, meeting.num_ctx)
         width = choose_width(options, info)
         meeting = dataclasses.replace(meeting, info=info, width=width, context=context)
-    if several_heads and options.concurrency == "auto" and meeting.info.slots is not None:
-        meeting = dataclasses.replace(meeting, width=meeting.info.slots)
+    if several_heads and not isinstance(options.concurrency, int) and meeting.info.slots is not None:
+        meeting = dataclasses.replace(meeting, width=_within(options.concurrency, meeting.info.slots))
     journal.put("engine", dataclasses.asdict(meeting.info))
     await journal.note("session", meeting.to_note(model))
     return meeting
@@ -225,19 +231,56 @@ def context_of(options: RunnerOptions, info: EngineInfo, num_ctx: int | None) ->
 
 
 def choose_width(options: RunnerOptions, info: EngineInfo) -> int:
-    """How many requests are out at a time: one more than the slots, so that none waits for our round trip.
+    """How many requests are out at a time, at first where the run is to find that out: one more than the
+    slots, so that none waits for our round trip.
 
     Of conversations as many as there are slots, and never more than there are lanes: two that took turns at
     one slot would displace each other from its cache.
     """
-    if options.policy is not None:
-        lanes = options.policy.lanes
-        return min(lanes, info.slots or lanes if options.concurrency == "auto" else options.concurrency)
-    if options.concurrency != "auto":
-        return options.concurrency
+    asked, lanes = options.concurrency, None if options.policy is None else options.policy.lanes
+    if isinstance(asked, int):
+        return asked if lanes is None else min(lanes, asked)
+    if lanes is not None:
+        return min(lanes, _within(asked, info.slots or lanes))
     if info.slots is not None:
-        return info.slots + 1
-    return OLLAMA_WIDTH if info.engine == "ollama" else OPENAI_WIDTH
+        return _within(asked, info.slots + 1)
+    return _within(asked, OLLAMA_WIDTH if info.engine == "ollama" else OPENAI_WIDTH)
+
+
+def width_of(
+    options: RunnerOptions,
+    meeting: Meeting,
+    *,
+    spread: Callable[[], bool],
+    changed: Callable[[int, int, LimitChange | None], None],
+) -> RunWidth:
+    """The width of one phase of a run: fixed, or from where `choose_width` begins, within the bounds.
+
+    `spread` and `changed` as for RunWidth; slots that share their cache are never wanted singly.
+    """
+    asked, info = options.concurrency, meeting.info
+    if isinstance(asked, int):
+        return RunWidth(meeting.width)
+    bounds = asked if isinstance(asked, Concurrency) else Concurrency()
+    highest = bounds.max
+    if asked == "auto" and info.slots is not None:
+        highest = min(highest, max(meeting.width, SLOTS_TIMES * info.slots))
+    if options.policy is not None:
+        highest = min(highest, options.policy.lanes)
+    return RunWidth(
+        meeting.width,
+        steered=True,
+        lowest=min(bounds.min, highest),
+        highest=highest,
+        slots=info.slots,
+        spread=(lambda: False) if info.shares_prefixes else spread,
+        changed=changed,
+    )
+
+
+def _within(asked: Literal["auto"] | Concurrency, wanted: int) -> int:
+    """`wanted`, made to fit the user's bounds."""
+    return wanted if asked == "auto" else min(max(wanted, asked.min), asked.max)
 
 
 async def part_from_engine(engine: Engine, model: str, *, num_ctx: int | None, unload: bool) -> None:

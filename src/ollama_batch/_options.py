@@ -11,6 +11,8 @@ from typing import IO, Any, Literal, TypeAlias, TypedDict
 
 from ollama_batch._gauge import StateDir
 from ollama_batch._outputs import PathLike
+from ollama_batch.concurrency import MOST_AT_ONCE, Concurrency
+from ollama_batch.control.supervisor import Supervisor
 from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.errors import ConfigError
 from ollama_batch.memory import Guard
@@ -18,9 +20,6 @@ from ollama_batch.retry import RetryPolicy
 from ollama_batch.tokens import TokenCounter
 from ollama_batch.trim import HybridTrim, TrimStrategy
 from ollama_batch.types import BatchRequest, Think
-
-MOST_AT_ONCE = 4096
-"""Above this, requests out at a time are a slip of the keyboard."""
 
 RUN_FIELDS = ("messages", "metadata", "max_tokens", "max_completion_tokens", "model", "stream")
 """Body fields that are a setting of the runner or of a row, never a default for all rows."""
@@ -78,7 +77,7 @@ class RunnerOptions:
     allow_models: frozenset[str] = frozenset()
     row_models: Literal["check", "ignore"] = "check"
     order: Literal["prefix", "input"] = "prefix"
-    concurrency: int | Literal["auto"] = "auto"
+    concurrency: int | Literal["auto"] | Concurrency = "auto"
     timeout: float = 600.0
     load_timeout: float = 1800.0
     recover_timeout: float = 900.0
@@ -119,7 +118,8 @@ class RunnerOptions:
         # 1 == True, but is another setting when written down and compared.
         if not isinstance(self.think, bool) and self.think not in ("low", "medium", "high", "max"):
             _refuse("think", self.think, 'True, False, "low", "medium", "high" or "max"')
-        _or_auto("concurrency", self.concurrency, 1, MOST_AT_ONCE)
+        if not isinstance(self.concurrency, Concurrency):
+            _or_auto("concurrency", self.concurrency, 1, MOST_AT_ONCE)
         for name in ("timeout", "load_timeout", "recover_timeout"):
             _seconds(name, getattr(self, name))
         if self.order not in ("prefix", "input"):
@@ -188,12 +188,14 @@ def described(thing: object) -> Any:
     return getattr(thing, "__qualname__", type(thing).__qualname__)
 
 
-def check_parts(engine: object, retry: object, hooks: Sequence[object]) -> None:
+def check_parts(engine: object, retry: object, hooks: Sequence[object], supervisor: object) -> None:
     """Raise ConfigError unless each is what a runner can work with."""
     if isinstance(engine, type) or not callable(getattr(engine, "complete", None)):
         raise ConfigError(f"engine={engine!r}: must be an engine, as in OllamaEngine(url)")
     if not isinstance(retry, RetryPolicy):
         raise ConfigError(f"retry={retry!r}: must be a RetryPolicy, as in RetryPolicy(server=5)")
+    if not isinstance(supervisor, Supervisor):
+        raise ConfigError(f"supervisor={supervisor!r}: must be a Supervisor, as in Supervisor(most=3)")
     for hook in hooks:
         if isinstance(hook, type) or not callable(getattr(hook, "on_event", None)):
             raise ConfigError(f"hooks: {hook!r} has no on_event(event)")

@@ -14,11 +14,12 @@ from ollama_batch._guarding import Guarding, guarded, usual_guards
 from ollama_batch._job import Job
 from ollama_batch._lanes import Lanes
 from ollama_batch._limits import LearnedLimit
-from ollama_batch._meeting import Meeting
+from ollama_batch._meeting import Meeting, width_of
 from ollama_batch._options import RunnerOptions
 from ollama_batch._portal import portal
 from ollama_batch._room import DiskRoom
 from ollama_batch._sender import Sender, SendSettings
+from ollama_batch._steering import Steering
 from ollama_batch._watch import watched
 from ollama_batch._workers import WorkerPool
 from ollama_batch.events import Decision
@@ -43,11 +44,13 @@ async def send_rows(
     """Send every pending row of `model`; returns early when the run is to end."""
     run, limit = job.run, portal().limit(job.engine.address)
     settings = SendSettings.of(options, model=model, meeting=meeting)
+    steering = Steering(limit, info=meeting.info, emit=run._emit, note=journal.note, noticed=noticed)
     sender = Sender(
         engine=job.engine,
         settings=settings,
         retry=retry,
         limit=limit,
+        steering=steering,
         gate=run._gate,
         stop=run._stop,
         emit=run._emit,
@@ -88,7 +91,7 @@ async def send_rows(
         await lanes.open()
         run._lanes = lanes
     pool = WorkerPool(
-        width=meeting.width,
+        width=width_of(options, meeting, spread=lambda: feed.spread, changed=steering.changed),
         feed=feed,
         composer=composer,
         sender=sender,
@@ -106,7 +109,7 @@ async def send_rows(
     guarding = Guarding(
         guards,
         usual=options.guards is None,
-        throttle=None,
+        throttle=limit,
         gate=run._gate,
         stop=run._stop,
         trim=None if run._lanes is None else run._lanes.trim_all,
@@ -116,6 +119,7 @@ async def send_rows(
     )
     try:
         async with (
+            steering.under_way(job.engine),
             watched(pool, engine=job.engine, gate=run._gate, emit=run._emit),
             guarded(guarding if guards else None, engine=job.engine, model=model),
         ):

@@ -14,6 +14,9 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from ollama_batch._width import RunWidth
+from ollama_batch.control import QueueTarget
+
 T = TypeVar("T")
 
 
@@ -34,32 +37,126 @@ def result_of(future: concurrent.futures.Future[T]) -> T:
 class AddressLimit:
     """How many requests may be out to one address at a time: the widest of the runs that use it.
 
-    Waiters are served in the order they came, so runs that share an address share it fairly.
+    Waiters are served in the order they came, so runs that share an address share it fairly. Runs that find
+    their width by themselves share one `QueueTarget`: what waits at the server are the requests of all of
+    them, and each alone would take the others' for a slower engine. It is told what came back for any of
+    them, and lives as long as one of them does.
     """
 
     def __init__(self) -> None:
-        self._widths: list[int] = []
+        self._widths: list[int | RunWidth] = []
+        self._steered: list[RunWidth] = []
+        self._target: QueueTarget | None = None
+        self._followed = 0
+        self._caps: dict[str, int] = {}
         self._out = 0
         self._queue: deque[asyncio.Future[None]] = deque()
 
     @property
     def width(self) -> int:
         """The present limit."""
-        return max(self._widths, default=1)
+        widest = max((w if isinstance(w, int) else w.now for w in self._widths), default=1)
+        return min(widest, *self._caps.values(), widest)
+
+    @property
+    def out(self) -> int:
+        """How many requests are out, of all runs."""
+        return self._out
 
     @property
     def in_use(self) -> bool:
         """Whether a run goes on at this address."""
         return bool(self._widths)
 
-    def join(self, width: int) -> None:
+    @property
+    def target(self) -> QueueTarget | None:
+        """What the steered runs follow, None while there are none; after telling it, call `follow`."""
+        return self._target
+
+    def join(self, width: int | RunWidth) -> None:
         """A run that wants `width` requests out begins."""
         self._widths.append(width)
+        if isinstance(width, RunWidth):
+            if width.steered:
+                self._steered.append(width)
+                self._bound(width)
+            elif self._caps:
+                width.follow(min(width.wish, *self._caps.values()))
         self._wake()
 
-    def leave(self, width: int) -> None:
+    def leave(self, width: int | RunWidth) -> None:
         """That run has ended."""
         self._widths.remove(width)
+        if width in self._steered:
+            self._steered.remove(width)
+            self._bound()
+
+    def cap(self, limit: int | None, reason: str) -> None:
+        """Never more than `limit` out, whatever the runs want, until told otherwise for the same `reason`;
+        None takes that back. What is out beyond it comes back first.
+        """
+        if limit is None:
+            self._caps.pop(reason, None)
+        else:
+            self._caps[reason] = max(1, limit)
+        if self._target is not None:
+            self._target.cap(limit, reason)
+        for width in self._widths:
+            if isinstance(width, RunWidth) and not width.steered:
+                width.follow(min(width.wish, *self._caps.values(), width.wish))
+        self.follow()
+        self._wake()
+
+    def answered(
+        self, *, latency_s: float, queue_s: float | None, served_s: float | None, work: float
+    ) -> None:
+        """An answer has come, of a request that still counts as out; see `QueueTarget.on_complete`."""
+        if self._target is not None:
+            self._target.spare = not any(width.spread() for width in self._steered)
+            self._target.on_complete(
+                latency_s=latency_s, in_flight=self._out, queue_s=queue_s, work=work, served_s=served_s
+            )
+            self.follow()
+
+    def refused(self, retry_after_s: float | None) -> None:
+        """The engine was too busy for a request that still counts as out."""
+        if self._target is not None:
+            self._target.on_busy(retry_after_s, in_flight=self._out)
+            self.follow()
+
+    def timed_out(self) -> None:
+        """A request got no answer in time."""
+        if self._target is not None:
+            self._target.on_timeout()
+            self.follow()
+
+    def follow(self) -> None:
+        """Let the steered runs have what the target says now."""
+        target = self._target
+        if target is None or target.limit == self._followed:
+            return
+        self._followed = target.limit
+        for width in self._steered:
+            width.follow(target.limit, target.changes[-1])
+        self._wake()
+
+    def _bound(self, new: RunWidth | None = None) -> None:
+        """Keep the target to the bounds of those who follow it now."""
+        if not self._steered:
+            self._target = None
+            return
+        lowest = min(width.lowest for width in self._steered)
+        highest = max(width.highest for width in self._steered)
+        if self._target is not None:
+            self._target.bound(lowest=lowest, highest=highest)
+        elif new is not None:
+            self._target = QueueTarget(lowest=lowest, highest=highest, start=new.wish, slots=new.slots)
+            for reason, limit in self._caps.items():
+                self._target.cap(limit, reason)
+            self._followed = self._target.limit
+        self.follow()
+        if new is not None:
+            new.follow(self._followed)
 
     async def __aenter__(self) -> None:
         if self._out < self.width and not self._queue:

@@ -199,20 +199,24 @@ class Reporter:
             durable=journal.durable,
             journal=None if journal.path is None else str(journal.path),
             files=[_files(*each) for each in zip(self._names, self._places.sources, strict=True)],
-            concurrency=None if meeting is None else meeting.width,
+            concurrency=None if meeting is None else (metrics.concurrency or meeting.width),
             num_ctx=journal.identity.get("num_ctx") if meeting is None else meeting.num_ctx,
             num_ctx_why=None if meeting is None else meeting.num_ctx_why,
             max_tokens=self._options.max_tokens,
             lanes=None if self._options.policy is None else self._options.policy.lanes,
             started_at=self._began_at,
             duration_s=duration_s,
-            notes=tuple(dict.fromkeys((*self._notes, *self._hooks_that_raised()))),
+            notes=tuple(dict.fromkeys((*self._notes, *self._restarts(), *self._hooks_that_raised()))),
             error_examples=[
                 _example(journal, code, count, self._names)
                 for code, count in sorted(counts.codes.items(), key=lambda item: -item[1])
             ],
             read_results=lambda: read_results(journal),
         )
+
+    def _restarts(self) -> Iterator[str]:
+        if self._activity.restarts is not None:
+            yield self._activity.restarts
 
     def _hooks_that_raised(self) -> Iterator[str]:
         for hook in self._run._hooks:

@@ -14,6 +14,7 @@ from ollama_batch._meeting import Meeting
 from ollama_batch._options import RunnerOptions
 from ollama_batch._points import reached
 from ollama_batch._portal import AddressLimit
+from ollama_batch._steering import Steering
 from ollama_batch._stop import Stop
 from ollama_batch.engines.base import Engine
 from ollama_batch.errors import (
@@ -21,6 +22,7 @@ from ollama_batch.errors import (
     EngineConnectionError,
     EngineDownError,
     EngineError,
+    EngineExitedError,
     EngineStoppedError,
     EngineUnreachableError,
     ModelNotFoundError,
@@ -33,6 +35,9 @@ T = TypeVar("T")
 
 FATAL = (EngineAuthError, EngineStoppedError, ModelNotFoundError)
 """Errors that every further row would meet as well."""
+
+AWAY = (EngineUnreachableError, EngineConnectionError, EngineExitedError)
+"""Errors that make the gate look after the engine."""
 
 TEST_QUESTION = "Say OK."
 """What the engine is asked when rows fail and none is answered: is it the rows, or the engine?"""
@@ -140,6 +145,7 @@ class Sender:
         settings: SendSettings,
         retry: RetryPolicy,
         limit: AddressLimit,
+        steering: Steering,
         gate: Gate,
         stop: Stop,
         emit: Callable[[Event], None],
@@ -148,11 +154,13 @@ class Sender:
         self._settings = settings
         self._retry = retry
         self._limit = limit
+        self._steering = steering
         self._gate = gate
         self._stop = stop
         self._emit = emit
         self._answers = 0
         self._trouble_since: float | None = None
+        self._idle_since: float | None = None
         self.in_flight = 0
 
     async def send(self, job: Job) -> Completion:
@@ -199,7 +207,7 @@ class Sender:
                     if self._gate.open and not self._stop.draining.is_set():
                         try:
                             return await question()
-                        except (EngineUnreachableError, EngineConnectionError) as error:
+                        except AWAY as error:
                             self._gate.engine_trouble(error)
                             raise
 
@@ -210,26 +218,39 @@ class Sender:
         assert job.prompt is not None  # noqa: S101 - made before anything is sent
         job.attempts += 1
         self.in_flight += 1
+        idle_s, self._idle_since = self._idle_s(), None
         self._emit(
             RowSent(
                 index=job.index,
                 custom_id=job.custom_id,
                 attempt=job.attempts,
                 in_flight=self.in_flight,
+                idle_s=idle_s,
             )
         )
         reached("row.before_send")
         sent = time.monotonic()
         try:
             completion = await self._complete(job.prompt.chat)
+            self._steering.answered(completion, time.monotonic() - sent)
         except EngineUnreachableError:
             job.unsent += 1
             raise
+        except EngineError as error:
+            self._steering.failed(error, time.monotonic() - sent)
+            raise
         finally:
-            job.latency_s = time.monotonic() - sent
+            now = time.monotonic()
+            job.latency_s = now - sent
             self.in_flight -= 1
+            if not self.in_flight:
+                self._idle_since = now
         reached("row.after_reply")
         return completion
+
+    def _idle_s(self) -> float:
+        """For how long nothing was out until now."""
+        return 0.0 if self._idle_since is None else time.monotonic() - self._idle_since
 
     async def _complete(self, request: ChatRequest) -> Completion:
         try:
@@ -252,10 +273,10 @@ class Sender:
 
     def _failed(self, error: EngineError) -> None:
         """What one failed attempt says about the engine."""
-        if isinstance(error, FATAL):
-            self._stop.drain(EngineDownError(str(error)))
-        if isinstance(error, EngineUnreachableError | EngineConnectionError):
+        if isinstance(error, AWAY):
             self._gate.engine_trouble(error)
+        elif isinstance(error, FATAL):
+            self._stop.drain(EngineDownError(str(error)))
         if error.budget == "busy":
             return  # each row is patient with that for itself
         now = time.monotonic()

@@ -207,6 +207,16 @@ class WindowFeed(StreamFeed):
                 return None
             await self._change()
 
+    @property
+    def spread(self) -> bool:
+        """Whether several groups compete for slots."""
+        return self._schedule.spread
+
+    def leave(self, worker: int) -> None:
+        """The group of `worker` is free for the others."""
+        self._schedule.leave(worker)
+        self._changed.set()
+
     async def aclose(self) -> None:
         """Read no further; rows that wait stay pending. May be repeated."""
         await super().aclose()

@@ -106,13 +106,17 @@ def _what(report: BatchReport[Any]) -> list[Line]:
     settings = [
         f"{name} {count(value)}{why}"
         for name, value, why in (
-            ("concurrency", report.concurrency, ""),
+            ("concurrency", m.concurrency if m.concurrency_changes else report.concurrency, ""),
             ("num_ctx", report.num_ctx, auto),
             ("max_tokens", report.max_tokens, ""),
             ("lanes", report.lanes, ""),
         )
         if value is not None
     ]
+    if settings and m.concurrency_changes:
+        settings[0] += (
+            f" at the end (from {count(m.concurrency_min or 0)} to {count(m.concurrency_max or 0)})"
+        )
     if settings:
         lines.append(("settings", ", ".join(settings)))
     spent = f"{duration(report.duration_s)} in all"
@@ -164,6 +168,15 @@ def _figures(report: BatchReport[Any]) -> list[Line]:
             ("max", m.latency_max_s),
         )
         lines.append(("latency", ", ".join(f"{name} {duration(value)}" for name, value in parts)))
+    if m.queue_mean_s is not None:
+        waits = (
+            f"{duration(m.queue_mean_s)} for a slot on average, {share(m.queue_share)} of the time of answers"
+        )
+        idle = (
+            "" if m.engine_idle_share is None else f"; engine idle {share(m.engine_idle_share)} of the time"
+        )
+        at_once = "" if m.served_mean is None else f"; {rate(m.served_mean)} in work at once"
+        lines.append(("waits", f"{waits}{at_once}{idle}"))
     return lines
 
 

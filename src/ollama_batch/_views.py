@@ -29,6 +29,8 @@ def plain_line(m: BatchMetrics) -> str:
         "eta": "unknown" if m.eta_s is None else duration(m.eta_s),
         "elapsed": duration(m.elapsed_s),
     }
+    if m.concurrency_changes:
+        pairs["concurrency"] = m.concurrency
     line = "ollama-batch " + " ".join(f"{key}={value}" for key, value in pairs.items())
     why = _why(m)
     return line if why is None else f"{line} reason={json.dumps(why, ensure_ascii=False)}"
@@ -76,6 +78,8 @@ def _figures(m: BatchMetrics) -> list[tuple[str, str]]:
         ("tokens/s out", rate(m.completion_tokens_per_s_1m)),
         ("cached", _cached(m)),
     ]
+    if m.concurrency_changes:
+        figures[2] = ("in flight", f"{count(m.in_flight)} of {count(m.concurrency or 0)}")
     if m.retried:
         figures.insert(2, ("retried", count(m.retried)))
     return figures

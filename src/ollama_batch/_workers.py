@@ -1,9 +1,10 @@
-"""A fixed number of workers: take a row, get it answered, make the result durable, take the next."""
+"""As many workers as a run has width: take a row, get it answered, make the result durable, take the next."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,6 +19,7 @@ from ollama_batch._portal import AddressLimit
 from ollama_batch._room import DiskRoom
 from ollama_batch._sender import Job, Sender, SendSettings
 from ollama_batch._stop import Abandoned, Stop
+from ollama_batch._width import RunWidth
 from ollama_batch.errors import (
     ContextTooLargeError,
     EngineBusyError,
@@ -58,7 +60,10 @@ class _Outcome(NamedTuple):
 
 
 class WorkerPool:
-    """Answers every row of a feed with `width` workers, until it is empty or the run is to end.
+    """Answers every row of a feed with `width.now` workers, until it is empty or the run is to end.
+
+    When the width grows, workers are added; when it shrinks, those that come back first stand aside before
+    they take another row, so that nothing that is out is given up and what is left keeps its slots.
 
     A row that has spent its repeats on the engine's trouble is a suspect: it fails only once something
     else was answered, which shows that the engine works.
@@ -67,7 +72,7 @@ class WorkerPool:
     def __init__(
         self,
         *,
-        width: int,
+        width: RunWidth,
         feed: Feed,
         composer: Composer,
         sender: Sender,
@@ -95,6 +100,10 @@ class WorkerPool:
         self._total = total
         self._room = room
         self._suspects: list[_Outcome] = []
+        self._workers: list[asyncio.Task[None]] = []
+        self._working = 0
+        self._moved = asyncio.Event()
+        self._aside: deque[asyncio.Future[None]] = deque()
         self._fetching: set[asyncio.Task[None]] = set()
         self._asking: set[asyncio.Task[None]] = set()
         self.last_finished = time.monotonic()
@@ -110,10 +119,11 @@ class WorkerPool:
         What a worker raises ends the others and is raised here.
         """
         self._limit.join(self._width)
-        workers = [asyncio.create_task(self._work(n)) for n in range(self._width)]
+        self._width.moved = self._width_moved
+        workers = self._workers
         cutter = asyncio.create_task(self._cut_short())
         try:
-            await _all_of(workers)
+            await self._all_work()
             last = asyncio.create_task(self._judge_the_last())
             workers.append(last)
             await _all_of([last])
@@ -121,8 +131,56 @@ class WorkerPool:
             for task in (*workers, cutter):
                 task.cancel()
             await asyncio.gather(*workers, cutter, return_exceptions=True)
+            self._width.moved = None
             self._limit.leave(self._width)
             await self._feed.aclose()
+
+    async def _all_work(self) -> None:
+        """Have as many workers as the width says; return when all have ended, raise when one has failed."""
+        while True:
+            self._moved.clear()
+            # One that has ended has found the feed empty, or the run ending: no other would find more.
+            while len(self._workers) < self._width.now and not any(each.done() for each in self._workers):
+                self._working += 1
+                self._workers.append(asyncio.create_task(self._work(len(self._workers))))
+            moved = asyncio.create_task(self._moved.wait())
+            try:
+                await asyncio.wait((moved, *self._workers), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                moved.cancel()
+            for worker in self._workers:
+                if worker.done() and not worker.cancelled():
+                    worker.result()
+            if all(worker.done() for worker in self._workers):
+                return
+            if any(worker.done() for worker in self._workers):
+                await _all_of(self._workers)
+                return
+
+    def _width_moved(self) -> None:
+        self._moved.set()
+        self._stand_in()
+
+    async def _stand_aside(self, number: int) -> None:
+        """Take no row while fewer are wanted at a time; what this worker served is free for the others."""
+        self._feed.leave(number)
+        self._working -= 1
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._aside.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.done() or turn.cancelled():
+                self._working += 1  # as if it had come back, to end
+            raise
+
+    def _stand_in(self) -> None:
+        """Let those that stand aside work again, as many as there is room for, the first first."""
+        while self._aside and self._working < self._width.now:
+            turn = self._aside.popleft()
+            if not turn.done():
+                self._working += 1
+                turn.set_result(None)
 
     async def _cut_short(self) -> None:
         """As the run ends, cancel what would wait too long; never a worker that is keeping a result.
@@ -140,8 +198,18 @@ class WorkerPool:
                     await (asyncio.Event() if stopping else self._stop.stopping).wait()
 
     async def _work(self, number: int) -> None:
+        try:
+            await self._work_on(number)
+        finally:
+            self._working -= 1
+            self._stand_in()
+
+    async def _work_on(self, number: int) -> None:
         with suppress(Abandoned):
             while not self._stop.draining.is_set():
+                if self._working > self._width.now:
+                    await _listed(self._fetching, self._stand_aside(number))
+                    continue
                 try:
                     taken = await _listed(self._fetching, self._feed.next(number))
                 except OllamaBatchError as error:  # the input failed: keep what is out, then say so

@@ -8,6 +8,7 @@
     │   └── InputChangedError           the input changed after it was validated
     ├── OutputError                     an output file is not ours to write, or cannot be written
     ├── MemoryUnknownError              a reading of memory failed; says why
+    ├── RestartError                    a restart of the engine did not work; says how that ended
     ├── JournalError
     │   ├── JournalLockedError          another runner has this run
     │   ├── JournalMismatchError        what changes answers has changed since the run began
@@ -24,7 +25,8 @@
     │   │   ├── EngineCrashedError      the model's process died
     │   │   └── EngineOutOfMemoryError
     │   ├── InvalidReplyError           an answer that is no complete, valid answer
-    │   ├── EngineStoppedError          the engine is gone for good (its process ended, it was closed)
+    │   ├── EngineStoppedError          the engine is gone and does not come back by itself (it was closed)
+    │   │   └── EngineExitedError       its own process ended; a restart brings it back
     │   ├── EngineAuthError             401, 403
     │   ├── ModelNotFoundError          names the command that gets the model
     │   ├── RequestRejectedError        the row itself is at fault (4xx)
@@ -106,6 +108,22 @@ class MemoryUnknownError(OllamaBatchError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class RestartError(OllamaBatchError):
+    """Raised by a restart that did not work, in a callable of yours as well.
+
+    `outcome` is "failed", "refused" or "password": after a refusal it is not asked again until the engine
+    has answered.
+    """
+
+    def __init__(self, message: str, outcome: Literal["failed", "refused", "password"] = "failed") -> None:
+        super().__init__(message, outcome)
+        self.message = message
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class JournalError(OllamaBatchError):
@@ -274,6 +292,13 @@ class EngineStoppedError(EngineError):
     """Raised when the engine is gone and will not come back by itself."""
 
     code = "engine_stopped"
+
+
+class EngineExitedError(EngineStoppedError):
+    """Raised when the process of an engine of our own has ended: `restart` brings it back."""
+
+    code = "engine_exited"
+    retryable = True
 
 
 class EngineAuthError(EngineError):

@@ -47,12 +47,16 @@ class RowsFound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSent:
-    """A request was handed to the engine, for the `attempt`-th time; `in_flight` counts it."""
+    """A request was handed to the engine, for the `attempt`-th time; `in_flight` counts it.
+
+    `idle_s`: for so many seconds before, since the last answer, none of this run was with the engine.
+    """
 
     index: int
     custom_id: str
     attempt: int
     in_flight: int
+    idle_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,19 @@ class RunStalled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRestarted:
+    """The engine was restarted, or that was tried, because of `reason`; also in the journal and the report.
+
+    `outcome` is "ok", "failed", "refused", "password" or "slow"; `message` says more, "" where it is ok.
+    """
+
+    reason: str
+    outcome: str
+    message: str
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnding:
     """The run was asked to end early: nothing more is sent, requests that are out may finish."""
 
@@ -119,7 +136,11 @@ class MemoryMeasured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The run changed a setting by itself; also in the journal."""
+    """The run changed a setting by itself; also in the journal (of one kind the first 200 at least).
+
+    Of kind "concurrency": `data` has `before` and `after`, and as far as known `why`, `queue` (how many
+    waited, on average), `wait_share` (of the time of answers) and `work_per_s`.
+    """
 
     kind: str
     message: str
@@ -153,6 +174,7 @@ Event: TypeAlias = (
     | RunPaused
     | RunResumed
     | RunStalled
+    | EngineRestarted
     | RunEnding
     | MemoryMeasured
     | Decision

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ollama_batch._histogram import LogHistogram
+from ollama_batch._load import LoadTally
 from ollama_batch._memory_tally import MEASURED, MemoryTally
 from ollama_batch._minute import WINDOW_S, Minute
 from ollama_batch._text import jsonable
@@ -63,6 +64,13 @@ class BatchMetrics:
     with another head begins anew, which is no trim), `trim_saved_tokens` what that saved, as far as it was
     told.
 
+    Load: `concurrency` is how many requests may be out now, between `concurrency_min` and `concurrency_max`
+    so far; `concurrency_changes` counts the run's own decisions about it, `concurrency_decisions` has the
+    latest 10 in words. `queue_reported` answers told how long they waited for a slot: `queue_mean_s` seconds
+    on average, `queue_share` of their time. `served_mean` requests were in work at once on average, by the
+    times that answers tell. `engine_idle_share` is the share (0 to 1) of the time, pauses left out, in which
+    none was with the engine between one and the next; a slot that is idle beside others is not in it.
+
     Latency, in seconds, is the last attempt of answered rows: mean and max are exact, percentiles (nearest
     rank) within 1 %. Rates are per second of `elapsed_s`, pauses included; those that end in `_1m` cover
     the last 60 seconds, or the run if it is younger. `tokens_per_s` counts prompt and answer,
@@ -115,6 +123,17 @@ class BatchMetrics:
     context_limit: int | None = None
     trims: int = 0
     trim_saved_tokens: int = 0
+
+    concurrency: int | None = None
+    concurrency_min: int | None = None
+    concurrency_max: int | None = None
+    concurrency_changes: int = 0
+    concurrency_decisions: Sequence[str] = ()
+    queue_reported: int = 0
+    queue_mean_s: float | None = None
+    queue_share: float | None = None
+    served_mean: float | None = None
+    engine_idle_share: float | None = None
 
     latency_mean_s: float | None = None
     latency_p50_s: float | None = None
@@ -183,6 +202,7 @@ class MetricsHook:
         self._errors: dict[str, int] = {}
         self._usage = UsageTally()
         self._memory = MemoryTally()
+        self._load = LoadTally()
         self._context_limit: int | None = None
         self._trims = self._trim_saved = 0
         self._latency = LogHistogram()
@@ -204,6 +224,7 @@ class MetricsHook:
             elif isinstance(event, RowSent):
                 self._sent += 1
                 self._in_flight = event.in_flight
+                self._load.sent(event)
                 if event.attempt > 1:
                     self._retried += 1
             elif isinstance(event, RunStarted):
@@ -225,6 +246,7 @@ class MetricsHook:
             elif isinstance(event, RunEnding):
                 self._ending = event
             elif isinstance(event, Decision):
+                self._load.decided(event)
                 num_ctx = event.data.get("num_ctx")
                 if isinstance(num_ctx, int):
                     self._context_limit = num_ctx
@@ -243,6 +265,7 @@ class MetricsHook:
         self._total = event.total
         self._found = event.total or event.resumed
         self._context_limit = event.num_ctx
+        self._load = LoadTally(event.concurrency)
 
     def _end_pause(self, now: float) -> None:
         if self._pause is not None:
@@ -256,6 +279,7 @@ class MetricsHook:
             self._start = now
         result = event.result
         self._in_flight = event.in_flight
+        self._load.finished(event)
         self._stall = None
         if result.ok:
             self._ok += 1
@@ -311,6 +335,7 @@ class MetricsHook:
                 errors=dict(self._errors),
                 **usage.fields(),
                 **self._memory.fields(),
+                **self._load.fields(elapsed, paused_s),
                 context_limit=self._context_limit,
                 trims=self._trims,
                 trim_saved_tokens=self._trim_saved,

@@ -123,7 +123,11 @@ class BatchReport(Generic[ParsedT]):
             raise JournalError(
                 "this report has no results to read: they stayed in the process that ran the batch"
             )
-        return self.read_results()
+        return self._read(self.read_results)
+
+    def _read(self, read: Callable[[], Iterator[BatchResult[ParsedT]]]) -> Iterator[BatchResult[ParsedT]]:
+        # Holds the report while it is read: a journal in memory closes with its report.
+        yield from read()
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the results, ready for `json.dumps`."""

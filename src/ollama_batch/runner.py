@@ -44,6 +44,8 @@ from ollama_batch._results import ResultQueue
 from ollama_batch._signals import stop_on_signals
 from ollama_batch._stop import Abandoned
 from ollama_batch._watch import deadline
+from ollama_batch.concurrency import Concurrency
+from ollama_batch.control.supervisor import Supervisor
 from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.engines.base import Engine
 from ollama_batch.engines.ollama import OllamaEngine
@@ -82,14 +84,17 @@ class BatchRunner:
     `order`: "prefix" sends requests that begin alike together, each group to one slot of the engine, so
     that its prefix cache serves them: all of a file; of other sources those that have come, up to 4,096
     read ahead. "input" keeps the order. Results are in input order.
-    `concurrency`: requests out at a time; "auto" is one more than the engine's slots where it tells
-    them (as many, with several groups), 4 for Ollama, 16 for other servers. Runs on one address share
-    the larger of their limits.
+    `concurrency`: requests out at a time. "auto" finds out while it runs how many keep every slot of the
+    engine busy, with few that wait (docs/concurrency.md); it begins with one more than the slots where the
+    engine tells them (as many, with several groups), 4 for Ollama, 16 for other servers. Concurrency(min=,
+    max=) bounds it, a number fixes it. Runs on one address share the larger of their limits.
     `guards`: what watches memory and slows the run down, or pauses it (None: VramGuard() and RamGuard(), who
     do nothing about memory that was in use before the first request; () for none).
     `timeout`: seconds for one attempt, from sending to the complete answer, the wait in the server's own
     queue included. `load_timeout`: seconds for loading the model. `recover_timeout`: seconds the run
     waits for an engine that is down or silent, or for disk room, before it stops.
+    `supervisor`: what may restart the engine, and how often; None is `Supervisor()`, which restarts engines
+    of the run's own.
     `on_length`: an answer cut off by its token limit fails its row ("fail": the text is kept in the
     error file) or counts as an answer ("keep").
     `retry`: how often a row is sent again, see RetryPolicy.
@@ -120,11 +125,12 @@ class BatchRunner:
         allow_models: Collection[str] = (),
         row_models: Literal["check", "ignore"] = "check",
         order: Literal["prefix", "input"] = "prefix",
-        concurrency: int | Literal["auto"] = "auto",
+        concurrency: int | Literal["auto"] | Concurrency = "auto",
         guards: Collection[Guard] | None = None,
         timeout: float = 600.0,
         load_timeout: float = 1800.0,
         recover_timeout: float = 900.0,
+        supervisor: Supervisor | None = None,
         on_length: Literal["fail", "keep"] = "fail",
         retry: RetryPolicy | None = None,
         keep_alive: float | str = -1,
@@ -155,6 +161,7 @@ class BatchRunner:
             unload_after=unload_after,
         )
         self.retry = RetryPolicy() if retry is None else retry
+        self._supervisor = Supervisor() if supervisor is None else supervisor
         self.engine = engine
         self._default_engine = partial(OllamaEngine, base_url, keep_alive=keep_alive)
         if engine is None:
@@ -164,7 +171,7 @@ class BatchRunner:
                 "base_url= and keep_alive= are for the default engine; give them to the one you pass instead"
             )
         self._hooks = tuple(hooks)
-        check_parts(engine, self.retry, self._hooks)
+        check_parts(engine, self.retry, self._hooks, self._supervisor)
         refused = engine.check_params({**self.options.defaults, "messages": []})
         if refused is not None and refused[0] != "messages":
             raise ConfigError(f"defaults[{refused[0]!r}]: {refused[1]}")
@@ -281,7 +288,11 @@ class BatchRunner:
         activity = Activity()
         hooks = (*self._hooks, activity) if results is None else (*self._hooks, activity, results)
         run = Run(
-            engine=engine, hooks=hooks, progress=self._progress, patience_s=self.options.recover_timeout
+            engine=engine,
+            hooks=hooks,
+            progress=self._progress,
+            patience_s=self.options.recover_timeout,
+            supervisor=self._supervisor,
         )
         if results is not None:
             results.gate = run._gate
@@ -379,14 +390,16 @@ class BatchRunner:
         )
         meet = partial(meet_engine, options=self.options, journal=journal, intake=intake)
         once_not_busy = partial(once_free, sleep=stop.sleep, patience_s=self.options.recover_timeout)
-        meetings = await stop.unless_draining(once_not_busy(partial(meet, job.engine, list(feeds))))
+        revived = job.run._gate.supervision.revived  # it may have died since its last run
+        meeting_all = partial(once_not_busy, partial(meet, job.engine, list(feeds)))
+        meetings = await stop.unless_draining(revived(meeting_all))
         for model, feed in feeds.items():
             try:
                 load = partial(
                     load_model, options=self.options, journal=journal, several_heads=feed.several_heads
                 )
-                loaded = once_not_busy(partial(load, job.engine, model, meetings[model]))
-                meeting = await stop.unless_draining(loaded)
+                loading = partial(once_not_busy, partial(load, job.engine, model, meetings[model]))
+                meeting = await stop.unless_draining(revived(loading))
                 feed.keep_to(meeting.info)
                 reporter.met(meeting)
                 tell_num_ctx(meeting, options=self.options, noticed=reporter.noticed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -11,16 +12,16 @@ import pytest
 
 pytest.importorskip("xllamacpp")
 
-from ollama_batch import RunJournal
+from ollama_batch import RunJournal, Supervisor
 from ollama_batch.engines.embedded import EmbeddedEngine
 from ollama_batch.errors import EngineDownError
-from ollama_batch.events import RowFinished
+from ollama_batch.events import EngineRestarted, RowFinished
 from trouble_support import Recorder, quick_runner, rows
 
 COUNT = 60
 
 
-def test_a_killed_engine_stops_the_run_and_a_new_one_finishes_it(tmp_path: Path) -> None:
+def test_a_killed_engine_that_must_not_be_restarted_stops_the_run_and_a_new_one_finishes_it(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
 
     def kill(event: object) -> None:
@@ -37,7 +38,7 @@ def test_a_killed_engine_stops_the_run_and_a_new_one_finishes_it(tmp_path: Path)
         "on_length": "keep",
         "concurrency": 4,
     }
-    runner = quick_runner(engine=engine, hooks=[recorder], **options)
+    runner = quick_runner(engine=engine, hooks=[recorder], supervisor=Supervisor(most=0), **options)
     try:
         with pytest.raises(EngineDownError, match=r"SIGKILL|signal 9") as stopped:
             runner.run(rows(COUNT), output=output)
@@ -65,6 +66,65 @@ def test_a_killed_engine_stops_the_run_and_a_new_one_finishes_it(tmp_path: Path)
     lines = output.read_bytes().splitlines()
     assert len(lines) == COUNT
     assert set(kept.values()) <= set(lines)
+
+
+@pytest.mark.parametrize("mode", ["independent", "conversation"])
+def test_an_engine_killed_again_and_again_is_restarted_and_every_row_is_ok(tmp_path: Path, mode: str) -> None:
+    output = tmp_path / "out.jsonl"
+    killed: list[int] = []
+
+    def kill(event: object) -> None:
+        done = len(recorder.all(RowFinished))
+        if isinstance(event, RowFinished) and done in (10, 25, 40):
+            assert engine.pid is not None
+            killed.append(engine.pid)
+            os.kill(engine.pid, signal.SIGKILL)
+
+    recorder = Recorder(kill)
+    engine = EmbeddedEngine.toy(num_ctx=512)
+    runner = quick_runner(
+        engine=engine,
+        hooks=[recorder],
+        model="toy",
+        num_ctx=512,
+        max_tokens=8,
+        on_length="keep",
+        mode=mode,
+        concurrency=4,
+    )
+    try:
+        report = runner.run(rows(COUNT), output=output)
+        pid = engine.pid
+    finally:
+        _close(engine)
+    assert len({*killed, pid}) == 4, "each time another process"
+    assert [event.outcome for event in recorder.all(EngineRestarted)] == ["ok"] * 3
+    assert (report.counts.ok, report.counts.failed) == (COUNT, 0)
+    assert any("restarted 3 times (3 ok)" in note for note in report.notes)
+    finished = [event.result.custom_id for event in recorder.all(RowFinished)]
+    assert sorted(finished) == sorted(row.custom_id or "" for row in rows(COUNT))
+    ids = [json.loads(line)["custom_id"] for line in output.read_text().splitlines()]
+    assert ids == [row.custom_id for row in rows(COUNT)]
+    with RunJournal.open_readonly(output.with_name("out.jsonl.run.db")) as journal:
+        notes = journal.notes("restart")
+    assert [note.data["outcome"] for note in notes] == ["ok"] * 3
+    assert all("SIGKILL" in note.data["reason"] and note.data["duration_s"] > 0 for note in notes)
+
+
+def test_an_engine_that_died_between_two_runs_is_restarted_by_the_second() -> None:
+    engine = EmbeddedEngine.toy(num_ctx=512)
+    runner = quick_runner(engine=engine, model="toy", num_ctx=512, max_tokens=8, on_length="keep")
+    try:
+        assert runner.run(rows(2)).ok
+        assert engine.pid is not None
+        dead = engine.pid
+        os.kill(dead, signal.SIGKILL)
+        report = runner.run(rows(2))
+        assert report.ok
+        assert engine.pid != dead
+    finally:
+        _close(engine)
+    assert any("restarted once (1 ok)" in note for note in report.notes)
 
 
 def _close(engine: EmbeddedEngine) -> None:

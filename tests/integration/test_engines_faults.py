@@ -24,6 +24,13 @@ NATIVE: dict[str, type[e.EngineError] | None] = {
     "crash": e.EngineCrashedError,
     "crash_running": e.EngineCrashedError,
     "loading": e.EngineLoadingError,
+    "loading_llama_cpp": e.EngineLoadingError,
+    "oom_llama_cpp": e.EngineOutOfMemoryError,
+    "oom_vllm": e.EngineOutOfMemoryError,
+    "engine_dead": e.EngineStoppedError,
+    "runner_dies": e.EngineCrashedError,
+    "runner_dies_reset": e.EngineConnectionError,
+    "stuck_stopping": None,  # nothing was loaded that could be stuck
     "load_failed": e.EngineCrashedError,
     "load_stalled": e.EngineServerError,
     "no_slots": e.EngineServerError,

@@ -103,6 +103,29 @@ def test_the_command_prints_its_address_and_ends_with_its_input() -> None:
         assert process.wait(10) == 0
 
 
+def test_the_command_takes_a_card_and_a_slow_start() -> None:
+    command = [sys.executable, "-m", "ollama_batch.testing.fake_ollama", "--start", "60", "--memory"]
+    with subprocess.Popen(
+        [*command, '{"card_bytes": 1000}'], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        url = json.loads(process.stdout.readline())["url"]
+        with pytest.raises(httpx.ConnectError):
+            chat(url)
+        process.stdin.close()
+        assert process.wait(10) == 0
+    refused = subprocess.run(
+        [*command, '{"card_bytes": -1}'],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode != 0
+    assert "MemoryModel.card_bytes is -1" in refused.stderr
+
+
 PLUGIN_TEST = """
 import httpx
 from ollama_batch.testing import Fault

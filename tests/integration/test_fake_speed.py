@@ -37,6 +37,20 @@ async def test_reported_durations_are_tokens_over_speed() -> None:
     assert "prompt_eval_cached_count" not in answer
 
 
+async def test_jitter_is_an_even_share_of_generating_time_that_the_seed_chooses() -> None:
+    async def durations(seed: int) -> list[int]:
+        with FakeOllama(seed=seed, speed=CostModel(jitter_s=0.004), reply=lambda _: "a") as fake:
+            async with client(fake) as http:
+                answers = [(await http.post("/api/chat", json=body("w"))).json() for _ in range(30)]
+        assert all(each["total_duration"] >= each["eval_duration"] for each in answers)
+        return [each["eval_duration"] for each in answers]
+
+    one = await durations(1)
+    assert one == await durations(1) != await durations(2)
+    assert 0 < min(one) < 1_500_000
+    assert 2_500_000 < max(one) <= 4_010_000  # an answer of no speed has 10,000 ns of its own
+
+
 async def test_a_shared_prefix_is_not_evaluated_again_and_still_counted() -> None:
     speed = CostModel(prefill_tps=100_000)
     with FakeOllama(slots=1, speed=speed, tokenizer="words", reports_cached=True) as fake:

@@ -396,3 +396,10 @@ async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def test_results_can_be_read_to_the_end_though_nobody_keeps_their_report(fake: FakeOllama) -> None:
+    results = runner_on(fake).run(names(200)).results()
+    first = next(results)
+    gc.collect()
+    assert [first.custom_id, *(each.custom_id for each in results)] == [str(n) for n in range(200)]

@@ -13,14 +13,16 @@ from ollama_batch._gate import Gate
 from ollama_batch._room import DiskRoom
 from ollama_batch._stop import Abandoned, Stop
 from ollama_batch._watch import watched
+from ollama_batch.control import Supervisor
 from ollama_batch.errors import (
     DiskFullError,
     EngineDownError,
+    EngineExitedError,
     EngineStoppedError,
     EngineUnreachableError,
     RunCancelledError,
 )
-from ollama_batch.events import Event, RunPaused, RunResumed, RunStalled
+from ollama_batch.events import EngineRestarted, Event, RunPaused, RunResumed, RunStalled
 
 AWAY = EngineUnreachableError("nobody there")
 END = RunCancelledError("end")
@@ -43,13 +45,38 @@ class Health:
         return answer
 
 
+EXITED = EngineExitedError("the server ended with signal SIGKILL; its last log lines:\nbad\nworse")
+
+
+class OwnServer(Health):
+    """An engine whose server is its own: its process has ended, and `restart` brings it back."""
+
+    def __init__(self, *restarts: BaseException | None) -> None:
+        super().__init__(EXITED)
+        self.restarts = list(restarts)
+        self.restarted = 0
+
+    async def restart(self) -> None:
+        self.restarted += 1
+        error = self.restarts.pop(0)
+        if error is not None:
+            raise error
+        self.answers = [True]
+
+
 class Setting:
-    def __init__(self, engine: Any = None, patience_s: float = 60.0) -> None:
+    def __init__(
+        self, engine: Any = None, patience_s: float = 60.0, supervisor: Supervisor | None = None
+    ) -> None:
         self.events: list[Event] = []
         self.stop = Stop()
         self.engine: Any = Health(True) if engine is None else engine
         self.gate = Gate(
-            engine=cast("Any", self.engine), stop=self.stop, emit=self.events.append, patience_s=patience_s
+            engine=cast("Any", self.engine),
+            stop=self.stop,
+            emit=self.events.append,
+            patience_s=patience_s,
+            supervisor=supervisor,
         )
 
     def told(self) -> list[str]:
@@ -330,3 +357,101 @@ async def test_a_check_that_breaks_does_not_end_the_watch(caplog: pytest.LogCapt
         pool.last_finished = asyncio.get_running_loop().time()
         await soon(lambda: at.engine.asked == 2)
     assert "health check failed" in caplog.text
+
+
+async def test_an_engine_that_has_exited_is_restarted_and_the_gate_opens() -> None:
+    at = Setting(OwnServer(None), supervisor=Supervisor())
+    at.gate.engine_trouble(EXITED)
+    assert not at.gate.open
+    await asyncio.wait_for(at.gate.wait(), 5)
+    assert at.engine.restarted == 1
+    assert [type(event) for event in at.events] == [RunPaused, EngineRestarted, RunResumed]
+    (told,) = (event for event in at.events if isinstance(event, EngineRestarted))
+    assert (told.reason, told.outcome, told.message) == ("the server ended with signal SIGKILL", "ok", "")
+    assert at.stop.reason is None
+
+
+async def test_a_restart_that_fails_is_tried_again() -> None:
+    at = Setting(OwnServer(EngineExitedError("no room"), None), supervisor=Supervisor(wait_s=0.001))
+    at.gate.engine_trouble(EXITED)
+    await asyncio.wait_for(at.gate.wait(), 5)
+    told = [event for event in at.events if isinstance(event, EngineRestarted)]
+    assert [(event.outcome, event.message) for event in told] == [("failed", "no room"), ("ok", "")]
+
+
+@pytest.mark.parametrize(
+    ("supervisor", "why"),
+    [(None, "nobody has allowed"), (Supervisor(most=0), "no restart is allowed")],
+    ids=["nobody", "never"],
+)
+async def test_an_engine_that_has_exited_and_may_not_be_restarted_ends_the_run(
+    supervisor: Supervisor | None, why: str
+) -> None:
+    at = Setting(OwnServer(None), supervisor=supervisor)
+    at.gate.engine_trouble(EXITED)
+    with pytest.raises(Abandoned):
+        await asyncio.wait_for(at.gate.wait(), 5)
+    assert isinstance(at.stop.reason, EngineDownError)
+    assert "SIGKILL" in str(at.stop.reason)
+    assert why in str(at.stop.reason)
+    assert at.engine.restarted == 0
+
+
+async def test_the_run_ends_when_no_more_restarts_are_allowed() -> None:
+    at = Setting(OwnServer(*[EXITED] * 9), supervisor=Supervisor(most=3, wait_s=0.001))
+    at.gate.engine_trouble(EXITED)
+    with pytest.raises(Abandoned):
+        await asyncio.wait_for(at.gate.wait(), 5)
+    assert at.engine.restarted == 3
+    assert isinstance(at.stop.reason, EngineDownError)
+    assert "restarted 3 times within 600 s" in str(at.stop.reason)
+
+
+async def test_an_engine_that_is_there_and_unwell_is_restarted_only_after_a_while() -> None:
+    engine = OwnServer(None)
+    engine.answers = [False]
+    at = Setting(engine, supervisor=Supervisor(after_s=0.05))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    at.gate.engine_trouble(AWAY)
+    await asyncio.wait_for(at.gate.wait(), 5)
+    assert engine.restarted == 1
+    assert engine.asked > 3
+    assert loop.time() - began >= 0.05
+
+
+async def test_old_news_of_an_exit_does_not_restart_an_engine_that_is_merely_slow_to_answer() -> None:
+    """A request that was out when the engine died may say so when another one is already up."""
+    engine = OwnServer()
+    engine.answers = [False, False, True]
+    at = Setting(engine, supervisor=Supervisor())
+    at.gate.engine_trouble(EXITED)
+    await asyncio.wait_for(at.gate.wait(), 5)
+    assert (engine.restarted, engine.asked) == (0, 3)
+
+
+async def test_a_run_that_is_to_end_does_not_wait_for_a_restart() -> None:
+    begun = asyncio.Event()
+
+    class Slow(OwnServer):
+        async def restart(self) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+    at = Setting(Slow(), supervisor=Supervisor())
+    at.gate.engine_trouble(EXITED)
+    await asyncio.wait_for(begun.wait(), 5)
+    at.stop.drain(END)
+    with pytest.raises(Abandoned):
+        await asyncio.wait_for(at.gate.wait(), 5)
+    await asyncio.wait_for(at.gate.close(), 5)
+
+
+async def test_an_engine_that_answers_makes_the_next_trouble_a_new_one() -> None:
+    at = Setting(OwnServer(None, None), supervisor=Supervisor(wait_s=3600.0, wait_most_s=3600.0))
+    for _ in range(2):
+        at.engine.answers = [EXITED]
+        at.gate.engine_trouble(EXITED)
+        await asyncio.wait_for(at.gate.wait(), 5)
+        at.gate.engine_answered()
+    assert at.engine.restarted == 2

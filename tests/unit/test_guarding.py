@@ -23,12 +23,12 @@ class Width:
         self.caps: list[int | None] = []
 
     @property
-    def limit(self) -> int:
+    def width(self) -> int:
         return self._limit if not self.caps or self.caps[-1] is None else min(self._limit, self.caps[-1])
 
-    def cap(self, most: int | None, reason: str) -> None:
+    def cap(self, limit: int | None, reason: str) -> None:
         assert reason
-        self.caps.append(most)
+        self.caps.append(limit)
 
 
 class Watched:

@@ -11,6 +11,10 @@ from ollama_batch.control.recovery import (
     smaller_num_ctx,
     undo,
 )
+from ollama_batch.control.restart import Outcome, Restart
+from ollama_batch.control.slots import SlotWatch
+from ollama_batch.control.supervisor import Supervisor
+from ollama_batch.control.systemd import SystemdUnit
 from ollama_batch.control.trouble import Kind, Trouble, kind_of
 
 __all__ = [
@@ -21,9 +25,14 @@ __all__ = [
     "Kind",
     "Ladder",
     "LimitChange",
+    "Outcome",
     "QueueTarget",
+    "Restart",
     "Rung",
+    "SlotWatch",
+    "Supervisor",
     "Suspicion",
+    "SystemdUnit",
     "Trouble",
     "decide",
     "kind_of",

@@ -13,6 +13,7 @@ class Round:
         "_in_flight",
         "_latency_s",
         "_queue_s",
+        "_served_s",
         "_told",
         "_waiting",
         "_waiting_told",
@@ -29,12 +30,21 @@ class Round:
         self._in_flight = 0
         self._latency_s = 0.0
         self._queue_s = 0.0
+        self._served_s = 0.0
         self._told = 0
         self._waiting = 0
         self._waiting_told = 0
         self._work = 0.0
 
-    def add(self, *, latency_s: float, in_flight: int, queue_s: float | None, work: float) -> None:
+    def add(
+        self,
+        *,
+        latency_s: float,
+        in_flight: int,
+        queue_s: float | None,
+        work: float,
+        served_s: float | None = None,
+    ) -> None:
         """One more answer; `in_flight` counts it as well."""
         self.answers += 1
         self.peak = max(self.peak, in_flight)
@@ -44,6 +54,8 @@ class Round:
         if queue_s is not None:
             self._told += 1
             self._queue_s += min(max(queue_s, 0.0), latency_s)
+        # What is not told is taken for work: then the engine is not doubted.
+        self._served_s += latency_s if served_s is None else min(max(served_s, 0.0), latency_s)
 
     def add_waiting(self, waiting: int) -> None:
         """The server's own count of requests that wait."""
@@ -64,6 +76,22 @@ class Round:
         if self._told and self._told == self.answers:
             return self.in_flight * self._queue_s / self._latency_s if self._latency_s > 0 else 0.0
         return self._waiting / self._waiting_told if self._waiting_told else None
+
+    @property
+    def wait_share(self) -> float | None:
+        """The share (0 to 1) of their time for which requests waited; None if the engine does not tell."""
+        queue = self.queue
+        return None if queue is None or not self.in_flight else min(1.0, queue / self.in_flight)
+
+    @property
+    def served_share(self) -> float:
+        """The share (0 to 1) of their time for which the engine worked on requests."""
+        return self._served_s / self._latency_s if self._latency_s > 0 else 1.0
+
+    @property
+    def pace(self) -> float:
+        """Answers in a second of all that is out together."""
+        return self.in_flight * self.answers / self._latency_s if self._latency_s > 0 else 0.0
 
     @property
     def rate(self) -> float:

@@ -47,6 +47,22 @@ BUSY_SHARE: Final = 0.7
 
 ROUNDING_S: Final = 1e-6
 
+ENOUGH, MANY = 0.5, 2.5
+"""With fewer waiting the limit grows, with more (or a quarter of the limit) it shrinks. One and two requests
+more than there are slots lie well between: the limit does not go to and fro between them."""
+
+WAITING_S: Final = 5.0
+"""Where the server's own count of waiting requests was told so lately, a round waits for the next."""
+
+ALONE: Final = 0.5
+"""More than so many waiting, or a 32nd of the limit, are too many where none is to wait."""
+
+OVERHEAD: Final = 0.5
+"""If the engine works for less than this share of the time of requests, more must raise the pace to stay."""
+
+WORTH: Final = 0.05
+"""By this share at least."""
+
 KEPT: Final = 200
 """So many changes are remembered."""
 
@@ -55,8 +71,8 @@ KEPT: Final = 200
 class LimitChange:
     """One change of the limit: when (seconds of the clock), why, from what to what.
 
-    `queue` is how many requests waited for a slot on average, `rate` the work done in a second, as far as
-    that was known and was the reason.
+    `queue` is how many requests waited for a slot on average, `wait_share` for which share of their time,
+    `rate` the work done in a second, as far as that was known and was the reason.
     """
 
     at: float
@@ -65,6 +81,7 @@ class LimitChange:
     after: int
     queue: float | None = None
     rate: float | None = None
+    wait_share: float | None = None
 
     def __str__(self) -> str:
         told = "" if self.queue is None else f"; {self.queue:.1f} waiting"
@@ -81,6 +98,10 @@ class QueueTarget:
     seconds at most. `lowest` bounds what is given up for a queue or a refusal; memory, crashes and caps go
     below it.
 
+    `slots` is how many requests the engine works on at once, where it says so: then a queue alone never takes
+    the limit below them. While `spare` is False no request is to wait, because each wants a slot's cache to
+    itself: then the limit is the number of slots, and one more is tried now and then where it is not told.
+
     It decides once a round of answers, and counts only answers that were sent under the present limit. No
     input or output, no task, no lock: whoever owns it reads `limit` before sending and tells what came back.
     """
@@ -91,12 +112,14 @@ class QueueTarget:
         lowest: int = 1,
         highest: int = 256,
         start: int | None = None,
+        slots: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not 1 <= lowest <= highest:
             raise ValueError(f"QueueTarget({lowest=}, {highest=}): must be 1 <= lowest <= highest")
         self._lowest = lowest
         self._highest = highest
+        self._slots = slots
         self._clock = clock
         self._limit = min(max(lowest if start is None else start, lowest), highest)
         self._doubling = True
@@ -109,6 +132,12 @@ class QueueTarget:
         self._rounds = 0
         self._held: tuple[int, int] | None = None  # a ceiling for some rounds: the limit, and the last round
         self._climb = Climb()
+        self._waiting_at = float("-inf")
+        self._alone: tuple[int, int] | None = None  # the same, where none is to wait
+        self._alone_rounds = CEILING_ROUNDS
+        self._grown: tuple[int, float] | None = None  # the limit before it grew, and the pace then
+        self.spare = True
+        """Whether a small queue is to stand behind the slots."""
         self._memory: int | None = None  # what fits, as far as failures have shown
         self._memory_rounds = MEMORY_ROUNDS
         self._rounds_there = 0
@@ -129,27 +158,45 @@ class QueueTarget:
         """The least of the user's bound and all caps."""
         return min(self._highest, *self._caps.values(), self._highest)
 
+    def bound(self, *, lowest: int, highest: int) -> None:
+        """Other bounds from now on; raises ValueError as making one does."""
+        if not 1 <= lowest <= highest:
+            raise ValueError(f"QueueTarget({lowest=}, {highest=}): must be 1 <= lowest <= highest")
+        self._lowest, self._highest = lowest, highest
+        if self._limit > self.highest:
+            self._set(self.highest, "the bound is lower now", self._clock())
+
     # What came back
 
     def on_complete(
-        self, *, latency_s: float, in_flight: int, queue_s: float | None = None, work: float = 1.0
+        self,
+        *,
+        latency_s: float,
+        in_flight: int,
+        queue_s: float | None = None,
+        work: float = 1.0,
+        served_s: float | None = None,
     ) -> None:
         """An answer came now, `latency_s` after it was sent, with `in_flight` requests out (itself included).
 
         `queue_s` is how long it waited for a slot, if the engine tells. `latency_s` is to be without the
-        time of loading a model. `work` is what the answer cost, in a unit that is the same for all answers;
-        it counts only where nothing is told of the queue.
+        time of loading a model, `served_s` the part of it for which the engine worked on it, if that is told.
+        `work` is what the answer cost, in a unit that is the same for all answers; it counts only where
+        nothing is told of the queue.
         """
         now = self._clock()
         if now < self._cooling_until or now - latency_s < self._since - ROUNDING_S:
             return
-        self._round.add(latency_s=latency_s, in_flight=in_flight, queue_s=queue_s, work=work)
-        if self._round.answers >= self._enough():
+        self._round.add(
+            latency_s=latency_s, in_flight=in_flight, queue_s=queue_s, work=work, served_s=served_s
+        )
+        if self._round.answers >= self._enough() and not self._to_be_told(now):
             self._judge(now)
 
     def on_waiting(self, waiting: int) -> None:
         """The server says now that so many requests wait; counts where answers do not tell."""
         now = self._clock()
+        self._waiting_at = now
         if now >= self._cooling_until:
             self._round.add_waiting(waiting)
 
@@ -203,15 +250,21 @@ class QueueTarget:
             return max(ROUND, BLIND_ROUND * self._limit)
         return max(FIRST_ROUND if self._doubling or self._limit < self._known else ROUND, self._limit)
 
+    def _to_be_told(self, now: float) -> bool:
+        """Whether the server's count of waiting requests, which this round has not had, is about to come."""
+        return self._round.queue is None and now - self._waiting_at < WAITING_S
+
     def _judge(self, now: float) -> None:
         """End the round: what it says of the limit."""
         done = self._round
         self._round = Round()
         self._rounds += 1
         queue = self.queue = done.queue
+        alone = not self.spare and queue is not None
         if done.in_flight < IN_USE * self._limit:
             if queue is not None and queue > self._most_waiting():
-                self._shrink(queue, now)  # somebody else's requests are in the queue as well
+                # Somebody else's requests are in the queue as well.
+                (self._leave_alone if alone else self._shrink)(done, queue, now)
             return
         self._refused = False
         self._proven = max(self._proven, min(done.peak, self._limit))
@@ -219,11 +272,11 @@ class QueueTarget:
         if queue is None:
             self._judge_by_rate(done, now)
         elif queue > self._most_waiting():
-            self._shrink(queue, now)
-        elif queue >= 1:
+            (self._leave_alone if alone else self._shrink)(done, queue, now)
+        elif queue >= (1.0 if self._doubling else ENOUGH):
             self._doubling = False
-        elif not done.timeouts:
-            self._grow(queue, now)
+        elif not done.timeouts and self._pays(done, now):
+            self._grow(done, queue, now)
 
     def _judge_by_rate(self, done: Round, now: float) -> None:
         highest = self._limit if done.timeouts else self._ceiling(now)
@@ -231,25 +284,56 @@ class QueueTarget:
             self._limit, done.rate, lowest=min(self._lowest, self._limit), highest=highest
         )
         if found is not None:
-            self._set(*found, now, rate=done.rate)
+            self._set(*found, now, seen=done)
 
     def _most_waiting(self) -> float:
-        return max(2.0, self._limit / 4)
+        return max(MANY, self._limit / 4) if self.spare else max(ALONE, self._limit / 32)
 
-    def _shrink(self, queue: float, now: float) -> None:
+    def _least(self) -> int:
+        """What a queue alone never takes the limit below."""
+        slots = 0 if self._slots is None else self._slots + self.spare
+        return min(self._limit, max(self._lowest, slots))
+
+    def _shrink(self, done: Round, queue: float, now: float) -> None:
         self._doubling = False
         less = self._limit - max(1, int((queue - 1) / 2))
-        self._set(min(self._limit, max(self._lowest, less)), "more wait than need be", now, queue=queue)
+        self._set(max(self._least(), less), "more wait than need be", now, seen=done)
 
-    def _grow(self, queue: float, now: float) -> None:
-        wanted = self._limit + max(1, int(self._limit * GROWTH))
+    def _leave_alone(self, done: Round, queue: float, now: float) -> None:
+        """As many as are worked on; one more is tried again later, and later still each time that fails."""
+        self._doubling = False
+        less = self._limit - 1  # a little queue is known too roughly for more
+        if queue > max(MANY, self._limit / 4):
+            less = min(less, round(done.in_flight - queue))
+        less = max(self._least(), less)
+        if self._limit - less <= 1:
+            self._alone = (less, self._rounds + self._alone_rounds)
+            self._alone_rounds = min(2 * self._alone_rounds, MEMORY_ROUNDS_MOST)
+        self._set(less, "each that waits takes another's slot", now, seen=done)
+
+    def _grow(self, done: Round, queue: float, now: float) -> None:
+        wanted = self._limit + (max(1, int(self._limit * GROWTH)) if self.spare else 1)
         if self._doubling:
             wanted = 2 * self._limit
         elif self._limit < self._known:
             wanted = min(2 * self._limit, self._known)
         wanted = min(wanted, self._ceiling(now))
         if wanted > self._limit:
-            self._set(wanted, "no slot should be without work", now, queue=queue)
+            self._grown = (self._limit, done.pace)
+            self._set(wanted, "no slot should be without work", now, seen=done)
+
+    def _pays(self, done: Round, now: float) -> bool:
+        """Whether the engine is what limits the pace, or the last growth has raised it; else take it back.
+
+        Requests that are on their way, or wait for this process, look like ones that keep a slot busy.
+        """
+        grown, self._grown = self._grown, None
+        if grown is None or done.served_share >= OVERHEAD or done.pace >= (1 + WORTH) * grown[1]:
+            return True
+        self._doubling = False
+        self._held = (grown[0], self._rounds + CEILING_ROUNDS)
+        self._set(max(self._lowest, grown[0]), "more did not raise the pace", now, seen=done)
+        return False
 
     def _ceiling(self, now: float) -> int:
         """The most that may be tried now."""
@@ -258,6 +342,11 @@ class QueueTarget:
         ceilings = [self.highest]
         if self._held is not None:
             ceilings.append(self._held[0])
+        if not self.spare:
+            if self._slots is not None:
+                ceilings.append(self._slots)
+            elif self._alone is not None and self._rounds <= self._alone[1]:
+                ceilings.append(self._alone[0])
         if self._memory is not None:
             gap = max(0, self._memory - self._proven)
             careful = 0 if now - self._probed_at < PROBE_S else -(-gap // 4)
@@ -292,16 +381,19 @@ class QueueTarget:
         self._climb.restart(hold=True)
         self._set(less, why, now)
 
-    def _set(
-        self, limit: int, why: str, now: float, *, queue: float | None = None, rate: float | None = None
-    ) -> None:
-        """Begin a new round under `limit`, made to fit the bounds."""
+    def _set(self, limit: int, why: str, now: float, *, seen: Round | None = None) -> None:
+        """Begin a new round under `limit`, made to fit the bounds; `seen`: the round that was the reason."""
         ceiling = self.highest if self._memory is None else min(self.highest, self._memory)
         after = max(1, min(limit, ceiling))
         if self._memory is not None and after > max(self._limit, self._proven):
             self._probed_at = now
         self._since = now
         self._round = Round()
-        if after != self._limit:
-            self.changes.append(LimitChange(now, why, self._limit, after, queue, rate))
-            self._limit = after
+        if after == self._limit:
+            return
+        told: dict[str, float | None] = {}
+        if seen is not None:
+            queue = seen.queue
+            told = {"rate": seen.rate} if queue is None else {"queue": queue, "wait_share": seen.wait_share}
+        self.changes.append(LimitChange(now, why, self._limit, after, **told))
+        self._limit = after

@@ -13,6 +13,7 @@ from ollama_batch.errors import (
     EngineConnectionError,
     EngineCrashedError,
     EngineError,
+    EngineExitedError,
     EngineLoadingError,
     EngineOutOfMemoryError,
     EngineStoppedError,
@@ -50,6 +51,7 @@ class Kind(StrEnum):
 
 # The first class that fits counts.
 _KINDS: Final[tuple[tuple[type[EngineError], Kind], ...]] = (
+    (EngineExitedError, Kind.CRASH),
     (EngineAuthError, Kind.FATAL),
     (EngineStoppedError, Kind.FATAL),
     (ModelNotFoundError, Kind.FATAL),

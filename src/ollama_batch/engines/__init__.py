@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ollama_batch.engines.base import Engine, Loadable, MemoryReporting, Probed
+from ollama_batch.engines.base import Engine, Loadable, MemoryReporting, Probed, Restartable
 
 if TYPE_CHECKING:
     from ollama_batch.engines.embedded import EmbeddedEngine
@@ -19,6 +19,7 @@ __all__ = [
     "OllamaEngine",
     "OpenAIEngine",
     "Probed",
+    "Restartable",
 ]
 
 _HOMES = {"EmbeddedEngine": "embedded", "OllamaEngine": "ollama", "OpenAIEngine": "openai"}

@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import Any
 
-READY = "ollama-batch embedded server: "
+READY = "ollama-batch server: "
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     import xllamacpp
 
     server = xllamacpp.Server(_params(xllamacpp, settings))
-    ready = {"url": server.listening_address, "version": xllamacpp.__version__}
+    ready = {"url": server.listening_address, "version": xllamacpp.__version__, "pid": os.getpid()}
     # One write, on a line of its own: llama.cpp's threads write to the same pipe.
     os.write(1, f"\n{READY}{json.dumps(ready)}\n".encode())
     threading.Event().wait()

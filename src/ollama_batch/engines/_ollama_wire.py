@@ -128,6 +128,8 @@ def completion_of(reply: Mapping[str, Any], model: str) -> Completion:
     done_reason = reply.get("done_reason")
     if done_reason in ("load", "unload"):
         raise InvalidReplyError(f"the engine answered {done_reason!r} instead of a completion", status=200)
+    if done_reason not in (None, "", "stop", "length", "content_filter", "tool_calls"):
+        raise InvalidReplyError(f"the engine broke off the answer (done_reason {done_reason!r})", status=200)
     answered_by = reply.get("model") or model
     if answered_by != model and full_name(str(answered_by)) != full_name(model):
         raise InvalidReplyError(f"{answered_by!r} answered instead of {model!r}", status=200)

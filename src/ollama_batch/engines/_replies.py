@@ -15,6 +15,7 @@ import httpx
 import orjson
 
 from ollama_batch.engines._http import Reply
+from ollama_batch.engines._runaway import runs_away
 from ollama_batch.errors import (
     ContextTooLargeError,
     EmptyOutputError,
@@ -53,6 +54,8 @@ OUT_OF_MEMORY: Final = (
     "erroroutofmemory",
     "model requires more system memory",
     "no available memory for the cache blocks",
+    # llama.cpp: the slots share one cache, and what is in flight has filled it.
+    "failed to find free space in the kv cache",
 )
 
 # ollama llm/llama_server.go and server/routes.go; older releases say "llama runner".
@@ -88,6 +91,15 @@ TOO_LONG: Final = (
     "exceed_context_size_error",
     "context_length_exceeded",
 )
+
+CUT_OFF: Final = frozenset({"length", "max_tokens", "max_length", "model_length"})
+"""Ways in which servers say that a token limit ended an answer, lower-cased."""
+
+FINISHED: Final = frozenset(
+    {"stop", "tool_calls", "function_call", "eos", "eos_token", "stop_sequence", "end_turn", "complete"}
+)
+"""Ways in which servers say that an answer ended by itself, lower-cased: all others ("abort" of vLLM and
+SGLang, "error", "insufficient_system_resource") are no end of an answer."""
 
 _TOKENS: Final = (
     re.compile(r"request \((\d+) tokens\)"),
@@ -214,24 +226,25 @@ def check_outcome(completion: Completion) -> Completion:
     """`completion`, if it is an answer of use.
 
     Raises OutputTruncatedError if the token limit cut it off, OutputRefusedError if the engine withheld it,
-    and EmptyOutputError if it has neither text nor a tool call (white space is no text).
+    InvalidReplyError if it ended in a way that is none of an answer's, and EmptyOutputError if it has neither
+    text nor a tool call (white space is no text, nor is thinking that the server has left in the text).
     """
     for choice in completion.body["choices"]:
         message = choice["message"]
-        reason = choice["finish_reason"]
+        reason = choice["finish_reason"].lower()
         content = message.get("content")
-        if reason == "length":
-            raise OutputTruncatedError(
-                "the answer was cut off by its token limit; raise max_tokens"
-                + ("" if content else " (there is only reasoning, no text yet)"),
-                completion,
-            )
+        if reason in CUT_OFF:
+            raise OutputTruncatedError(_cut_off(content, completion.reasoning), completion)
         if reason == "content_filter" or message.get("refusal"):
             raise OutputRefusedError("the engine's content filter withheld the answer", completion)
+        if reason not in FINISHED:
+            raise InvalidReplyError(
+                f"the engine broke off the answer (finish_reason {choice['finish_reason']!r})", status=200
+            )
         if message.get("tool_calls") or message.get("function_call"):
             continue
-        if not content or (isinstance(content, str) and not content.strip()):
-            thought = completion.reasoning
+        if not content or (isinstance(content, str) and not _without_thinking(content).strip()):
+            thought = completion.reasoning or (content and content.strip())
             raise EmptyOutputError(
                 "the answer has only reasoning, no text: set think=False or raise max_tokens"
                 if thought
@@ -239,6 +252,22 @@ def check_outcome(completion: Completion) -> Completion:
                 completion,
             )
     return completion
+
+
+def _cut_off(content: Any, reasoning: str | None) -> str:
+    said = "the answer was cut off by its token limit"
+    if runs_away(content if isinstance(content, str) and content else reasoning or ""):
+        return (
+            f"{said} while it said the same over and over, which more max_tokens would not end: "
+            "ask for less, raise repeat_penalty or temperature, or give a schema"
+        )
+    return f"{said}; raise max_tokens" + ("" if content else " (there is only reasoning, no text yet)")
+
+
+def _without_thinking(content: str) -> str:
+    """What follows the thinking that servers without a reasoning parser leave in the text."""
+    text = content.lstrip()
+    return text.partition("</think>")[2] if text.startswith("<think>") else content
 
 
 def _json(content: bytes) -> dict[str, Any] | None:

@@ -8,9 +8,17 @@ engine closes it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from ollama_batch.types import ChatRequest, Completion, EngineInfo, LoadedModel
+
+ONE_SLOT: Final = frozenset(
+    {
+        "mllama", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next", "lfm2", "lfm2moe",
+        "nemotron_h", "nemotron_h_moe", "nemotron_h_omni",
+    }
+)  # fmt: skip
+"""Families that Ollama runs with one slot whatever OLLAMA_NUM_PARALLEL says (its server/sched.go)."""
 
 
 class Engine(Protocol):
@@ -64,6 +72,28 @@ class Probed(Protocol):
 
     async def healthy(self) -> bool:
         """Whether the server answers and can take requests; raises EngineStoppedError if it never will."""
+        ...
+
+
+@runtime_checkable
+class QueueReporting(Protocol):
+    """An engine that may tell how many requests wait, where its answers do not tell for how long they did."""
+
+    async def waiting(self) -> int | None:
+        """How many requests wait for a slot, of all clients; None if it is not told. Raises EngineError."""
+        ...
+
+
+@runtime_checkable
+class Restartable(Protocol):
+    """An engine whose server is its own child process: nobody else uses it, so a run may restart it."""
+
+    async def restart(self) -> None:
+        """End the server if it still runs, and start it again; it answers when this returns.
+
+        Two calls at once are one restart. Raises EngineExitedError with the last lines of its log if it
+        does not come up, and EngineStoppedError once the engine is closed.
+        """
         ...
 
 

@@ -9,13 +9,15 @@ import itertools
 import os
 import threading
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from ollama_batch.engines._embedded_process import ServerProcess, settled
+from ollama_batch.engines import _embedded_server
+from ollama_batch.engines._owned import OwnedServer
+from ollama_batch.engines._server_process import ServerProcess
 from ollama_batch.engines.openai import OpenAIEngine
 from ollama_batch.engines.openai_fields import OPENAI_FIELDS
 from ollama_batch.errors import (
@@ -30,11 +32,19 @@ from ollama_batch.errors import (
 from ollama_batch.types import ChatRequest, Completion, EngineInfo, Message
 
 _STOP_S: Final = 5.0
-_EXIT_NOTICE_S: Final = 2.0
-"""How long a broken connection waits to learn whether the server's process is gone."""
+
+_BROKEN: Final = (EngineConnectionError, EngineUnreachableError, EngineStoppedError)
+"""What a request meets whose server ends; its client is closed once there is another server."""
 
 _numbers = itertools.count(1)
 _digests: dict[tuple[str, int, int], str] = {}
+
+
+class _Serving(NamedTuple):
+    """A server process, and the client that speaks to it."""
+
+    child: ServerProcess
+    client: OpenAIEngine
 
 
 class EmbeddedEngine:
@@ -48,7 +58,8 @@ class EmbeddedEngine:
     `start_timeout` is in seconds. `extra_body` is laid under every request, as with OpenAIEngine.
 
     Raises ConfigError for a wrong option and MissingExtraError without xllamacpp. Once the process has ended,
-    every call raises EngineStoppedError with its exit code and last log lines.
+    every call raises EngineExitedError with its exit code and last log lines, until `restart`; a run does
+    that by itself (see Supervisor).
     """
 
     def __init__(
@@ -83,7 +94,6 @@ class EmbeddedEngine:
         self._model = path.stem if alias is None else alias
         self._slots = slots
         self._num_ctx = num_ctx
-        self._start_timeout = start_timeout
         self._extra_body = dict(extra_body or {})
         self._details: dict[str, Any] = {
             "gguf": path.name,
@@ -102,10 +112,10 @@ class EmbeddedEngine:
             # number would wait seconds for one to become idle.
             "http_threads": 256,
         }
-        self._lock = threading.Lock()  # at most one child is ever started, from whichever loop or thread
-        self._child: ServerProcess | None = None
-        self._client: OpenAIEngine | None = None
-        self._closed = False
+        launch = partial(ServerProcess, self._name, _embedded_server.__file__, self._settings)
+        self._server = OwnedServer(self._name, launch, start_timeout=start_timeout, stop_s=_STOP_S)
+        self._serving: _Serving | None = None
+        self._lock = threading.Lock()  # one client for each process, whichever threads ask at once
 
     @classmethod
     def toy(
@@ -157,14 +167,13 @@ class EmbeddedEngine:
     @property
     def url(self) -> str | None:
         """Where the server listens, None before it has started."""
-        child = self._child
+        child = self._server.child
         return child.ready.result().url if child is not None and child.is_ready else None
 
     @property
     def pid(self) -> int | None:
         """The id of the server's process, None before it has started."""
-        child = self._child
-        return child.ready.result().pid if child is not None and child.is_ready else None
+        return self._server.pid
 
     def check_params(self, body: Mapping[str, Any]) -> tuple[str, str] | None:
         """Whether every field of an OpenAI chat `body` can be sent: None, or (field path, reason)."""
@@ -176,15 +185,13 @@ class EmbeddedEngine:
         Raises ModelNotFoundError for any other model than its own.
         """
         self._check_model(model)
-        client = await self._started()
+        serving = await self._started()
         try:
-            told = await client.describe(model)
-        except (EngineConnectionError, EngineUnreachableError) as error:
-            await self._raise_if_stopped(error)
+            told = await serving.client.describe(model)
+        except _BROKEN as error:
+            await self._server.raise_if_ended(serving.child, error)
             raise
-        child = self._child
-        assert child is not None  # noqa: S101 - _started has made it
-        ready = child.ready.result()
+        ready = serving.child.ready.result()
         return replace(
             told,
             engine="embedded",
@@ -222,14 +229,16 @@ class EmbeddedEngine:
     async def complete(self, request: ChatRequest, *, deadline: float) -> Completion:
         """The complete answer to `request`, before `deadline` (`time.monotonic()` seconds).
 
-        Starts the server on first use. Raises EngineStoppedError if its process has ended.
+        Starts the server on first use. Raises EngineExitedError if its process has ended.
         """
         self._check_model(request.model)
-        client = self._client if self._client is not None and not self._closed else await self._started()
+        serving = self._serving
+        if serving is None or not self._server.serves(serving.child):
+            serving = await self._started()
         try:
-            return await client.complete(request, deadline=deadline)
-        except (EngineConnectionError, EngineUnreachableError) as error:
-            await self._raise_if_stopped(error)
+            return await serving.client.complete(request, deadline=deadline)
+        except _BROKEN as error:
+            await self._server.raise_if_ended(serving.child, error)
             raise
 
     async def count_prompt(
@@ -242,29 +251,39 @@ class EmbeddedEngine:
     ) -> int:
         """The tokens of a prompt, counted by the server and not answered. Raises EngineError."""
         self._check_model(model)
-        client = await self._started()
-        return await client.count_prompt(model, messages, tools=tools, deadline=deadline)
+        serving = await self._started()
+        try:
+            return await serving.client.count_prompt(model, messages, tools=tools, deadline=deadline)
+        except _BROKEN as error:
+            await self._server.raise_if_ended(serving.child, error)
+            raise
+
+    async def waiting(self) -> int | None:
+        """How many requests wait for a slot. Raises EngineError."""
+        serving = await self._started()
+        return await serving.client.waiting()
 
     async def healthy(self) -> bool:
-        """Whether the server answers. Raises EngineStoppedError if its process has ended."""
-        client = await self._started()
-        if await client.healthy():
+        """Whether the server answers. Raises EngineExitedError if its process has ended."""
+        serving = await self._started()
+        if await serving.client.healthy():
             return True
-        await self._raise_if_stopped(None)
+        await self._server.raise_if_ended(serving.child, None)
         return False
+
+    async def restart(self) -> None:
+        """End the server's process if it still runs, and start another one; the model is loaded again.
+
+        Requests that are out fail with EngineExitedError. Raises it as well if the server does not come up.
+        """
+        await self._server.restart()
+        await self._started()
 
     async def aclose(self) -> None:
         """End the server's process and wait until it is gone; a second call does nothing."""
-        with self._lock:
-            self._closed = True
-            child, client = self._child, self._client
-        if client is not None:
-            await client.aclose()
-        if child is not None:
-            child.stop()
-            if not await settled(child.ended, _STOP_S):
-                child.kill()
-                await settled(child.ended, _STOP_S)
+        await self._server.close()
+        if self._serving is not None:
+            await self._serving.client.aclose()
 
     def _check_model(self, model: str) -> None:
         if model != self._model:
@@ -273,36 +292,18 @@ class EmbeddedEngine:
                 "or make the engine with alias="
             )
 
-    async def _started(self) -> OpenAIEngine:
-        """The client of the running server, which is started if it has not been."""
+    async def _started(self) -> _Serving:
+        """The running server and its client; the server is started if it never has been."""
+        child = await self._server.running()
         with self._lock:
-            if self._closed:
-                raise EngineStoppedError(f"{self._name} was closed; make a new engine")
-            child = self._child
-            if child is None:
-                child = self._child = ServerProcess(self._name, self._settings)
-                weakref.finalize(self, child.stop)
-        if child.ended.done():
-            raise EngineStoppedError(child.epitaph())
-        if not await settled(child.ready, child.started_at + self._start_timeout - time.monotonic()):
-            child.kill()
-            await settled(child.ended, _STOP_S)
-            raise EngineStoppedError(
-                f"{self._name} did not start within {self._start_timeout:g} s; {child.epitaph()}"
-            )
-        if not child.is_ready:
-            raise EngineStoppedError(child.epitaph())
-        with self._lock:
-            if self._closed:
-                raise EngineStoppedError(f"{self._name} was closed; make a new engine")
-            if self._client is None:
-                self._client = OpenAIEngine(child.ready.result().url, extra_body=self._extra_body)
-            return self._client
-
-    async def _raise_if_stopped(self, cause: Exception | None) -> None:
-        child = self._child
-        if child is not None and await settled(child.ended, _EXIT_NOTICE_S):
-            raise EngineStoppedError(child.epitaph()) from cause
+            old = self._serving
+            if old is not None and old.child is child:
+                return old
+            client = OpenAIEngine(child.ready.result().url, extra_body=self._extra_body)
+            new = self._serving = _Serving(child, client)
+        if old is not None:
+            await old.client.aclose()
+        return new
 
 
 def _usable_cpus() -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -36,6 +38,13 @@ _SHARING: Final = frozenset({"vllm", "sglang"})
 _TEMPLATE_FIELDS: Final = ("chat_template_kwargs", "chat_template")
 """Fields of a body that change what a prompt is made of."""
 
+_WAITING: Final = re.compile(
+    rb"^(?:vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred)"
+    rb"(?:\{[^}]*\})? ([0-9.e+]+)",
+    re.MULTILINE,
+)
+"""What servers call the number of requests that wait for a slot."""
+
 _OWN_FIELDS: Final = frozenset({"model", "messages", "max_tokens", "max_completion_tokens", "stream", "n"})
 
 
@@ -66,6 +75,7 @@ class OpenAIEngine:
         )
         self._extra_body = _checked_extra(extra_body or {})
         self._tokenizer: Literal["llama.cpp", "vllm"] = "llama.cpp"
+        self._way_s = float("inf")
 
     def __repr__(self) -> str:
         return f"OpenAIEngine({self.address!r})"
@@ -141,8 +151,12 @@ class OpenAIEngine:
         body.update({name: value for name, value in request.params.items() if value is not None})
         body["max_tokens"] = request.max_tokens
         body["stream"] = False
-        reply = await self._http.post("/v1/chat/completions", dump_json(body), deadline=deadline)
-        return check_outcome(completion_of(self._decoded(reply, request.model)))
+        content = dump_json(body)
+        sent = time.monotonic()
+        reply = await self._http.post("/v1/chat/completions", content, deadline=deadline)
+        took_s = time.monotonic() - sent
+        completion = completion_of(self._decoded(reply, request.model))
+        return check_outcome(self._with_wait(completion, took_s))
 
     async def count_prompt(
         self,
@@ -171,6 +185,11 @@ class OpenAIEngine:
             raise InvalidReplyError(f"{self.address} did not count a prompt", status=200)
         return count
 
+    async def waiting(self) -> int | None:
+        """How many requests wait, as `/metrics` of vLLM, SGLang or llama.cpp (`--metrics`) has it."""
+        reply = await self._http.get("/metrics", deadline=time.monotonic() + ASK_S)
+        return waiting_in(reply.content) if reply.status == 200 else None
+
     async def healthy(self) -> bool:
         """Whether the server answers and its model is loaded, by `/health` or, without that, `/v1/models`."""
         deadline = time.monotonic() + ASK_S
@@ -188,6 +207,19 @@ class OpenAIEngine:
         """Close the connections to the server; a second call does nothing."""
         await self._http.aclose()
 
+    def _with_wait(self, completion: Completion, took_s: float) -> Completion:
+        """`completion` with the wait for a slot, where its timings tell the rest (llama.cpp).
+
+        It is what the answer took beyond its timings, less the least of that seen so far: the way there and
+        back, which is no wait.
+        """
+        timings = completion.timings
+        if timings.prompt_s is None or timings.generate_s is None:
+            return completion
+        beyond_s = max(0.0, took_s - timings.prompt_s - timings.generate_s)
+        self._way_s = min(self._way_s, beyond_s)
+        return replace(completion, timings=replace(timings, queue_s=beyond_s - self._way_s))
+
     async def _told(self, path: str, body: Mapping[str, Any], model: str, deadline: float) -> dict[str, Any]:
         return self._decoded(await self._http.post(path, dump_json(body), deadline=deadline), model)
 
@@ -200,7 +232,7 @@ class OpenAIEngine:
             raise InvalidReplyError(f"the answer of {self.address} is not JSON ({exc})", status=200) from exc
         if not isinstance(body, dict):
             raise InvalidReplyError(f"the answer of {self.address} is no JSON object", status=200)
-        if body.get("error") or body.get("object") == "error":
+        if body.get("error") is not None or body.get("object") == "error":
             raise classify(Reply(500, reply.headers, reply.content), missing_model=_how_to_get(model))
         return body
 
@@ -218,10 +250,11 @@ def completion_of(body: dict[str, Any]) -> Completion:
             raise InvalidReplyError("a choice of the answer has no message", status=200)
         if not isinstance(choice.get("finish_reason"), str):
             raise InvalidReplyError("the engine broke off the answer: it has no finish_reason", status=200)
+        if not isinstance(choice["message"].get("content"), str | None):
+            raise InvalidReplyError("the answer's content is not text", status=200)
+        _check_tool_calls(choice["message"].get("tool_calls"))
     message = choices[0]["message"]
     content = message.get("content")
-    if not isinstance(content, str | None):
-        raise InvalidReplyError("the answer's content is not text", status=200)
     timings = body.get("timings")
     timings = timings if isinstance(timings, dict) else {}
     reasoning = message.get("reasoning") or message.get("reasoning_content")
@@ -236,6 +269,12 @@ def completion_of(body: dict[str, Any]) -> Completion:
             generate_s=_milliseconds(timings.get("predicted_ms")),
         ),
     )
+
+
+def waiting_in(metrics: bytes) -> int | None:
+    """The requests that wait by a Prometheus page, of all models; None if it does not say."""
+    found = [float(match[1]) for match in _WAITING.finditer(metrics)]
+    return round(sum(found)) if found else None
 
 
 def _usage(usage: Any, timings: Mapping[str, Any]) -> Usage | None:
@@ -264,6 +303,16 @@ def _tokens(counts: Mapping[str, Any], name: str) -> int | None:
     if type(value) is not int or value < 0:
         raise InvalidReplyError(f"the answer's {name} is no count of tokens: {value!r}", status=200)
     return value
+
+
+def _check_tool_calls(calls: Any) -> None:
+    """Raises InvalidReplyError for what stands in `tool_calls` and names nothing that could be called."""
+    if calls is None:
+        return
+    for call in calls if isinstance(calls, list) else (calls,):
+        called = (call.get("function") or call.get("custom")) if isinstance(call, dict) else None
+        if not isinstance(called, dict) or not called.get("name"):
+            raise InvalidReplyError("the answer holds a tool call that names no function", status=200)
 
 
 def _milliseconds(value: Any) -> float | None:

@@ -8,20 +8,13 @@ from typing import Any, Final
 
 from typing_extensions import TypeIs
 
+from ollama_batch.engines.base import ONE_SLOT
 from ollama_batch.errors import MemoryUnknownError
 
 GLOBAL_EVERY: Final = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "gptoss": 2, "gpt-oss": 2}
 """Which layer of how many sees the whole context, for models whose files do not say (llama.cpp has the same
 numbers in its source).
 """
-
-ONE_SLOT: Final = frozenset(
-    {
-        "mllama", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next", "lfm2", "lfm2moe",
-        "nemotron_h", "nemotron_h_moe", "nemotron_h_omni",
-    }
-)  # fmt: skip
-"""Families that Ollama runs with one slot whatever OLLAMA_NUM_PARALLEL says (its server/sched.go)."""
 
 LARGE_VOCABULARY: Final = 262_144
 """Taken for a vocabulary that is not told: Gemma's, the largest in common use."""

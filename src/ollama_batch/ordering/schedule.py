@@ -42,6 +42,15 @@ class Schedule(Protocol):
         """The row that `worker` had is no longer in flight."""
         ...
 
+    def leave(self, worker: int) -> None:
+        """`worker`, which has no row in flight, takes none for now: what it served is for the others."""
+        ...
+
+    @property
+    def spread(self) -> bool:
+        """Whether more than one group wants a slot of the engine to itself at present."""
+        ...
+
     @property
     def done(self) -> bool:
         """Whether no group waits and none is in work."""
@@ -118,6 +127,19 @@ class HeadSchedule:
 
     def finished(self, worker: int) -> None:
         """The row that `worker` had is no longer in flight: it asks for another by itself."""
+
+    def leave(self, worker: int) -> None:
+        """`worker` takes no row for now: a group that nobody else serves waits again."""
+        group = self._serving.get(worker)
+        if group is not None:
+            self._leave(worker)
+            if group not in self._servers:
+                self._waiting.add(group)
+
+    @property
+    def spread(self) -> bool:
+        """Whether groups wait, or several are in work."""
+        return bool(self._waiting) or len(self._servers) > 1
 
     @property
     def done(self) -> bool:

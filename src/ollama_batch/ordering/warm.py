@@ -98,6 +98,14 @@ class WarmSchedule:
         """The row that `worker` had is no longer in flight: what it warmed up is warm."""
         self._warmth.end(worker)
 
+    def leave(self, worker: int) -> None:
+        """`worker` takes no row for now: groups belong to nobody here."""
+
+    @property
+    def spread(self) -> bool:
+        """Never: what one slot has cached serves all of them."""
+        return False
+
     @property
     def done(self) -> bool:
         """Whether no group waits and none is in work."""

@@ -5,6 +5,7 @@ from ollama_batch.testing.config import CostModel, FakeModel, FakeReply
 from ollama_batch.testing.faults import KINDS as FAULT_KINDS
 from ollama_batch.testing.faults import Fault
 from ollama_batch.testing.ledger import FileLedger, Ledger, LedgerRecord
+from ollama_batch.testing.memory import MemoryModel
 from ollama_batch.testing.server import FakeOllama
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "FileLedger",
     "Ledger",
     "LedgerRecord",
+    "MemoryModel",
 ]

@@ -32,12 +32,23 @@ _GO_DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(h|ms|m|s|us|µs|ns)")
 
 
 class Refusal(Exception):
-    """Raised when the fake answers with an error, as Ollama would."""
+    """Raised when the fake answers with an error, as Ollama would.
 
-    def __init__(self, status: int, text: str) -> None:
+    `fault` names the kind of trouble in the ledger. `raw`: the text is the whole body. `reset`: there is no
+    answer, the connection is reset. `told` is the response if it has been sent already, as part of a stream.
+    """
+
+    told: Any = None
+
+    def __init__(
+        self, status: int, text: str, *, fault: str = "", raw: bool = False, reset: bool = False
+    ) -> None:
         super().__init__(text)
         self.status = status
         self.text = text
+        self.fault = fault
+        self.raw = raw
+        self.reset = reset
 
 
 @dataclass(slots=True)

@@ -45,6 +45,7 @@ class Service:
         self.ledger = ledger
         self.plan = plan
         self.in_flight = 0
+        self.up_since = monotonic()
         self._go_down = go_down
         self._api_key = ollama.config.api_key
 
@@ -63,6 +64,9 @@ class Service:
 
     def _arrived(self, route: str, kind: Kind) -> LedgerRecord:
         return self.ledger.arrived(at=monotonic(), route=route, kind=kind)
+
+    def _up_s(self) -> float:
+        return monotonic() - self.up_since
 
     async def _completion(
         self, request: web.BaseRequest, api: str, read: Callable[[Mapping[str, Any]], Ask]
@@ -91,19 +95,25 @@ class Service:
         fault: Fault | None = None
         if self.plan:
             context = ask.options.get("num_ctx")
-            fault = self.plan.pick(Moment(request.path, kind, text, digest, context, self.in_flight))
+            moment = Moment(request.path, kind, text, digest, context, self.in_flight, self._up_s())
+            fault = self.plan.pick(moment)
         outcome, status = "aborted", None
         try:
             response = await self._answer(request, ask, digest, kind, fault)
-            outcome = "answered" if fault is None or fault.kind == "model_swapped" else f"fault:{fault.kind}"
+            harmless = fault is None or KINDS[fault.kind].action in ("swap", "stick")
+            outcome = "answered" if fault is None or harmless else f"fault:{fault.kind}"
             status = response.status
             return response
         except Refusal as refusal:
-            outcome, status = "error", refusal.status
-            return _json(_wire.error(api, refusal.status, refusal.text), refusal.status)
+            outcome, status = f"fault:{refusal.fault}" if refusal.fault else "error", refusal.status
+            return _refuse(request, api, refusal)
         except ConnectionError:
             return web.Response()  # the client left while its answer was being written
         except asyncio.CancelledError:
+            death = self.ollama.death_of_this()
+            if death is not None:
+                outcome, status = f"fault:{death.fault}", death.status
+                return _refuse(request, api, death)
             outcome = "aborted" if fault is None else f"fault:{fault.kind}"
             raise
         finally:
@@ -121,7 +131,7 @@ class Service:
                 return early
         if kind != "completion":
             return _json(_wire.whole(ask, await self.ollama.load(ask)))
-        running = await self.ollama.begin(ask, digest)
+        running = await self.ollama.begin(ask, digest, dies=fault if action == "die" else None)
         try:
             if fault is not None and action == "alter":
                 _wire.alter(running.answer, fault.kind, int(ask.options.get("num_predict") or 0))
@@ -136,10 +146,24 @@ class Service:
             self.ollama.end(running)
 
     async def _stream(self, request: web.BaseRequest, ask: Ask, running: Running) -> web.StreamResponse:
+        self.ollama.generated(running)
         response = web.StreamResponse(headers={"Content-Type": _stream_type(ask)})
         await response.prepare(request)
-        async for piece in self._paced(ask, running):
-            await response.write(piece)
+        try:
+            async for piece in self._paced(ask, running):
+                await response.write(piece)
+        except asyncio.CancelledError:
+            death = self.ollama.death_of_this()
+            if death is None:
+                raise
+            if death.reset:
+                _reset(request)
+            else:
+                await response.write(_wire.stream_failure(ask, death.text))
+                await response.write_eof()
+            told = Refusal(death.status, death.text, fault=death.fault)
+            told.told = response
+            raise told from None
         await response.write_eof()
         return response
 
@@ -170,6 +194,8 @@ class Service:
                 await asyncio.Event().wait()
             case "swap":
                 self.ollama.swap(ask.model)
+            case "stick":
+                self.ollama.stick(ask.model)
         if fault.kind == "stream_error" and not ask.stream:
             raise Refusal(fault.status or 500, _text(fault, ask.model) + "unexpected EOF")
         return None
@@ -211,7 +237,8 @@ class Service:
             if path == "/api/show" and request.method == "POST":
                 asked = read_body(body)
                 name = str(asked.get("model") or asked.get("name") or "")
-            fault = self.plan.pick(Moment(path, "other", "", "", None, self.in_flight)) if self.plan else None
+            moment = Moment(path, "other", "", "", None, self.in_flight, self._up_s())
+            fault = self.plan.pick(moment) if self.plan else None
             if fault is not None:
                 outcome = f"fault:{fault.kind}"
                 ask = Ask("openai" if _api(path) == "openai" else "chat", {}, name, [], {}, stream=False)
@@ -301,6 +328,17 @@ def _reply(api: str, model: str, fault: Fault) -> web.Response:
     return web.Response(
         body=body, status=status, headers={"Content-Type": kind.content_type, **fault.headers}
     )
+
+
+def _refuse(request: web.BaseRequest, api: str, refusal: Refusal) -> web.StreamResponse:
+    if refusal.told is not None:
+        sent: web.StreamResponse = refusal.told
+        return sent
+    if refusal.reset:
+        _reset(request)
+        return web.Response()
+    said = refusal.text.encode() if refusal.raw else _wire.error(api, refusal.status, refusal.text)
+    return _json(said, refusal.status)
 
 
 def _reset(request: web.BaseRequest) -> None:

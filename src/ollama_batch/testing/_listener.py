@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from time import monotonic
 from typing import Any
 
 from aiohttp import web
@@ -29,6 +30,8 @@ class Listener:
         self._http: web.Server | None = None
         self._server: asyncio.Server | None = None
         self._return: asyncio.Task[None] | None = None
+        self._start_s = config.start_s
+        self._starting: asyncio.Task[None] | None = None
 
     async def open(self, port: int = 0) -> None:
         """Listen; on the port of before, or on `port` the first time. Raises OSError if it is taken."""
@@ -42,15 +45,22 @@ class Listener:
             keepalive_timeout=3600,
         )
         self._server = await asyncio.get_running_loop().create_server(
-            self._http, HOST, self.port or port, backlog=1024
+            self._http, HOST, self.port or port, backlog=1024, start_serving=False
         )
         self.port = self._server.sockets[0].getsockname()[1]
+        if self._start_s:  # the port is ours, and connections are refused
+            self._starting = asyncio.get_running_loop().create_task(self._serve(self._server))
+        else:
+            await self._serve(self._server)
 
     async def shut(self) -> None:
         """Close the listener and reset every connection, as Ollama does when it is told to end."""
         if self._return is not None and self._return is not asyncio.current_task():
             self._return.cancel()
             self._return = None
+        if self._starting is not None:
+            self._starting.cancel()
+            self._starting = None
         if self._server is None or self._http is None:
             return
         # A connection that is accepted but not set up yet when its server closes is lost with its socket open
@@ -70,6 +80,12 @@ class Listener:
         await http.shutdown(0.1)
         await _turns()  # closed transports give their sockets back in the loop's next turn
         self.ollama.forget()
+
+    async def _serve(self, server: asyncio.Server) -> None:
+        if self._start_s:
+            await asyncio.sleep(self._start_s)
+        self.service.up_since = monotonic()
+        await server.start_serving()
 
     def _go_down(self, seconds: float) -> None:
         if self._return is None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -13,39 +13,17 @@ from time import monotonic, perf_counter_ns
 from typing import Any
 
 from ollama_batch.testing import _answers
+from ollama_batch.testing._answer import Answer, limit
 from ollama_batch.testing._asks import LOAD_OPTIONS, Ask, Refusal, check_format, keep_alive_s
 from ollama_batch.testing._prompts import fit
+from ollama_batch.testing._runner import Card, Runner, died
 from ollama_batch.testing._slots import Slot, SlotPool
-from ollama_batch.testing.config import FakeConfig, FakeModel, FakeReply, full_name
-from ollama_batch.testing.faults import BUSY
+from ollama_batch.testing.config import CostModel, FakeConfig, FakeModel, FakeReply, full_name
+from ollama_batch.testing.faults import BUSY, Fault
 from ollama_batch.testing.ledger import Ledger
 
 FOREVER = timedelta(days=365 * 292)  # what a Go duration holds at most
 PROMPT_NS, EVAL_NS = 1_000, 10_000  # nominal durations per token where no speed is set
-_WORD = re.compile(r"\s*\S+")
-
-
-@dataclass(slots=True)
-class Answer:
-    """A completion in the making. Durations are nanoseconds; `cached` is None where it is not reported."""
-
-    model: str
-    text: str
-    thinking: str = ""
-    tool_calls: Sequence[Mapping[str, Any]] = ()
-    done: bool = True
-    done_reason: str = "stop"
-    prompt_tokens: int = 0
-    cached: int | None = None
-    eval_tokens: int = 0
-    total_ns: int = 0
-    load_ns: int = 0
-    prompt_ns: int = 0
-    eval_ns: int = 0
-    fault: str = ""
-    body: str | Mapping[str, Any] | None = None
-    status: int = 200
-    decode_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -57,30 +35,6 @@ class Running:
     answer: Answer
     started_ns: int
     keep_s: float
-
-
-class Runner:
-    """A loaded model."""
-
-    def __init__(
-        self, model: FakeModel, settings: tuple[Any, ...], num_ctx: int, pool: SlotPool | None
-    ) -> None:
-        self.model = model
-        self.settings = settings
-        self.num_ctx = num_ctx
-        self.pool = pool
-        self.active = 0
-        self.expires = inf
-        self.keep_s = 300.0
-        self.drained: asyncio.Event | None = None
-
-    def leave(self, keep_s: float) -> None:
-        """One request less uses the model, which stays loaded for `keep_s` more seconds."""
-        self.active -= 1
-        self.keep_s = keep_s
-        self.expires = monotonic() + keep_s
-        if self.active == 0 and self.drained is not None:
-            self.drained.set()
 
 
 class Ollama:
@@ -102,6 +56,9 @@ class Ollama:
         elif config.reply is not None:
             fixed = config.reply
             self._reply = lambda _: fixed
+        self._rng = random.Random(config.seed)  # noqa: S311 - spreads latencies, not a secret
+        self._card = Card(config.memory)
+        self._deaths: dict[asyncio.Task[Any], Refusal] = {}
         self._with_slots = config.speed is not None or config.reports_cached
 
     def forget(self) -> None:
@@ -124,6 +81,38 @@ class Ollama:
         model = self.models.get(full_name(name))
         if model is not None:
             self.digests[model.name] = sha256(self.digests[model.name].encode()).hexdigest()
+
+    def stick(self, name: str) -> None:
+        """Make a loaded model one that never finishes to unload."""
+        runner = self._runners.get(full_name(name))
+        if runner is not None:
+            runner.stuck, runner.expires = True, min(runner.expires, monotonic())
+
+    def fail(self, runner: Runner, said: Refusal, *, dead: bool) -> Refusal:
+        """Let every request that uses `runner` end with `said`, which is for the caller to raise.
+
+        With `dead` its process is gone: the next request loads the model again.
+        """
+        if dead and self._runners.get(runner.model.name) is runner:
+            del self._runners[runner.model.name]
+        for task in runner.others():
+            if task not in self._deaths:
+                self._deaths[task] = said
+                task.cancel()
+        return said
+
+    def death_of_this(self) -> Refusal | None:
+        """Why the present task was cancelled, if a runner's death was the reason. It then goes on."""
+        task = asyncio.current_task()
+        said = None if task is None else self._deaths.pop(task, None)
+        if said is not None and task is not None:
+            task.uncancel()
+        return said
+
+    def memory_used_bytes(self) -> int:
+        """What is taken on the card, in bytes."""
+        self._expire()
+        return self._card.used(self._runners.values())
 
     def num_ctx(self, ask: Ask, model: FakeModel) -> int:
         """The context length the request resolves to, in tokens."""
@@ -148,7 +137,7 @@ class Ollama:
         if keep_s == 0:
             runner = self._runners.get(model.name)
             if runner is not None:
-                runner.expires = 0.0
+                runner.expires = min(runner.expires, monotonic())
                 self._expire()
             return Answer(ask.model, "", done_reason="unload")
         runner = await self._runner(ask, model)
@@ -156,13 +145,17 @@ class Ollama:
         load_ns = perf_counter_ns() - started
         return Answer(ask.model, "", done_reason="load", load_ns=load_ns, total_ns=load_ns)
 
-    async def begin(self, ask: Ask, digest: str) -> Running:
-        """Load, wait for a slot and evaluate the prompt; `end` must follow. Raises Refusal."""
+    async def begin(self, ask: Ask, digest: str, *, dies: Fault | None = None) -> Running:
+        """Load, wait for a slot and evaluate the prompt; `end` must follow. Raises Refusal.
+
+        Of `dies` the runner dies, once it has worked on the request for its `for_s` seconds.
+        """
         started = perf_counter_ns()
         model = self.check(ask)
         keep_s = keep_alive_s(ask.keep_alive)
         runner = await self._runner(ask, model)
         slot: Slot | None = None
+        working = False
         try:
             load_ns = perf_counter_ns() - started
             if not self.gate.is_set():
@@ -170,26 +163,39 @@ class Ollama:
             prompt, count = fit(ask, runner.num_ctx, rendered=model.rendered, unit=self.config.tokenizer)
             if runner.pool is not None:
                 slot = await runner.pool.acquire(prompt)
+            runner.working += 1
+            working = True
+            if dies is not None:
+                await _sleep(dies.for_s or 0.0)
+                raise self.fail(runner, died(dies), dead=True)
             answer = self._answer(ask, model, runner.num_ctx, digest, count)
             answer.load_ns = load_ns
+            self._card.grow(runner, answer.prompt_tokens)
+            self._check_memory(runner)
             self._time(answer, slot)
             speed = self.config.speed
             if speed is not None:
-                await _sleep(
-                    speed.latency_s * speed.time_scale + speed.prefill_s(count - (answer.cached or 0))
-                )
+                await _sleep(speed.prefill_s(count - (answer.cached or 0)))
                 if not self.config.reports_cached:
                     answer.cached = None
+                self._jitter(answer, speed)
             return Running(runner, slot, answer, started, keep_s)
         except BaseException:
+            runner.working -= working
             if slot is not None and runner.pool is not None:
                 runner.pool.release(slot)
             runner.leave(keep_s)
             raise
 
     async def generate(self, running: Running) -> None:
-        """Take the time that generating the answer takes."""
+        """Take the time that generating the answer takes. Raises Refusal if memory runs out by it."""
         await _sleep(running.answer.decode_s)
+        self.generated(running)
+
+    def generated(self, running: Running) -> None:
+        """Count what was generated. Raises Refusal if memory runs out by it."""
+        self._card.grow(running.runner, running.answer.eval_tokens)
+        self._check_memory(running.runner)
 
     def finish(self, running: Running) -> None:
         """Fill in the total time, once everything is generated."""
@@ -199,6 +205,7 @@ class Ollama:
 
     def end(self, running: Running) -> None:
         """Give the slot and the model back."""
+        running.runner.working -= 1
         if running.slot is not None and running.runner.pool is not None:
             running.runner.pool.release(running.slot)
         running.runner.leave(running.keep_s)
@@ -213,29 +220,35 @@ class Ollama:
         for runner in self._runners.values():
             model = runner.model
             left = timedelta(seconds=runner.keep_s) if runner.active else timedelta(0)
-            if runner.keep_s == inf:
+            if runner.stuck:  # a time that is past: `ollama ps` shows it as "Stopping..."
+                left = timedelta(seconds=runner.expires - now)
+            elif runner.keep_s == inf:
                 left = FOREVER
             elif not runner.active:
                 left = timedelta(seconds=runner.expires - now)
-            size = model.loaded_bytes(runner.num_ctx, self.config.slots)
             entries.append(
                 {
                     "name": model.name,
                     "model": model.name,
-                    "size": size,
-                    "digest": self.digests[model.name],
+                    "size": runner.size,
+                    "digest": runner.settings[0],
                     "details": details(model),
                     "expires_at": _rfc3339(wall + left),
-                    "size_vram": int(size * model.gpu_share),
+                    "size_vram": runner.vram,
                     "context_length": runner.num_ctx,
                 }
             )
         return entries
 
+    def _check_memory(self, runner: Runner) -> None:
+        lack = self._card.lack(runner, self._runners.values())
+        if lack is not None:
+            raise self.fail(runner, lack, dead=self._card.lack_kills)
+
     def _expire(self) -> None:
         now = monotonic()
         for name, runner in list(self._runners.items()):
-            if runner.active == 0 and runner.expires <= now:
+            if not runner.stuck and runner.active == 0 and runner.expires <= now:
                 del self._runners[name]
 
     async def _runner(self, ask: Ask, model: FakeModel) -> Runner:
@@ -245,14 +258,14 @@ class Ollama:
         if gpu == -1:
             del given["num_gpu"]
         given["num_ctx"], given["shift"] = num_ctx, ask.shift
-        settings = tuple(sorted(given.items()))
+        settings = (self.digests[model.name], *sorted(given.items()))
+        self._expire()
         runner = self._runners.get(model.name)
-        if runner is not None and runner.active == 0 and runner.expires <= monotonic():
-            del self._runners[model.name]
-            runner = None
+        if runner is not None and runner.stuck:
+            await asyncio.Event().wait()
         if runner is None or runner.settings != settings:
             runner = await self._load(model, settings, given)
-        runner.active += 1
+        runner.enter()
         return runner
 
     async def _load(self, model: FakeModel, settings: tuple[Any, ...], given: Mapping[str, Any]) -> Runner:
@@ -269,16 +282,31 @@ class Ollama:
                     await runner.drained.wait()
                 speed = self.config.speed
                 if speed is not None:
-                    await _sleep(speed.load_s * speed.time_scale)
+                    try:
+                        await _sleep(speed.load_s * speed.time_scale)
+                    except asyncio.CancelledError:  # a load belongs to the request that began it
+                        self._ledger.load_aborted({"model": model.name, **given})
+                        raise
                 pool = None
                 if self._with_slots:
                     pool = SlotPool(self.config.slots, prefix_cache=speed is None or speed.prefix_cache)
-                runner = Runner(model, settings, int(given["num_ctx"]), pool)
+                num_ctx = int(given["num_ctx"])
+                size = self._card.loaded_bytes(model, num_ctx, self.config.slots)
+                runner = Runner(model, settings, num_ctx, pool, size)
+                self._make_room(runner)
                 self._runners[model.name] = runner
                 self._ledger.loaded({"model": model.name, **given})
                 return runner
         finally:
             self._pending -= 1
+
+    def _make_room(self, new: Runner) -> None:
+        """Send idle models away until `new` fits, and place it. Raises Refusal."""
+        self._runners.pop(new.model.name, None)
+        for name, runner in list(self._runners.items()):
+            if not self._card.fits(new.size, self._runners.values()) and not (runner.active or runner.stuck):
+                del self._runners[name]
+        self._card.place(new, self._runners.values())
 
     def _answer(self, ask: Ask, model: FakeModel, num_ctx: int, digest: str, prompt_tokens: int) -> Answer:
         reply = self._reply(ask.body) if self._reply is not None else None
@@ -301,7 +329,7 @@ class Ollama:
             text = text.partition(stop)[0]
         answer = Answer(ask.model, text, thinking, given.tool_calls, prompt_tokens=prompt_tokens)
         if given.done_reason is None:
-            _limit(answer, int(ask.options.get("num_predict") or -1), num_ctx, ask.shift)
+            limit(answer, int(ask.options.get("num_predict") or -1), num_ctx, ask.shift)
         else:
             answer.done_reason = given.done_reason
             answer.eval_tokens = len(text.split()) + len(thinking.split())
@@ -314,6 +342,12 @@ class Ollama:
         answer.decode_s = given.delay_s
         return answer
 
+    def _jitter(self, answer: Answer, speed: CostModel) -> None:
+        """Let generating it take a while longer."""
+        longer_s = speed.jitter_s * speed.time_scale * self._rng.random()
+        answer.decode_s += longer_s
+        answer.eval_ns += int(longer_s * 1e9)
+
     def _time(self, answer: Answer, slot: Slot | None) -> None:
         if slot is not None and answer.cached is None:
             shared = slot.shared if self.config.tokenizer == "words" else slot.shared // 4
@@ -325,6 +359,9 @@ class Ollama:
         prefill_s, decode_s = (
             (0.0, 0.0) if speed is None else (speed.prefill_s(new), speed.decode_s(answer.eval_tokens))
         )
+        if speed is not None:
+            # Spent in the slot: a real server would not report it as a wait for one.
+            decode_s += speed.latency_s * speed.time_scale
         answer.decode_s += decode_s
         answer.prompt_ns = int(prefill_s * 1e9) or new * PROMPT_NS
         answer.eval_ns = int(decode_s * 1e9) or answer.eval_tokens * EVAL_NS
@@ -349,20 +386,6 @@ def now() -> str:
 
 def _rfc3339(moment: datetime) -> str:
     return moment.isoformat().replace("+00:00", "Z")
-
-
-def _limit(answer: Answer, num_predict: int, num_ctx: int, shift: bool) -> None:
-    """Cut an answer at the token limit, where a token is a word."""
-    room = num_predict if 0 < num_predict < 10 * num_ctx else 10 * num_ctx
-    if not shift:
-        room = min(room, max(num_ctx - answer.prompt_tokens, 0))
-    thinking, text = len(answer.thinking.split()), len(answer.text.split())
-    answer.eval_tokens = thinking + text
-    if answer.eval_tokens > room:
-        answer.done_reason = "length"
-        answer.eval_tokens = room
-        answer.thinking = "".join(_WORD.findall(answer.thinking)[:room])
-        answer.text = "".join(_WORD.findall(answer.text)[: max(room - thinking, 0)])
 
 
 async def _sleep(seconds: float) -> None:

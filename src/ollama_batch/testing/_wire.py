@@ -10,8 +10,9 @@ from typing import Any
 import orjson
 
 from ollama_batch.testing import _answers
+from ollama_batch.testing._answer import Answer
 from ollama_batch.testing._asks import Ask
-from ollama_batch.testing._ollama import Answer, now
+from ollama_batch.testing._ollama import now
 
 JSON = "application/json; charset=utf-8"
 NDJSON = "application/x-ndjson"

@@ -61,6 +61,10 @@ class FakeServer(ABC):
         """Answer the completions that were held."""
 
     @abstractmethod
+    def memory_used_bytes(self) -> int:
+        """What loaded models and their work take on the card now, in bytes."""
+
+    @abstractmethod
     def close(self) -> None:
         """End the server; the ledger can still be read."""
 

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any, Literal, TypeAlias
 
 from ollama_batch.testing.faults import Fault
+from ollama_batch.testing.memory import MemoryModel
 
 VERSION = "0.33.0"
 
@@ -66,13 +67,15 @@ class CostModel:
     """How long the fake engine takes, in seconds and tokens per second; what is None takes no time.
 
     `prefill_tps` counts only prompt tokens that are not in the slot's prefix cache; `decode_tps` is per
-    slot. `latency_s` is added to every completion and `load_s` to every (re)load. All of it is slept
+    slot. `latency_s` is added to every completion, and so is an even share of 0 to `jitter_s` chosen by the
+    server's seed; `load_s` to every (re)load. All of it is slept
     `time_scale` times as long, and reported as slept: 0.1 runs ten times as fast.
     """
 
     prefill_tps: float | None = None
     decode_tps: float | None = None
     latency_s: float = 0.0
+    jitter_s: float = 0.0
     load_s: float = 0.0
     prefix_cache: bool = True
     time_scale: float = 1.0
@@ -82,7 +85,7 @@ class CostModel:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"CostModel.{name} is {value}: it must be positive, or None for no cost")
-        for name in ("latency_s", "load_s", "time_scale"):
+        for name in ("latency_s", "jitter_s", "load_s", "time_scale"):
             if getattr(self, name) < 0:
                 raise ValueError(f"CostModel.{name} is {getattr(self, name)}: it must not be negative")
 
@@ -127,13 +130,16 @@ class FakeConfig:
     `slots` answers are made at once where a `speed` is set. `num_ctx` is the server's default context
     length in tokens (`OLLAMA_CONTEXT_LENGTH`), `max_queue` how many requests may wait for a load.
     `tokenizer` says what a token is: "chars", four characters of the prompt, or "words".
-    `reports_cached` adds the cached-token counts of newer releases to answers.
+    `reports_cached` adds the cached-token counts of newer releases to answers. `memory` gives the server a
+    card that can be full. `start_s` is how many seconds pass, at every start, before it listens; how long
+    loading takes after that is the `speed`'s to say.
     """
 
     models: tuple[FakeModel, ...] = (FakeModel("toy:1b"),)
     slots: int = 4
     seed: int = 0
     speed: CostModel | None = None
+    memory: MemoryModel | None = None
     faults: tuple[Fault, ...] = ()
     reply: Reply | None = None
     num_ctx: int = 4096
@@ -142,8 +148,11 @@ class FakeConfig:
     tokenizer: Literal["chars", "words"] = "chars"
     version: str = VERSION
     api_key: str | None = None
+    start_s: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.start_s < 0:
+            raise ValueError(f"FakeOllama(start_s={self.start_s}): it must not be negative")
         if self.slots < 1:
             raise ValueError(f"FakeOllama(slots={self.slots}): there must be at least one slot")
         names = [model.name for model in self.models]
@@ -174,6 +183,8 @@ class FakeConfig:
         values["faults"] = tuple(Fault.from_json(fault) for fault in values["faults"])
         if values["speed"] is not None:
             values["speed"] = CostModel(**values["speed"])
+        if values["memory"] is not None:
+            values["memory"] = MemoryModel(**values["memory"])
         reply = values["reply"]
         if isinstance(reply, str):
             module, _, name = reply.partition(":")

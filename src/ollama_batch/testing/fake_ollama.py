@@ -17,6 +17,7 @@ import orjson
 
 from ollama_batch.testing.config import CostModel, FakeConfig, FakeModel
 from ollama_batch.testing.faults import Fault
+from ollama_batch.testing.memory import MemoryModel
 from ollama_batch.testing.server import FakeOllama
 
 
@@ -26,13 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.child:
         return _serve_parent()
     speed = CostModel(
-        prefill_tps=options.prefill_tps, decode_tps=options.decode_tps, latency_s=options.latency
+        prefill_tps=options.prefill_tps,
+        decode_tps=options.decode_tps,
+        latency_s=options.latency,
+        load_s=options.load,
     )
     config = FakeConfig(
         models=tuple(FakeModel(name) for name in options.model or ["toy:1b"]),
         slots=options.slots,
         seed=options.seed,
         speed=None if speed == CostModel() else speed,
+        memory=None if options.memory is None else MemoryModel(**orjson.loads(options.memory)),
+        start_s=options.start,
         faults=tuple(Fault.from_json(orjson.loads(text)) for text in options.fault),
         num_ctx=options.num_ctx,
     )
@@ -55,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--latency", type=float, default=0.0, help="seconds per completion (0)")
     parser.add_argument("--prefill-tps", type=float, help="prompt tokens per second (unlimited)")
     parser.add_argument("--decode-tps", type=float, help="answer tokens per second and slot (unlimited)")
+    parser.add_argument("--start", type=float, default=0.0, help="seconds before it listens (0)")
+    parser.add_argument("--load", type=float, default=0.0, help="seconds to load a model (0)")
+    parser.add_argument("--memory", help='a card, as in {"max_in_flight": 3, "card_bytes": 16000000000}')
     parser.add_argument("--num-ctx", type=int, default=4096, help="default context length in tokens (4096)")
     parser.add_argument("--ledger", help="JSONL file for everything asked (in memory)")
     parser.add_argument(
@@ -90,6 +99,8 @@ def _obey(fake: FakeOllama, command: dict[str, Any]) -> dict[str, Any]:
             fake.inject(Fault.from_json(command["fault"]))
         elif command["do"] in ("clear_faults", "stop", "restart", "hold", "release"):
             getattr(fake, command["do"])()
+        elif command["do"] == "memory_used_bytes":
+            return {"said": fake.memory_used_bytes()}
         else:
             return {"error": f"unknown command {command['do']!r}"}
     except Exception as exc:  # whatever it is, the parent is told

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-Action: TypeAlias = Literal["reply", "alter", "send", "drop", "down", "swap"]
+Action: TypeAlias = Literal["reply", "alter", "send", "drop", "down", "swap", "die", "stick"]
 
 OLLAMA_OOM = "llama-server reported out-of-memory during startup: cudaMalloc failed: out of memory"
 RUNNER_STOPPED = (
@@ -18,6 +18,19 @@ RUNNER_ERROR = "an error was encountered while running the model: "
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 HTML = "<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 ZERO_BODY = '{"model":"","created_at":"0001-01-01T00:00:00Z","message":{"role":"","content":""},"done":false}'
+# In the form of each server: llama.cpp tools/server, vllm entrypoints/openai.
+_LOADING_LLAMA_CPP = '{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}'
+_OOM_LLAMA_CPP = (
+    '{"error":{"code":500,"message":"failed to find free space in the KV cache","type":"server_error"}}'
+)
+_OOM_VLLM = (
+    '{"error":{"message":"CUDA out of memory. Tried to allocate 512.00 MiB. GPU 0 has a total capacity of '
+    '15.60 GiB of which 212.00 MiB is free.","type":"InternalServerError","param":null,"code":500}}'
+)
+_DEAD_VLLM = (
+    '{"error":{"message":"EngineCore encountered an issue. See stack trace (above) for the root cause.",'
+    '"type":"EngineDeadError","param":null,"code":500}}'
+)
 
 
 class FaultKind(NamedTuple):
@@ -26,7 +39,8 @@ class FaultKind(NamedTuple):
     `action` says how the fault works: "reply" sends `status` and `text` instead of an answer (as the
     error of the route asked, or as it is if `raw`), "alter" changes the answer, "send" breaks its
     transmission, "drop" breaks the connection before it, "down" takes the server down, "swap" exchanges
-    the model and then answers.
+    the model and then answers, "die" ends the model's process with all that it was working on, "stick" makes
+    the model one that never finishes to unload.
     """
 
     action: Action
@@ -70,6 +84,14 @@ KINDS: Mapping[str, FaultKind] = {
     "load_stalled": FaultKind(
         "reply", "loading made no progress", 500, "timed out waiting for llama-server to start - "
     ),
+    "loading_llama_cpp": FaultKind(
+        "reply", "llama-server is loading its model", 503, _LOADING_LLAMA_CPP, raw=True
+    ),
+    "oom_llama_cpp": FaultKind(
+        "reply", "llama-server found no room in its KV cache", 500, _OOM_LLAMA_CPP, raw=True
+    ),
+    "oom_vllm": FaultKind("reply", "vLLM ran out of memory", 500, _OOM_VLLM, raw=True),
+    "engine_dead": FaultKind("reply", "vLLM's engine is dead for good", 500, _DEAD_VLLM, raw=True),
     "no_slots": FaultKind("reply", "no slot in the runner", 500, "no slots available after 10 retries"),
     "not_responding": FaultKind("reply", "the runner hangs", 500, "server not responding"),
     "cancelled": FaultKind("reply", "the client left while loading", 499, "request canceled"),
@@ -127,7 +149,15 @@ KINDS: Mapping[str, FaultKind] = {
     "close": FaultKind("drop", "connection closed before the answer"),
     "hang": FaultKind("drop", "no answer until the client leaves"),
     "refuse": FaultKind("down", "the server goes down and comes back after `for_s` (0.5 s)"),
-    "model_swapped": FaultKind("swap", "the model has another digest from now on"),
+    "model_swapped": FaultKind("swap", "the model has another digest from now on, and is loaded anew"),
+    # The model's process: what it was working on is lost, the next request loads the model again.
+    "runner_dies": FaultKind(
+        "die", "the runner dies in mid-answer, and every completion it had fails", 500, RUNNER_ERROR
+    ),
+    "runner_dies_reset": FaultKind("die", "the same, and their connections are reset instead of answered"),
+    "stuck_stopping": FaultKind(
+        "stick", 'the model stays in `/api/ps` as "Stopping...", and its requests hang until a restart'
+    ),
 }
 """Every kind of fault. What the fields mean is said at FaultKind."""
 
@@ -140,13 +170,14 @@ class Fault:
     `when`, the n-th completion asked of the server, counted from 1, or several of them; `every`, each
     n-th; `share`, this part of all, chosen by the server's seed and the completion's number; `match`,
     text in the last user message; `first`, only the first n times that the same messages are asked;
-    `num_ctx_above` tokens asked for; `in_flight_above` completions at once. `count` is how often it
-    happens at most. `route` moves it from completions to "preload", to a path such as "/api/ps", or to
-    "*", every request; the n-th is then counted among those.
+    `num_ctx_above` tokens asked for; `in_flight_above` completions at once; `from_s` and `until_s`,
+    seconds since the server last began to listen. `count` is how often it happens at most. `route` moves
+    it from completions to "preload" or "unload", to a path such as "/api/ps", or to "*", every request;
+    the n-th is then counted among those.
 
     `status`, `text` (an error message, or the whole body of a raw kind), `body` (the whole body) and
-    `headers` replace those of the kind. `after_s` is waited first. `for_s` is how long "refuse" lasts
-    and how long "slow" waits per byte.
+    `headers` replace those of the kind. `after_s` is waited first. `for_s` is how long "refuse" lasts,
+    how long "slow" waits per byte, and how long a runner works on the request before it dies of it (0).
     """
 
     kind: str
@@ -158,6 +189,8 @@ class Fault:
     count: int | None = field(default=None, kw_only=True)
     num_ctx_above: int | None = field(default=None, kw_only=True)
     in_flight_above: int | None = field(default=None, kw_only=True)
+    from_s: float | None = field(default=None, kw_only=True)
+    until_s: float | None = field(default=None, kw_only=True)
     route: str = field(default="completion", kw_only=True)
     status: int | None = field(default=None, kw_only=True)
     text: str | None = field(default=None, kw_only=True)
@@ -195,6 +228,7 @@ class Moment(NamedTuple):
     digest: str
     num_ctx: int | None
     in_flight: int
+    up_s: float = 0.0
 
 
 class FaultPlan:
@@ -264,6 +298,10 @@ class _Counted:
         if fault.num_ctx_above is not None and (moment.num_ctx or 0) <= fault.num_ctx_above:
             return False
         if fault.in_flight_above is not None and moment.in_flight <= fault.in_flight_above:
+            return False
+        if fault.from_s is not None and moment.up_s < fault.from_s:
+            return False
+        if fault.until_s is not None and moment.up_s >= fault.until_s:
             return False
         return fault.share is None or _chance(f"{seed}:{nth}") < fault.share
 

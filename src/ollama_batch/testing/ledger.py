@@ -22,7 +22,8 @@ class LedgerRecord:
     characters, of the last user message: put a marker there to find a row again. `digest` tells apart
     messages. `sent` is the body as the client sent it, without the model and the messages. `in_flight`
     counts completions being worked on at arrival, this one included. `outcome` is "answered", "error" (a
-    refusal of the fake itself), "aborted" (the client left), "fault:<kind>", or "open" while none of these.
+    refusal of the fake itself), "aborted" (the client left), "fault:<kind>" (also where a full card or a
+    runner that died is the reason), or "open" while none of these.
     """
 
     seq: int
@@ -47,6 +48,7 @@ class Ledger:
     def __init__(self) -> None:
         self._records: list[LedgerRecord] = []
         self._loads: list[dict[str, Any]] = []
+        self._aborted: list[dict[str, Any]] = []
         self._seq = 0
         self._sent: dict[bytes, Mapping[str, Any]] = {}
 
@@ -91,6 +93,10 @@ class Ledger:
         """What was loaded at each load: `model`, `num_ctx` in tokens, and the other load options."""
         return [dict(load) for load in self._loads]
 
+    def aborted_loads(self) -> list[dict[str, Any]]:
+        """The same of loads that never ended, because the client that asked for one left."""
+        return [dict(load) for load in self._aborted]
+
     def arrived(
         self,
         *,
@@ -119,6 +125,10 @@ class Ledger:
     def loaded(self, settings: Mapping[str, Any]) -> None:
         """Record a load; the server calls this."""
         self._loads.append(dict(settings))
+
+    def load_aborted(self, settings: Mapping[str, Any]) -> None:
+        """Record a load that was given up; the server calls this."""
+        self._aborted.append(dict(settings))
 
     def close(self) -> None:
         """Release what the ledger holds open; it can still be read."""
@@ -166,6 +176,10 @@ class FileLedger(Ledger):
         """What was loaded at each load: `model`, `num_ctx` in tokens, and the other load options."""
         return [line["load"] for line in self._lines() if "load" in line]
 
+    def aborted_loads(self) -> list[dict[str, Any]]:
+        """The same of loads that never ended, because the client that asked for one left."""
+        return [line["aborted"] for line in self._lines() if "aborted" in line]
+
     def finished(self, record: LedgerRecord, outcome: str, status: int | None) -> None:
         """Record what became of a request; the server calls this."""
         super().finished(record, outcome, status)
@@ -174,6 +188,10 @@ class FileLedger(Ledger):
     def loaded(self, settings: Mapping[str, Any]) -> None:
         """Record a load; the server calls this."""
         self._write({"load": dict(settings)})
+
+    def load_aborted(self, settings: Mapping[str, Any]) -> None:
+        """Record a load that was given up; the server calls this."""
+        self._write({"aborted": dict(settings)})
 
     def close(self) -> None:
         """Close the file; it can still be read."""

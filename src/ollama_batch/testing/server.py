@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -12,6 +12,7 @@ from ollama_batch.testing.base import FakeServer
 from ollama_batch.testing.config import VERSION, CostModel, FakeConfig, FakeModel, Reply
 from ollama_batch.testing.faults import Fault
 from ollama_batch.testing.ledger import FileLedger, Ledger
+from ollama_batch.testing.memory import MemoryModel
 
 if TYPE_CHECKING:
     from ollama_batch.testing._listener import Listener
@@ -37,6 +38,7 @@ class FakeOllama(FakeServer):
         slots: int = 4,
         seed: int = 0,
         speed: CostModel | None = None,
+        memory: MemoryModel | None = None,
         faults: Sequence[Fault] = (),
         ledger: str | PathLike[str] | None = None,
         reply: Reply | None = None,
@@ -46,6 +48,7 @@ class FakeOllama(FakeServer):
         tokenizer: Literal["chars", "words"] = "chars",
         version: str = VERSION,
         api_key: str | None = None,
+        start_s: float = 0.0,
         port: int = 0,
     ) -> None:
         self.config = FakeConfig(
@@ -53,6 +56,7 @@ class FakeOllama(FakeServer):
             slots=slots,
             seed=seed,
             speed=speed,
+            memory=memory,
             faults=tuple(faults),
             reply=reply,
             num_ctx=num_ctx,
@@ -61,6 +65,7 @@ class FakeOllama(FakeServer):
             tokenizer=tokenizer,
             version=version,
             api_key=api_key,
+            start_s=start_s,
         )
         self.ledger: Ledger = Ledger() if ledger is None else FileLedger(ledger)
         self._wanted_port = port
@@ -93,7 +98,10 @@ class FakeOllama(FakeServer):
         return SpawnedFakeOllama(FakeConfig(**settings), ledger=ledger, port=port).start()
 
     def start(self) -> Self:
-        """Start to listen, if that has not happened yet. Raises OSError if the port is taken."""
+        """Start to listen, if that has not happened yet. Raises OSError if the port is taken.
+
+        With `start_s` it returns at once, and connections are refused until then.
+        """
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(
@@ -132,6 +140,10 @@ class FakeOllama(FakeServer):
         """Answer the completions that were held."""
         self._run(self._call(self._parts().ollama.gate.set))
 
+    def memory_used_bytes(self) -> int:
+        """What loaded models and their work take on the card now, in bytes."""
+        return self._run(self._call(self._parts().ollama.memory_used_bytes))
+
     def close(self) -> None:
         """End the server and its thread; the ledger can still be read."""
         loop, thread = self._loop, self._thread
@@ -154,8 +166,8 @@ class FakeOllama(FakeServer):
         self._listener, self._port = listener, listener.port
 
     @staticmethod
-    async def _call(function: Any, *args: Any) -> None:
-        function(*args)
+    async def _call(function: Callable[..., T], *args: Any) -> T:
+        return function(*args)
 
     @staticmethod
     def _serve(loop: asyncio.AbstractEventLoop) -> None:

@@ -87,6 +87,10 @@ class SpawnedFakeOllama(FakeServer):
         """Answer the completions that were held."""
         self._ask({"do": "release"})
 
+    def memory_used_bytes(self) -> int:
+        """What loaded models and their work take on the card now, in bytes."""
+        return int(self._ask({"do": "memory_used_bytes"})["said"])
+
     def kill(self) -> None:
         """Kill the server's process; `start` brings another one up on the same port with the same ledger."""
         process = self._running()
@@ -137,4 +141,6 @@ def _in_memory(ledger: Ledger) -> Ledger:
         copy._keep(record)
     for load in ledger.load_settings():
         copy.loaded(load)
+    for load in ledger.aborted_loads():
+        copy.load_aborted(load)
     return copy

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from statistics import mean
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -143,7 +144,7 @@ def test_a_minute_of_refusals_is_over_ten_seconds_after_it_has_ended(slots: int)
     assert rate(170, 200) >= 0.9 * rate(60, 100)
     since = sum(at < 160 for at, _ in outcome.finished)
     assert min(outcome.limits[since:]) == 1
-    assert max(outcome.limits[since : since + 2 * slots]) >= 0.7 * slots
+    assert max(outcome.limits[since : since + 2 * slots]) >= int(0.7 * slots)
 
 
 @pytest.mark.parametrize("told", ["wait", "nothing"])
@@ -217,7 +218,7 @@ def test_what_memory_holds_no_more_is_not_trusted() -> None:
 class Client:
     """Tells a target of answers, all of which take a second, by a clock that the test moves."""
 
-    def __init__(self, **options: int) -> None:
+    def __init__(self, **options: Any) -> None:
         self.now = 0.0
         self.target = QueueTarget(clock=lambda: self.now, **options)
 
@@ -491,3 +492,94 @@ def test_what_memory_failed_at_is_not_allowed_soon_again(failed: int, more: int)
         client.answers(max(ROUND, client.target.limit))
         if more < 50:
             assert client.target.limit < failed
+
+
+# Slots that are known, or wanted singly
+
+
+def test_a_queue_alone_never_takes_it_below_the_slots_that_are_told() -> None:
+    client = Client(start=9, slots=8)
+    for _ in range(20):
+        client.answers(16, waited=0.9)
+    assert client.target.limit == 9
+    client.target.on_busy(in_flight=9)
+    assert client.target.limit == 6
+
+
+def alone(engine: SimulatedEngine, seed: int, answers: int, **options: Any) -> Outcome:
+    """A run in which none is to wait."""
+    clock = [0.0]
+    target = QueueTarget(start=4, clock=lambda: clock[0])
+    target.spare = False
+    return simulate(engine, target, clock=clock, seed=seed, completions=answers, **options)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 8, 16])
+def test_where_none_is_to_wait_the_limit_is_the_number_of_slots(slots: int) -> None:
+    for seed in range(3):
+        outcome = alone(SimulatedEngine(slots=slots), seed, ANSWERS)
+        later = outcome.limits[ANSWERS // 3 :]
+        assert set(later) <= {slots, slots + 1}
+        assert later.count(slots + 1) <= 0.12 * len(later)
+
+
+def test_where_none_is_to_wait_other_slots_are_followed() -> None:
+    for before, after in ((8, 2), (2, 8)):
+        outcome = alone(SimulatedEngine(slots=before), 1, 8000, slots_after={1000: after})
+        assert set(outcome.limits[-500:]) <= {after, after + 1}
+
+
+def test_slots_that_are_told_are_not_exceeded_where_none_is_to_wait() -> None:
+    client = Client(start=4, slots=4)
+    client.target.spare = False
+    for _ in range(100):
+        client.answers(8)
+        assert client.target.limit == 4
+    client.target.spare = True
+    client.answers(8)
+    assert client.target.limit > 4
+
+
+def test_more_requests_that_only_wait_for_this_process_are_taken_back() -> None:
+    """The engine works for a tenth of the time of requests, and twice as many take twice as long."""
+    client = Client(start=4)
+    for _ in range(6):
+        took = client.target.limit / 4
+        client.now += 2 * took
+        for _ in range(client.target.limit):
+            client.target.on_complete(
+                latency_s=took, in_flight=client.target.limit, queue_s=0.0, served_s=took / 10
+            )
+    assert client.target.limit == 4
+    assert [change.after for change in client.target.changes] == [8, 4]
+
+
+def test_a_long_way_to_the_engine_is_filled() -> None:
+    """The engine works for a tenth of the time of requests as well, but twice as many are answered."""
+    client = Client(start=4, highest=64)
+    for _ in range(6):
+        client.now += 2.0
+        for _ in range(client.target.limit):
+            client.target.on_complete(latency_s=1.0, in_flight=client.target.limit, queue_s=0.0, served_s=0.1)
+    assert client.target.limit == 64
+
+
+def test_a_round_waits_for_a_count_that_is_told_now_and_then() -> None:
+    client = Client(start=4)
+    client.now += 2.0
+    client.target.on_waiting(0)
+    client.answers(40, waited=None)
+    assert client.target.limit == 8
+    client.answers(40, waited=None)
+    assert client.target.limit == 8
+    client.target.on_waiting(0)
+    client.answers(1, waited=None)
+    assert client.target.limit == 16
+
+
+def test_other_bounds_hold_at_once() -> None:
+    client = settled(20)
+    client.target.bound(lowest=1, highest=5)
+    assert client.target.limit == 5
+    with pytest.raises(ValueError, match="lowest"):
+        client.target.bound(lowest=3, highest=2)

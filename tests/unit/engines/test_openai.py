@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -77,7 +78,42 @@ async def test_reasoning_tokens_and_text_are_read() -> None:
 
 async def test_timings_of_llama_cpp_are_read() -> None:
     completion = await complete(changed(timings={"prompt_ms": 250.0, "predicted_ms": 1500.0}))
-    assert completion.timings == Timings(prompt_s=0.25, generate_s=1.5)
+    assert completion.timings == Timings(queue_s=0.0, prompt_s=0.25, generate_s=1.5)
+
+
+async def test_the_wait_is_what_an_answer_of_llama_cpp_took_beyond_its_timings_and_the_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The way takes 0.5 s here, of which nothing tells but the quickest answer."""
+    own = engine(Canned(changed(timings={"prompt_ms": 250.0, "predicted_ms": 1500.0})))
+    seconds = iter([0.0, 2.25, 10.0, 15.25, 20.0, 22.25])
+    monkeypatch.setattr("ollama_batch.engines.openai.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    deadline = soon()
+    waits = [(await own.complete(request(), deadline=deadline)).timings.queue_s for _ in range(3)]
+    assert waits == [0.0, 3.0, 0.0]
+
+
+async def test_without_timings_no_wait_is_told() -> None:
+    assert (await complete(changed())).timings == Timings()
+
+
+@pytest.mark.parametrize(
+    ("page", "waiting"),
+    [
+        ('vllm:num_requests_waiting{engine="0",model_name="m"} 3.0\nvllm:num_requests_running{} 9\n', 3),
+        ('vllm:num_requests_waiting{engine="0"} 3.0\nvllm:num_requests_waiting{engine="1"} 2.0', 5),
+        ("# HELP llamacpp:requests_deferred x\nllamacpp:requests_deferred 12\n", 12),
+        ('sglang:num_queue_reqs{a="b"} 0.0', 0),
+        ("up 1", None),
+        ("", None),
+    ],
+)
+async def test_the_servers_own_count_of_waiting_requests_is_read(page: str, waiting: int | None) -> None:
+    assert await engine(Canned(page)).waiting() == waiting
+
+
+async def test_a_server_without_metrics_tells_no_queue() -> None:
+    assert await engine(Canned(None)).waiting() is None
 
 
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}

@@ -242,6 +242,40 @@ def test_answers_of_use_pass(message: dict[str, Any]) -> None:
     assert check_outcome(completion) is completion
 
 
+# OpenAI, llama.cpp, vLLM: the first three; text-generation-inference: "eos_token", "stop_sequence".
+@pytest.mark.parametrize(
+    "word", ["stop", "tool_calls", "function_call", "eos_token", "stop_sequence", "STOP"]
+)
+def test_an_answer_that_ended_by_itself_passes_in_every_servers_words(word: str) -> None:
+    assert check_outcome(answer({"content": "yes"}, word)).finish_reason == word
+
+
+@pytest.mark.parametrize("word", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
+def test_an_answer_that_was_cut_is_cut_in_every_servers_words(word: str) -> None:
+    with pytest.raises(e.OutputTruncatedError):
+        check_outcome(answer({"content": "yes"}, word))
+
+
+# vLLM and SGLang: "abort"; DeepSeek: "insufficient_system_resource".
+@pytest.mark.parametrize("word", ["abort", "error", "", "insufficient_system_resource", "timeout"])
+def test_an_answer_that_ended_in_another_way_is_none(word: str) -> None:
+    with pytest.raises(e.InvalidReplyError, match="broke off"):
+        check_outcome(answer({"content": "yes"}, word))
+
+
+@pytest.mark.parametrize(
+    "calls", [[], None, [CALL], [{"id": "c", "type": "custom", "custom": {"name": "f", "input": "x"}}]]
+)
+def test_tool_calls_that_name_what_to_call_pass(calls: Any) -> None:
+    assert answer({"content": "yes", "tool_calls": calls}).output == "yes"
+
+
+@pytest.mark.parametrize("calls", ["f(1)", 5, {}, [None], [{}], [{"function": {"name": ""}}], [CALL, "x"]])
+def test_tool_calls_that_name_nothing_are_no_answer(calls: Any) -> None:
+    with pytest.raises(e.InvalidReplyError, match="tool call"):
+        answer({"content": "yes", "tool_calls": calls})
+
+
 def test_an_answer_of_reasoning_alone_says_so() -> None:
     with pytest.raises(e.EmptyOutputError, match="only reasoning"):
         check_outcome(answer({"content": "", "reasoning": "let me think"}))

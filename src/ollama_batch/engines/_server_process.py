@@ -1,4 +1,4 @@
-"""The child process of EmbeddedEngine, as its parent sees it."""
+"""The child process of an engine that brings its own server, as its parent sees it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ollama_batch.engines import _embedded_server
-from ollama_batch.errors import EngineStoppedError
+from ollama_batch.errors import EngineExitedError
 
-_log = logging.getLogger("ollama_batch.engines.embedded")
+_log = logging.getLogger("ollama_batch.engines.server")
+
+READY: Final = "ollama-batch server: "
+"""Begins the line by which a child says that its server is there; the scripts have it as well."""
 
 _LOG_LINES: Final = 40
 _LOG_LINE_CHARS: Final = 400
@@ -28,7 +30,7 @@ _LOG_LINE_CHARS: Final = 400
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A server that has loaded its model."""
+    """What the child says of its server once it has started it."""
 
     url: str
     version: str
@@ -36,13 +38,17 @@ class Ready:
 
 
 class ServerProcess:
-    """The server's process, and the thread that starts it, reads its log and sees its end.
+    """The child process, and the thread that starts it, reads its log and sees its end.
+
+    `script` is one of ours, run by its path: it takes `settings` as a line of JSON, tells READY with the
+    fields of `Ready` as another, and ends its server and itself when its stdin ends.
 
     On Linux the child is ended when the *thread* that started it ends, so that thread lives as long as it.
     """
 
-    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, script: str, settings: Mapping[str, Any]) -> None:
         self.name = name
+        self._script = script
         self.started_at = time.monotonic()
         self.ready: Future[Ready] = Future()
         self.ended: Future[int | None] = Future()
@@ -101,15 +107,15 @@ class ServerProcess:
                 _log.warning("the server process of %s ended, code %s", self.name, code)
             self.ended.set_result(code)
             if not self.ready.done():
-                self.ready.set_exception(EngineStoppedError(self.epitaph()))
+                self.ready.set_exception(EngineExitedError(self.epitaph()))
 
     def _spawn(self) -> subprocess.Popen[bytes] | None:
         # -P: the folder of the script holds modules named like other packages.
-        command = [sys.executable, "-P", _embedded_server.__file__]
+        command = [sys.executable, "-P", self._script]
         with self._lock:
             if self._stopping:
                 return None
-            process = self._process = subprocess.Popen(  # noqa: S603 - our own script, no user input
+            process = self._process = subprocess.Popen(  # noqa: S603 - our own script
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -124,12 +130,10 @@ class ServerProcess:
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None  # noqa: S101 - asked for in _spawn
-        mark = _embedded_server.READY
         for raw in process.stdout:
             line = raw.decode(errors="replace").rstrip()
-            if line.startswith(mark) and not self.ready.done():
-                told = json.loads(line.removeprefix(mark))
-                self.ready.set_result(Ready(told["url"], told["version"], process.pid))
+            if line.startswith(READY) and not self.ready.done():
+                self.ready.set_result(Ready(**json.loads(line.removeprefix(READY))))
             elif line:
                 self._tail.append(line[:_LOG_LINE_CHARS])
 

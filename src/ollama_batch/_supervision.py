@@ -1,0 +1,66 @@
+"""How one run uses its supervisor: asked while the engine is in trouble, told when it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from ollama_batch.control.supervisor import Supervisor
+from ollama_batch.engines.base import Engine, Restartable
+from ollama_batch.errors import EngineError, EngineExitedError
+from ollama_batch.events import EngineRestarted, Event
+
+T = TypeVar("T")
+
+
+class Supervision:
+    """A supervisor, the engine of a run, and whoever is told of restarts. Without a supervisor: none."""
+
+    def __init__(
+        self, supervisor: Supervisor | None, *, engine: Engine, emit: Callable[[Event], None]
+    ) -> None:
+        self._supervisor = supervisor
+        self._own = engine.restart if isinstance(engine, Restartable) else None
+        self._emit = emit
+
+    def refuses(self) -> str | None:
+        """Why the engine is not restarted; None if it may be."""
+        if self._supervisor is None:
+            return "nobody has allowed to restart it"
+        return self._supervisor.refuses(self._own)
+
+    def revives(self, error: EngineError) -> bool:
+        """Whether `error` is the end of an engine that may be restarted."""
+        return isinstance(error, EngineExitedError) and self.refuses() is None
+
+    async def restart_if_due(self, error: EngineError, *, exited: bool, unwell_s: float) -> bool:
+        """Restart the engine if it is time to, and tell it; returns whether that was tried."""
+        if self._supervisor is None:
+            return False
+        reason = str(error).partition("\n")[0].removesuffix("; its last log lines:")
+        restart = await self._supervisor.attempt(self._own, exited=exited, unwell_s=unwell_s, reason=reason)
+        if restart is None:
+            return False
+        self._emit(
+            EngineRestarted(
+                reason=restart.reason,
+                outcome=restart.outcome.value,
+                message=restart.message,
+                duration_s=restart.duration_s,
+            )
+        )
+        return True
+
+    async def revived(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """The result of `ask()`, asked once more if the engine had exited and was restarted."""
+        try:
+            return await ask()
+        except EngineExitedError as error:
+            if not await self.restart_if_due(error, exited=True, unwell_s=0.0):
+                raise
+        return await ask()
+
+    def answered(self) -> None:
+        """The engine has answered a request."""
+        if self._supervisor is not None:
+            self._supervisor.answered()
