@@ -128,7 +128,7 @@ def part_simulated(found: Any) -> Outcome:
     ]
     columns = ["slots", "mean", "worst", "limit, second half", "changes at most"]
     return Outcome(
-        "concurrency_simulated", harness.command_line(), columns, table, goals, taken, notes, found.quick
+        "auto_simulated", harness.command_line(), columns, table, goals, taken, notes, found.quick
     )
 
 
@@ -254,7 +254,7 @@ def part_engine(found: Any) -> Outcome:
         "the engine and the client share the machine's cores",
     ]
     return Outcome(
-        "concurrency_engine", harness.command_line(), columns, table, goals, taken, notes, found.quick
+        "auto_engine", harness.command_line(), columns, table, goals, taken, notes, found.quick
     )
 
 
