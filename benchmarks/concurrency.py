@@ -127,9 +127,7 @@ def part_simulated(found: Any) -> Outcome:
         "a step takes 10 ms and 0.4 ms a sequence; prefill of 2,000 tokens/s halts all",
     ]
     columns = ["slots", "mean", "worst", "limit, second half", "changes at most"]
-    return Outcome(
-        "auto_simulated", harness.command_line(), columns, table, goals, taken, notes, found.quick
-    )
+    return Outcome("auto_simulated", harness.command_line(), columns, table, goals, taken, notes, found.quick)
 
 
 class HiddenSlots(EmbeddedEngine):
@@ -253,9 +251,7 @@ def part_engine(found: Any) -> Outcome:
         f"rows of one head of 200 tokens and 60 of their own, {found.answer} answer tokens on average",
         "the engine and the client share the machine's cores",
     ]
-    return Outcome(
-        "auto_engine", harness.command_line(), columns, table, goals, taken, notes, found.quick
-    )
+    return Outcome("auto_engine", harness.command_line(), columns, table, goals, taken, notes, found.quick)
 
 
 PARTS = {"simulated": part_simulated, "engine": part_engine}

@@ -87,7 +87,7 @@ def test_a_server_that_runs_one_slot_is_named_once_with_what_helps(
         source = rows_file(tmp_path / f"{concurrency}.jsonl", 70)
         report = runner_on(fake, hooks=[events], concurrency=concurrency).run(source)
         (named,) = [event for event in events.of(Noticed) if event.kind == "one_slot"]
-        assert "answers one request at a time, the others wait 0." in named.message
+        assert "answers one request at a time, by the times it tells; the others wait 0." in named.message
         assert "OLLAMA_NUM_PARALLEL=4 ollama serve" in named.message
         assert list(report.notes).count(named.message) == 1
 
