@@ -236,6 +236,30 @@ def test_a_cap_is_followed_down_and_up_and_every_row_is_answered_once(
     assert max(engine.most) >= 8
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_lanes_of_workers_that_stand_aside_are_taken_over(tmp_path: Path, stream: bool) -> None:
+    engine = Slotted(8)
+    seen = 0
+
+    class Capping:
+        def on_event(self, event: object) -> None:
+            nonlocal seen
+            if isinstance(event, RowFinished):
+                seen += 1
+                if seen in (20, 60):
+                    portal().limit(engine.address).cap(1 if seen == 20 else None, "test")
+
+    rows = [line(name) for name in names(120)]
+    source: Any = iter(rows) if stream else write_lines(tmp_path / "in.jsonl", rows)
+    options = {"mode": "conversation", "conversation": ConversationPolicy(lanes=4), "num_ctx": 32_768}
+    runner = runner_on(None, engine=engine, hooks=[Capping()], state_dir=None, **options)  # type: ignore[arg-type]  # no fake where there is an engine
+    report = runner.run(source, output=tmp_path / "out.jsonl")
+    assert report.ok
+    assert sorted(engine.asked) == sorted(names(120))
+    assert max(engine.most[30:55]) == 1
+    assert max(engine.most) == 4
+
+
 def test_two_runs_on_one_address_share_what_is_found(fake_ollama_factory: Any, tmp_path: Path) -> None:
     fake = fake_ollama_factory(slots=2, speed=SLOW)
     runs = [
