@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format crash faults scale conversations bench clean
+.PHONY: help install demo test check format crash faults scale conversations concurrency bench clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ conversations: $(STAMP) ## What trimming costs, what several conversations gain,
 	$(BIN)/python benchmarks/lanes.py
 	$(BIN)/python benchmarks/hidden_limit.py
 
+concurrency: $(STAMP) ## The concurrency that runs find against the best fixed number, an hour and a half
+	$(BIN)/python benchmarks/concurrency.py
+
 bench: $(STAMP) ## The benchmarks, then their figures into docs/benchmarks.md
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/client_cpu.py
@@ -58,6 +61,7 @@ bench: $(STAMP) ## The benchmarks, then their figures into docs/benchmarks.md
 	$(BIN)/python benchmarks/engine_bound.py
 	$(BIN)/python benchmarks/trimming.py
 	$(BIN)/python benchmarks/prefix.py
+	$(BIN)/python benchmarks/concurrency.py --part simulated
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/near_limit.py
 	$(BIN)/python benchmarks/counting.py || test $$? -eq 2

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ollama_batch import events, report, types
+from ollama_batch.concurrency import Concurrency
 from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.memory import GuardDecision, MemoryPlan, MemorySample, RamGuard, VramGuard
 from ollama_batch.metrics import BatchMetrics
@@ -140,7 +141,7 @@ def columns() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "runner": runner_arguments,
-    "retry": classes(RetryPolicy, ConversationPolicy),
+    "retry": classes(RetryPolicy, Concurrency, ConversationPolicy),
     "data": classes(
         types.BatchRequest,
         types.BatchResult,

@@ -43,7 +43,7 @@ class LoadTally:
         timings, latency_s = event.timings, event.result.latency_s
         if timings.queue_s is not None and latency_s is not None:
             self._queued += 1
-            self._queue_s += timings.queue_s
+            self._queue_s += min(timings.queue_s, latency_s)
             self._queue_of_s += latency_s
         if timings.prompt_s is not None and timings.generate_s is not None:
             self._served_s = (self._served_s or 0.0) + timings.prompt_s + timings.generate_s
@@ -51,7 +51,7 @@ class LoadTally:
     def fields(self, elapsed_s: float, paused_s: float) -> dict[str, Any]:
         """What `BatchMetrics` says of it, by field."""
         active_s = elapsed_s - paused_s
-        share = None if self._queue_of_s <= 0 else min(1.0, self._queue_s / self._queue_of_s)
+        share = self._queue_s / self._queue_of_s if self._queue_of_s > 0 else None
         known = active_s > 0
         return {
             "concurrency": self._limit,

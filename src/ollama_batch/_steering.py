@@ -167,8 +167,9 @@ class Steering:
     def _name_one_slot(self, wait_s: float | None) -> None:
         """Say once what a server costs that works on one request at a time."""
         info = self._info
-        waits = "" if wait_s is None else f", the others wait {wait_s:.1f} s each"
-        message = f"{info.address} answers one request at a time{waits}"
+        waits = "" if wait_s is None else f"; the others wait {wait_s:.1f} s each"
+        told = "" if wait_s is None else ", by the times it tells"
+        message = f"{info.address} answers one request at a time{told}{waits}"
         gain = (
             "several at a time share each reading of the weights: up to about three times the tokens/s "
             "with 4, for the memory of 4 contexts (an estimate)"

@@ -249,7 +249,7 @@ class Sharing(ScriptedEngine):
     async def _slowly(self, request: ChatRequest) -> RequestRejectedError | None:
         self.beside.append((request.custom_id, set(self._out)))
         self._out.add(request.custom_id)
-        for _ in range(20):
+        for _ in range(200):  # longer than a worker needs to get its next row from the journal's thread
             await asyncio.sleep(0)
         self._out.remove(request.custom_id)
         return RequestRejectedError("no", status=400) if request.custom_id == self._bad else None

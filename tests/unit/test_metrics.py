@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import threading
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from ollama_batch._histogram import LogHistogram
 from ollama_batch.events import Decision, RowsFound, RunEnding, RunFinished, RunPaused, RunResumed, RunStalled
 from ollama_batch.metrics import BatchMetrics, MetricsHook
+from ollama_batch.types import Timings
 from visible_support import FakeClock, finished, hook, sent, started
 
 SHARES = (0.0, 0.5, 0.9, 0.95, 0.99, 1.0)
@@ -331,3 +333,61 @@ def test_snapshots_from_another_thread_are_of_one_moment() -> None:
         reader.join()
     assert torn == []
     assert metrics.snapshot().completed == 5000
+
+
+def test_what_a_run_has_out_is_what_it_decided_last() -> None:
+    metrics = hook(FakeClock())
+    assert (metrics.snapshot().concurrency, metrics.snapshot().concurrency_changes) == (4, 0)
+    for before, after in ((4, 8), (8, 2), (2, 3)):
+        data = {"before": before, "after": after}
+        metrics.on_event(Decision(kind="concurrency", message=f"{before} -> {after}", data=data))
+    metrics.on_event(Decision(kind="num_ctx", message="other", data={"before": 1, "after": 99}))
+    m = metrics.snapshot()
+    assert (m.concurrency, m.concurrency_min, m.concurrency_max, m.concurrency_changes) == (3, 2, 8, 3)
+    assert m.concurrency_decisions == ("4 -> 8", "8 -> 2", "2 -> 3")
+
+
+def test_only_the_latest_decisions_are_kept_in_words() -> None:
+    metrics = hook(FakeClock())
+    for n in range(1, 40):
+        data = {"before": n, "after": n + 1}
+        metrics.on_event(Decision(kind="concurrency", message=str(n), data=data))
+    m = metrics.snapshot()
+    assert m.concurrency_decisions == tuple(map(str, range(30, 40)))
+    assert m.concurrency_changes == 39
+
+
+def test_waits_work_and_idle_time_are_shares_of_what_was_told() -> None:
+    clock = FakeClock()
+    metrics = hook(clock)
+    for queue_s, prompt_s in ((1.0, 1.0), (0.0, None), (None, 2.0)):
+        metrics.on_event(sent())
+        clock.tick(4)
+        event = finished(latency_s=4.0)
+        timings = Timings(queue_s=queue_s, prompt_s=prompt_s, generate_s=1.0)
+        metrics.on_event(dataclasses.replace(event, timings=timings))
+    clock.tick(8)
+    metrics.on_event(dataclasses.replace(sent(), idle_s=8.0))
+    m = metrics.snapshot()
+    assert (m.queue_reported, m.queue_mean_s, m.queue_share) == (2, 0.5, 1 / 8)
+    assert m.served_mean == (1 + 1 + 2 + 1) / 20
+    assert m.engine_idle_share == 8 / 20
+
+
+def test_a_pause_is_no_idle_time() -> None:
+    clock = FakeClock()
+    metrics = hook(clock)
+    clock.tick(10)
+    metrics.on_event(RunPaused(reason="user", message=""))
+    clock.tick(5)
+    metrics.on_event(RunResumed(reason="user", paused_s=5.0))
+    metrics.on_event(dataclasses.replace(sent(), idle_s=6.0))
+    assert metrics.snapshot().engine_idle_share == pytest.approx(1 / 10)
+
+
+def test_what_no_answer_tells_is_unknown() -> None:
+    metrics = hook(FakeClock())
+    metrics.on_event(finished())
+    m = metrics.snapshot()
+    assert (m.queue_mean_s, m.queue_share, m.served_mean, m.queue_reported) == (None, None, None, 0)
+    assert m.engine_idle_share is None

@@ -17,7 +17,7 @@ from ollama_batch import progress
 from ollama_batch._text import plain
 from ollama_batch._views import notebook_view, plain_line, terminal_view
 from ollama_batch.errors import ConfigError
-from ollama_batch.events import Event, RowsFound, RunFinished, RunPaused, RunStalled
+from ollama_batch.events import Decision, Event, RowsFound, RunFinished, RunPaused, RunStalled
 from ollama_batch.metrics import BatchMetrics, MetricsHook
 from ollama_batch.progress import (
     NotebookProgress,
@@ -183,6 +183,18 @@ def test_a_plain_line_reads_as_written_in_the_docs() -> None:
         'reason="engine_unreachable: said \\"no\\" (10s)"'
     )
     assert fields(plain_line(metrics.snapshot()))["reason"] == 'engine_unreachable: said "no" (10s)'
+
+
+def test_a_concurrency_that_the_run_has_changed_is_shown() -> None:
+    metrics = hook(FakeClock())
+    metrics.on_event(sent(in_flight=4))
+    assert "concurrency" not in fields(plain_line(metrics.snapshot()))
+    data = {"before": 4, "after": 8}
+    metrics.on_event(Decision(kind="concurrency", message="", data=data))
+    m = metrics.snapshot()
+    assert fields(plain_line(m))["concurrency"] == "8"
+    assert "in flight 4 of 8" in screen(m)
+    assert "in flight <b>4 of 8</b>" in notebook_view(m)
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -84,3 +84,56 @@ def test_more_workers_than_slots_wait_while_heads_wait_and_share_when_none_does(
     schedule.exhausted(b"b" * 8)
     assert schedule.next(2) == b"c" * 8
     assert schedule.next(1) == b"a" * 8
+
+
+def test_the_group_of_a_worker_that_stands_aside_waits_again_for_the_others() -> None:
+    schedule = filled({b"a" * 8: 9, b"b" * 8: 8}, 2)
+    assert [schedule.next(worker) for worker in range(2)] == [b"a" * 8, b"b" * 8]
+    schedule.leave(1)
+    assert schedule.next(0) == b"a" * 8  # served by one alone, it is kept
+    assert not schedule.done
+    schedule.exhausted(b"a" * 8)
+    assert schedule.next(0) == b"b" * 8
+    schedule.exhausted(b"b" * 8)
+    assert schedule.done
+
+
+def test_a_group_that_another_serves_as_well_does_not_wait_when_one_stands_aside() -> None:
+    schedule = filled({b"a" * 8: 9}, None)
+    assert [schedule.next(worker) for worker in range(2)] == [b"a" * 8] * 2
+    schedule.leave(1)
+    schedule.leave(5)  # one that serves nothing
+    schedule.exhausted(b"a" * 8)
+    assert schedule.done
+
+
+def test_groups_are_spread_while_several_want_a_slot() -> None:
+    schedule = filled({b"a" * 8: 9, b"b" * 8: 8}, None)
+    assert schedule.spread
+    assert [schedule.next(worker) for worker in range(3)] == [b"a" * 8, b"b" * 8, b"a" * 8]
+    assert schedule.spread
+    schedule.exhausted(b"b" * 8)
+    assert not schedule.spread
+
+
+@given(rows=HEADS, order=st.randoms())
+def test_every_row_is_handed_out_once_however_workers_come_and_go(rows, order) -> None:
+    schedule = filled(rows, None)
+    left = Counter(rows)
+    for _ in range(10_000):
+        if schedule.done and not left.total():
+            break
+        worker = order.randrange(4)
+        if order.random() < 0.2:
+            schedule.leave(worker)
+            continue
+        group = schedule.next(worker)
+        if group is None:
+            continue
+        if left[group]:
+            left[group] -= 1
+            schedule.took(group)
+        else:
+            schedule.exhausted(group)
+    assert schedule.done
+    assert not left.total()
