@@ -37,8 +37,9 @@ format: $(STAMP) ## Put the code in form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-crash: $(STAMP) ## 1,000 kills at random moments and at every named point
+crash: $(STAMP) ## 1,000 kills at random moments and at every named point; 120 of the engine
 	$(BIN)/python benchmarks/crash.py
+	$(BIN)/python benchmarks/crash_engine.py --every 0.5 --every 2 --every 10
 
 scale: $(STAMP) ## 170,000 rows: memory, and the time to resume
 	$(BIN)/python benchmarks/scale.py

@@ -1,10 +1,10 @@
 """The engine dies: it is killed by SIGKILL again and again in the middle of a run, which restarts it.
 
-`--part embedded`: the real llama.cpp of an EmbeddedEngine with the toy model. `--part managed`: a stand-in for
-the program `ollama` under `OllamaEngine.managed`, a real child process with a child of its own, answering as
-Ollama does. The server's process is killed `--every` seconds after the kill before, and not before it has been
-up again for half a second (or for `--every`, if that is less). What the output file, the ledger of the stand-in
-and the kernel say afterwards is what counts, not what the run says of itself.
+`--part embedded`: the real llama.cpp of an EmbeddedEngine with the toy model. `--part managed`: a stand-in
+for the program `ollama` under `OllamaEngine.managed`, a real child process with a child of its own, which
+answers as Ollama does. The server's process is killed `--every` seconds after the kill before, and not before
+it has been up again for half a second (or for `--every`, if that is less). What the output file, the ledger
+of the stand-in and the kernel say afterwards is what counts, not what the run says of itself.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ if mode == "stubborn":
 from ollama_batch.testing.fake_ollama import main
 port = os.environ["OLLAMA_HOST"].rpartition(":")[2]
 ledger = str(folder / "ledger.jsonl")
-main(["--stay", "--port", port, "--ledger", ledger, "--slots", "4", "--latency", "0.01"])
+model = os.environ.get("STAND_IN_MODEL", "toy:1b")
+main(["--stay", "--port", port, "--ledger", ledger, "--slots", "4", "--latency", "0.01", "--model", model])
 '''
 
 SYSTEMCTL = '''#!{python} -I
