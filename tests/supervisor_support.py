@@ -42,7 +42,7 @@ model = os.environ.get("STAND_IN_MODEL", "toy:1b")
 main(["--stay", "--port", port, "--ledger", ledger, "--slots", "4", "--latency", "0.01", "--model", model])
 '''
 
-SYSTEMCTL = '''#!{python} -I
+SYSTEMCTL = '''#!{python} -IS
 """What `systemctl restart` is to its caller: the n-th call does what the n-th word of `plan` says."""
 import json, os, signal, subprocess, sys, time
 from pathlib import Path

@@ -61,7 +61,7 @@ async def test_a_machine_without_systemctl_is_a_refusal(
 
 async def test_a_systemctl_that_does_not_end_is_slow_and_is_ended(folder: Path) -> None:
     stand_in_systemctl(folder, "slow")
-    supervisor = Supervisor(SystemdUnit(), after_s=0.0, timeout_s=1.5)
+    supervisor = Supervisor(SystemdUnit(), after_s=0.0, timeout_s=3.0)
     restarting = asyncio.create_task(supervisor.attempt(None, exited=False, unwell_s=0.0, reason="no answer"))
     await until(lambda: calls(folder))
     (pid, *_), *_ = calls(folder)
