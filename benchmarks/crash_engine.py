@@ -202,7 +202,7 @@ def measured(found: Any, part: str) -> Outcome:
         f"concurrency {CONCURRENCY}, answers of 8 tokens; rows come as long as there are kills to come",
         "the restart is the time from a probe that found the process gone to a server that answers again",
     ]
-    name = f"crash_engine_{part}"
+    name = f"kills_{part}"
     return Outcome(name, harness.command_line(), columns, rows, goals, taken, notes, found.quick)
 
 
