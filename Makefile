@@ -37,8 +37,9 @@ format: $(STAMP) ## Put the code in form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-crash: $(STAMP) ## 1,000 kills at random moments and at every named point
+crash: $(STAMP) ## 1,000 kills at random moments and at every named point; 120 of the engine
 	$(BIN)/python benchmarks/crash.py
+	$(BIN)/python benchmarks/crash_engine.py --every 0.5 --every 2 --every 10
 
 faults: $(STAMP) ## 20 times 10,000 rows through resets, errors, cut bodies, hangs and garbage
 	$(BIN)/python benchmarks/fault_mix.py

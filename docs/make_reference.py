@@ -14,7 +14,9 @@ from typing import Any, get_args
 
 from ollama_batch import events, report, types
 from ollama_batch.concurrency import Concurrency
+from ollama_batch.control import Supervisor, SystemdUnit
 from ollama_batch.conversation import ConversationPolicy
+from ollama_batch.engines.ollama import OllamaEngine
 from ollama_batch.memory import GuardDecision, MemoryPlan, MemorySample, RamGuard, VramGuard
 from ollama_batch.metrics import BatchMetrics
 from ollama_batch.retry import RetryPolicy
@@ -116,6 +118,23 @@ def memory() -> str:
     return "\n\n".join([*guards, classes(MemorySample, GuardDecision, MemoryPlan)()])
 
 
+def restarts() -> str:
+    """What restarts, and an engine that is restarted, with their arguments."""
+    parts = []
+    for name, thing in (
+        ("Supervisor", Supervisor),
+        ("SystemdUnit", SystemdUnit),
+        ("OllamaEngine.managed", OllamaEngine.managed),
+    ):
+        rows = [
+            (f"`{each}`", default(parameter.default))
+            for each, parameter in inspect.signature(thing).parameters.items()
+            if each != "clock"
+        ]
+        parts.append(f"### {name}\n\n{prose(thing)}\n\n{table(('argument', 'default'), rows)}")
+    return "\n\n".join(parts)
+
+
 def told() -> str:
     """Every event."""
     rows = []
@@ -159,6 +178,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     ),
     "events": told,
     "trim": classes(TrimResult),
+    "restarts": restarts,
     "memory": memory,
     "fakes": classes(FakeModel, CostModel, FakeReply, level=4),
     "faults": faults,

@@ -37,10 +37,12 @@ if mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 from ollama_batch.testing.fake_ollama import main
 port = os.environ["OLLAMA_HOST"].rpartition(":")[2]
-main(["--stay", "--port", port, "--ledger", str(folder / "ledger.jsonl"), "--slots", "4", "--latency", "0.01"])
+ledger = str(folder / "ledger.jsonl")
+model = os.environ.get("STAND_IN_MODEL", "toy:1b")
+main(["--stay", "--port", port, "--ledger", ledger, "--slots", "4", "--latency", "0.01", "--model", model])
 '''
 
-SYSTEMCTL = '''#!{python} -I
+SYSTEMCTL = '''#!{python} -IS
 """What `systemctl restart` is to its caller: the n-th call does what the n-th word of `plan` says."""
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -60,13 +62,14 @@ if word == "missing":
     print("Failed to restart ollama.service: Unit ollama.service not found.", file=sys.stderr)
     sys.exit(5)
 if word == "failed":
-    print("Job for ollama.service failed because the control process exited with error code.", file=sys.stderr)
-    sys.exit(1)
+    sys.exit("Job for ollama.service failed because the control process exited with error code.")
 server = [sys.executable, "-m", "ollama_batch.testing.fake_ollama", "--stay", "--latency", "0.01",
           "--port", (folder / "port").read_text(), "--ledger", str(folder / "ledger.jsonl")]
 if (folder / "port").read_text() != "none":
     with (folder / "server.log").open("ab") as log:
-        started = subprocess.Popen(server, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        started = subprocess.Popen(
+            server, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
     with (folder / "pids").open("a") as file:
         file.write(f"{{started.pid}}\\n")
 '''

@@ -21,7 +21,9 @@ from trouble_support import Recorder, quick_runner, rows
 COUNT = 60
 
 
-def test_a_killed_engine_that_must_not_be_restarted_stops_the_run_and_a_new_one_finishes_it(tmp_path: Path) -> None:
+def test_a_killed_engine_that_must_not_be_restarted_stops_the_run_and_a_new_one_finishes_it(
+    tmp_path: Path,
+) -> None:
     output = tmp_path / "out.jsonl"
 
     def kill(event: object) -> None:

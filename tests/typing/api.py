@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Any, assert_type
 
-from ollama_batch import BatchReport, BatchRequest, BatchResult, BatchRunner, Event, Hook, Run
+from ollama_batch import (
+    BatchReport,
+    BatchRequest,
+    BatchResult,
+    BatchRunner,
+    Engine,
+    Event,
+    Hook,
+    OllamaEngine,
+    Run,
+    Supervisor,
+    SystemdUnit,
+)
+from ollama_batch.engines import EmbeddedEngine, Restartable
 
 
 class Counting:
@@ -19,6 +32,17 @@ assert_type(runner.run("requests.jsonl", output="results.jsonl", max_failures=0.
 assert_type(runner.start([BatchRequest.chat("Hello", system="Be brief")]), Run)
 for result in runner.iter_results(["one prompt", "another"]):
     assert_type(result, BatchResult[Any])
+
+engine: Engine = OllamaEngine.managed(num_parallel=8, kv_cache_type="q8_0")
+own: list[Restartable] = [OllamaEngine.managed(), EmbeddedEngine.toy()]
+
+
+async def restart() -> None:
+    """A way to restart need not be async."""
+
+
+for way in (restart, lambda: None, SystemdUnit("ollama")):
+    BatchRunner(model="gemma3:12b", engine=engine, supervisor=Supervisor(way, most=3))
 
 
 async def use() -> None:

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import json
+import os
 import re
 import runpy
 import shlex
@@ -22,8 +23,10 @@ import ollama_batch.trim
 from ollama_batch import BatchRunner, Run, errors
 from ollama_batch._arguments import make_parser
 from ollama_batch._options import RunArguments
+from ollama_batch._portal import portal
 from ollama_batch.cli import exit_code
 from ollama_batch.testing import FakeModel, FakeOllama, Fault
+from supervisor_support import stand_in_ollama
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -162,6 +165,41 @@ def test_the_page_on_damage_reads_a_journal(here: FakeOllama) -> None:
     exec(example("docs/on-disk.md", 0), scope)
     assert here.ledger.counts() == {"Hello": 1}
     assert [json.loads(line)["custom_id"] for line in scope["intact"]] == ["0"]
+
+
+def test_the_page_on_restarts_starts_an_ollama(
+    here: FakeOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    stand_in_ollama(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN", str(tmp_path / "bin"))
+    monkeypatch.setenv("STAND_IN_MODEL", "gemma3:12b")
+    scope: dict[str, Any] = {}
+    exec(example("docs/recovery.md", 0), scope)
+    portal().call(scope["engine"].aclose())
+    assert scope["report"].ok
+    assert here.ledger.count() == 0, "the run went to the other server"
+
+
+def test_the_page_on_restarts_allows_a_unit(here: FakeOllama) -> None:
+    scope: dict[str, Any] = {}
+    exec(example("docs/recovery.md", 1), scope)
+    assert scope["report"].ok
+
+
+def test_the_page_on_restarts_allows_a_callable(
+    here: FakeOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope: dict[str, Any] = {}
+    exec(example("docs/recovery.md", 2), scope)
+    assert scope["runner"].run(["Hello"]).ok
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\necho "$@" > told\n')
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    scope["restart"]()
+    assert (tmp_path / "told").read_text() == "restart ollama\n"
 
 
 @pytest.mark.parametrize(("file", "line"), sorted(set(shell_lines())), ids=lambda value: value)

@@ -416,7 +416,7 @@ async def test_an_engine_that_is_there_and_unwell_is_restarted_only_after_a_whil
     at.gate.engine_trouble(AWAY)
     await asyncio.wait_for(at.gate.wait(), 5)
     assert engine.restarted == 1
-    assert engine.asked > 3
+    assert engine.asked >= 2
     assert loop.time() - began >= 0.05
 
 

@@ -68,6 +68,8 @@ RUNNER_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"keep_alive": 0}, "keep_alive=0"),
     ({"keep_alive": None}, "keep_alive"),
     ({"retry": 3}, "retry=3: must be a RetryPolicy"),
+    ({"supervisor": "systemctl"}, "must be a Supervisor"),
+    ({"supervisor": True}, "supervisor=True"),
     ({"hooks": [print]}, "has no on_event"),
     ({"hooks": [object]}, "has no on_event"),
     ({"progress": "loud"}, "progress must be"),

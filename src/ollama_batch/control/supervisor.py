@@ -59,12 +59,11 @@ class Supervisor:
             raise ConfigError(f'restart={restart!r}: must be a callable, as in SystemdUnit("ollama")')
         if most is not None and (type(most) is not int or most < 0):
             raise ConfigError(f"most={most!r}: must be a whole number, 0 or more, or None")
-        numbers = {"within_s": within_s, "wait_s": wait_s, "wait_most_s": wait_most_s, "timeout_s": timeout_s}
-        for name, value in numbers.items():
-            if not 0 < value < float("inf"):
-                raise ConfigError(f"{name}={value!r}: must be a number of seconds above 0")
-        if not after_s >= 0:
-            raise ConfigError(f"after_s={after_s!r}: must be a number of seconds, 0 or more")
+        _seconds("within_s", within_s)
+        _seconds("after_s", after_s, zero=True)
+        _seconds("wait_s", wait_s)
+        _seconds("wait_most_s", wait_most_s)
+        _seconds("timeout_s", timeout_s)
         self._restart = restart
         self._most = most
         self._within_s = within_s
@@ -171,6 +170,13 @@ class Supervisor:
             result = await asyncio.wrap_future(self._thread)
         if inspect.isawaitable(result):
             await result
+
+
+def _seconds(name: str, value: object, *, zero: bool = False) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < float("inf") or (value == 0 and not zero):  # type: ignore[operator]
+        rule = "a number of seconds, 0 or more" if zero else "a number of seconds above 0"
+        raise ConfigError(f"{name}={value!r}: must be {rule}")
 
 
 def _in_thread(action: Restarter) -> Future[Any]:

@@ -35,7 +35,8 @@ class SystemdUnit:
     sudo: bool = False
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        name: object = self.name
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigError(f'name={self.name!r}: must be the name of a systemd unit, as in "ollama"')
         if self.user and self.sudo:
             raise ConfigError("a unit of your own needs no sudo: leave user= or sudo= out")

@@ -52,6 +52,10 @@ class Log:
                     self._size = 0
                 self._size += self._file.write(line)
 
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
 
 class Server:
     """The process of `ollama serve`, the leader of a group of its own."""

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Final
 
 from ollama_batch.engines._server_process import ServerProcess, settled
@@ -41,9 +42,10 @@ class OwnedServer:
         self._start_timeout = start_timeout
         self._stop_s = stop_s
         self._answers = answers
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.Lock()  # guards those below
         self._child: ServerProcess | None = None
         self._serving: ServerProcess | None = None
+        self._restarting: Future[None] | None = None
         self._closed = False
         self._finalizer: weakref.finalize[[], OwnedServer] | None = None
 
@@ -90,18 +92,29 @@ class OwnedServer:
         return child
 
     async def restart(self) -> ServerProcess:
-        """A new process in place of the present one. Of two calls at once, the second waits for the first."""
+        """A new process in place of the present one. Two calls at once are one restart."""
         with self._lock:
             self._check_open()
+            others = self._restarting
+            if others is None:
+                mine = self._restarting = Future[None]()
+                mine.set_running_or_notify_cancel()  # a waiter that gives up must not cancel it for others
             old = self._child
-        if old is not None:
-            await self._end(old)
-        with self._lock:
-            if self._child is old:
+        if others is not None:
+            await settled(others, 2 * self._stop_s + self._start_timeout)
+            return await self.running()
+        try:
+            if old is not None:
+                await self._end(old)
+            with self._lock:
                 self._child = self._serving = None
                 if self._finalizer is not None:
                     self._finalizer.detach()
-        return await self.running()
+            return await self.running()
+        finally:
+            with self._lock:
+                self._restarting = None
+            mine.set_result(None)
 
     async def close(self) -> None:
         """End the process and wait until it is gone; nothing can be started any more."""

@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -75,18 +76,20 @@ class ManagedOllama(OllamaEngine):
         if not start_timeout > 0:
             raise ConfigError(f"start_timeout is {start_timeout}; it must be a positive number of seconds")
         self._num_parallel = num_parallel
+        given = _settings(kv_cache_type, flash_attention)
+        command = [_found(binary), "serve"]
         self._reserved = _reserve_port()
+        weakref.finalize(self, self._reserved.close)
         port = self._reserved.getsockname()[1]
         if sys.platform != "linux":
             self._reserved.close()  # elsewhere a port that is bound twice may get no connections
         self._env = {
-            **_settings(kv_cache_type, flash_attention),
+            **given,
             **{f"OLLAMA_{name.upper()}": str(value) for name, value in counts.items() if value is not None},
             **({} if models is None else {"OLLAMA_MODELS": str(Path(models).absolute())}),
             **dict(env or {}),
             "OLLAMA_HOST": f"{HOST}:{port}",
         }
-        command = [_found(binary), "serve"]
         super().__init__(f"http://{HOST}:{port}", options=options, keep_alive=keep_alive)
         self._log = _default_log() if log is None else Path(log).absolute()
         settings = {
@@ -174,7 +177,8 @@ class ManagedOllama(OllamaEngine):
 
 
 def _settings(kv_cache_type: str | None, flash_attention: bool | None) -> dict[str, str]:
-    if kv_cache_type == "":
+    given: object = kv_cache_type
+    if given is not None and (not isinstance(given, str) or not given):
         raise ConfigError(f'kv_cache_type is {kv_cache_type!r}; it must be "f16", "q8_0" or "q4_0"')
     quantized = kv_cache_type not in (None, "f16", "bf16", "f32")
     if quantized and flash_attention is False:

@@ -275,6 +275,8 @@ async def test_a_restart_that_is_cancelled_counts_and_blocks_nothing() -> None:
         ({"wait_s": float("inf")}, "wait_s=inf"),
         ({"timeout_s": float("nan")}, "timeout_s=nan"),
         ({"after_s": -1}, "after_s=-1"),
+        ({"after_s": "30"}, "after_s='30'"),
+        ({"wait_most_s": True}, "wait_most_s=True"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
