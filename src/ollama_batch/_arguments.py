@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ollama_batch._doctor_command import DOCTOR_CODES, add_options
 from ollama_batch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         "watch": _add_watch,
         "export": _add_export,
         "verify": _add_verify,
+        "doctor": _add_doctor,
         "demo": _add_demo,
     }
     added = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -248,6 +250,19 @@ def _add_verify(subparsers: Any, command: Command) -> None:
     verify.add_argument("--errors", metavar="F", help=ERRORS)
 
 
+def _add_doctor(subparsers: Any, command: Command) -> None:
+    add_options(
+        _add(
+            subparsers,
+            "doctor",
+            command,
+            "say what is wrong with a server and this machine before hours are spent",
+            "Loads the model if it is not loaded, and sends short requests.",
+            codes=DOCTOR_CODES,
+        )
+    )
+
+
 def _add_demo(subparsers: Any, command: Command) -> None:
     demo = _add(
         subparsers, "demo", command, "run requests through a real engine with a toy model, no GPU needed"
@@ -312,10 +327,10 @@ def make_engine(arguments: argparse.Namespace, model: str | None) -> Engine:
 
         if arguments.base_url is None:
             raise ConfigError("--api openai needs --base-url URL, as in http://127.0.0.1:8000/v1")
-        return OpenAIEngine(arguments.base_url, api_key=_key(arguments))
+        return OpenAIEngine(arguments.base_url, api_key=api_key(arguments))
     from ollama_batch.engines.ollama import OllamaEngine
 
-    return OllamaEngine(arguments.base_url, api_key=_key(arguments))
+    return OllamaEngine(arguments.base_url, api_key=api_key(arguments))
 
 
 def _embedded(arguments: argparse.Namespace, model: str | None) -> Engine:
@@ -375,7 +390,8 @@ def input_paths(paths: Sequence[str]) -> list[Path]:
     return [Path(path) for path in paths]
 
 
-def _key(arguments: argparse.Namespace) -> str | None:
+def api_key(arguments: argparse.Namespace) -> str | None:
+    """The API key in the environment. Raises ConfigError for a variable that is not set."""
     name = arguments.api_key_env
     if name is None:
         return None

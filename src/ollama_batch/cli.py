@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ollama_batch._arguments import THINK as THINK_LEVELS
 from ollama_batch._arguments import (
+    api_key,
     body_defaults,
     conversation_policy,
     fallback_model,
@@ -30,6 +31,7 @@ from ollama_batch._arguments import (
     make_parser,
     trim_strategy,
 )
+from ollama_batch._doctor_command import doctor
 from ollama_batch._text import duration, plain
 from ollama_batch.errors import (
     ConfigError,
@@ -63,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "watch": _watch,
         "export": _export,
         "verify": _verify,
+        "doctor": _doctor,
         "demo": _demo,
     }
     arguments = make_parser(commands).parse_args(argv)
@@ -241,6 +244,10 @@ def _verify(arguments: Namespace) -> int:
         print(report if len(sources) == 1 else f"{place.output}: {report}")
         all_ok = all_ok and report.ok
     return OK if all_ok else SOME_FAILED
+
+
+def _doctor(arguments: Namespace) -> int:
+    return doctor(arguments, api_key=api_key(arguments))
 
 
 def _demo(arguments: Namespace) -> int:

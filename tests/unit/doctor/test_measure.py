@@ -1,0 +1,36 @@
+"""What short requests tell: how many a server works on at once, and how long so many rows take."""
+
+from __future__ import annotations
+
+import pytest
+
+from ollama_batch.doctor.measure import overlap
+from ollama_batch.doctor.night import Pace
+
+
+@pytest.mark.parametrize(
+    ("spans", "most"),
+    [
+        ([], 0),
+        ([(0, 1)], 1),
+        ([(0, 1), (1, 2), (2, 3)], 1),  # one after another
+        ([(0, 1.04), (0.98, 2.03), (1.97, 3)], 1),  # the same, by clocks that err
+        ([(0, 1), (0, 1), (1, 2), (1, 2)], 2),
+        ([(0, 2), (0.5, 1.5), (1, 3), (2.5, 4)], 3),
+        ([(0, 1)] * 8, 8),
+    ],
+)
+def test_how_many_went_on_at_once(spans: list[tuple[float, float]], most: int) -> None:
+    assert overlap(spans) == most
+
+
+def test_the_night_is_reckoned_from_the_mean_time_and_from_the_wall_time() -> None:
+    pace = Pace(tried=16, done=16, concurrency=4, wall_s=50.0, mean_s=10.0)
+    # At best 4 are out at all times: 1,000 x 10 s / 4. At worst as the sample: 50 s for 16.
+    assert pace.seconds_for(1000) == (2500.0, 3125.0)
+
+
+def test_rows_that_failed_are_not_reckoned_with() -> None:
+    pace = Pace(tried=4, done=2, concurrency=2, wall_s=10.0, mean_s=5.0, failures=("timeout",) * 2)
+    assert pace.seconds_for(100) == (250.0, 500.0)
+    assert Pace(tried=4, done=0, concurrency=2, wall_s=10.0).seconds_for(100) is None
