@@ -273,6 +273,8 @@ class _Examination:
         trained = None if shape is None else shape.context_length
         num_ctx = wish.num_ctx or (None if loaded is None else loaded.context)
         best = load_checks.best_plan(shape, seen.card, num_ctx)
+        reckoned = shape is not None and seen.card is not None and num_ctx is not None
+        quantized = load_checks.best_plan(shape, seen.card, num_ctx, ("q8_0",))
         if loaded is not None:
             has_gpu = None if place.remote is not None or seen.sample is None else bool(seen.sample.devices)
             fresh = held is None and wish.load
@@ -290,7 +292,11 @@ class _Examination:
         if plan is not None and (loaded is None or loaded.context != num_ctx):
             self._add(load_checks.check_fit(plan, seen.card, place, best))
         if found is not None:
-            self._add(load_checks.check_slots(found, place, shape=shape, best=best))
+            self._add(
+                load_checks.check_slots(
+                    found, place, shape=shape, reckoned=reckoned, best=best, quantized=quantized
+                )
+            )
         elif not wish.load:
             self._add(Finding(check="slots", level="unknown", seen="no request was sent (--no-load)"))
 

@@ -14,7 +14,7 @@ from ollama_batch.doctor.server import Running
 from ollama_batch.errors import EngineError, EngineOutOfMemoryError
 from ollama_batch.memory.amounts import show
 from ollama_batch.memory.plan import MemoryPlan
-from ollama_batch.memory.recommend import recommend
+from ollama_batch.memory.recommend import KV_TYPES, recommend
 from ollama_batch.memory.sample import DeviceMemory
 from ollama_batch.memory.shape import ModelShape
 
@@ -40,14 +40,20 @@ class Card:
         return cls(sum(room.total.get() for room in rooms), max(0, used - model_bytes))
 
 
-def best_plan(shape: ModelShape | None, card: Card | None, num_ctx: int | None) -> MemoryPlan | None:
-    """The settings with most slots, then most bits, that fit the card; None: none, or nobody knows."""
+def best_plan(
+    shape: ModelShape | None, card: Card | None, num_ctx: int | None, kinds: Sequence[str] = KV_TYPES
+) -> MemoryPlan | None:
+    """The settings that fit the card: with most bits of the KV cache, of these with most slots.
+
+    None: nothing fits, or it is not known how large the model or the card is.
+    """
     if shape is None or card is None or num_ctx is None:
         return None
     # What others take is gone; a plan leaves 8 % of the card free beside that.
-    plans = recommend(shape, card.total, num_ctx=num_ctx, slots=(1, 2, 4, 8), in_use=card.others)
-    wide = [plan for plan in plans if plan.kv_type == "f16"] or list(plans)
-    return wide[0] if wide else None
+    plans = recommend(
+        shape, card.total, num_ctx=num_ctx, slots=(1, 2, 4, 8), kv_types=kinds, in_use=card.others
+    )
+    return next((plan for kind in kinds for plan in plans if plan.kv_type == kind), None)
 
 
 def failed_to_load(error: EngineError, model: str, num_ctx: int | None, place: Place) -> Finding:
@@ -201,9 +207,19 @@ def check_fit(plan: MemoryPlan, card: Card | None, place: Place, best: MemoryPla
 
 
 def check_slots(
-    found: Parallel, place: Place, *, shape: ModelShape | None, best: MemoryPlan | None
+    found: Parallel,
+    place: Place,
+    *,
+    shape: ModelShape | None,
+    reckoned: bool,
+    best: MemoryPlan | None,
+    quantized: MemoryPlan | None,
 ) -> Finding:
-    """How many requests the server works on at once."""
+    """How many requests the server works on at once.
+
+    `best` and `quantized` are what fits the card, with a KV cache as exact as can be and with one of q8_0,
+    if that was `reckoned`.
+    """
     numbers = {
         "slots": found.slots,
         "sent": found.sent,
@@ -231,13 +247,17 @@ def check_slots(
             costs="the others wait in line; no setting of Ollama mends it",
             numbers=numbers,
         )
-    slots = best.slots if best is not None else WANTED_SLOTS
+    slots = best.slots if best is not None else 0 if reckoned else WANTED_SLOTS
     if slots <= found.slots:
+        wider = quantized if quantized is not None and quantized.slots > found.slots else None
+        more = "" if wider is None else f"; {wider.slots} would, in q8_0, which changes answers a little"
         return Finding(
             check="slots",
             level="note",
-            seen=f"{seen}; more do not fit the card with this context",
+            seen=f"{seen}; more do not fit the card with this context{more}",
             costs="the others wait in line",
+            mend=() if wider is None else place.serve_with(wider.environment),
+            on=None if wider is None else place.remote,
             numbers=numbers,
         )
     environment = {"OLLAMA_NUM_PARALLEL": str(slots)}
