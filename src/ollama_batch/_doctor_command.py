@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Final
 
 DOCTOR_CODES: Final = (
@@ -49,7 +48,7 @@ def doctor(arguments: argparse.Namespace, *, api_key: str | None) -> int:
     from ollama_batch.doctor import diagnose
     from ollama_batch.doctor.page import page
 
-    terminal = sys.stderr.isatty() and not arguments.json
+    terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     def told(text: str) -> None:
         if terminal:
@@ -66,7 +65,7 @@ def doctor(arguments: argparse.Namespace, *, api_key: str | None) -> int:
                 inputs=arguments.inputs,
                 num_ctx=arguments.num_ctx,
                 hours=arguments.hours,
-                folder=folder_of(arguments.output),
+                output=arguments.output,
                 load=not arguments.no_load,
                 told=told,
             )
@@ -78,12 +77,6 @@ def doctor(arguments: argparse.Namespace, *, api_key: str | None) -> int:
     text = json.dumps(found.to_dict(), indent=2) if arguments.json else page(found, colour=colours())
     sys.stdout.write(f"{text}\n")
     return 0 if found.ok else 1
-
-
-def folder_of(output: str | None) -> Path:
-    """The folder in which a run with that output keeps its journal."""
-    path = Path(output or ".")
-    return path if path.is_dir() else path.parent
 
 
 def colours() -> bool:

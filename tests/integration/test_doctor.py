@@ -456,8 +456,10 @@ async def test_a_folder_where_no_journal_can_be() -> None:
 
 async def test_the_real_machine_is_read_without_an_error(tmp_path: Path) -> None:
     with FakeOllama(speed=FAST) as fake:
-        found = await diagnose("toy:1b", base_url=fake.url, folder=tmp_path)
-        missing = await diagnose(None, base_url=fake.url, folder=tmp_path / "absent", load=False)
+        found = await diagnose("toy:1b", base_url=fake.url, output=tmp_path)
+        missing = await diagnose(
+            None, base_url=fake.url, output=tmp_path / "absent" / "out.jsonl", load=False
+        )
     assert one(found, "disk").level in ("ok", "warning")
     assert {"card", "ram", "idle"} <= {each.check for each in found.findings}
     assert one(missing, "disk").level == "problem"
@@ -486,7 +488,8 @@ async def test_rows_that_take_longer_than_the_night_are_a_problem_with_the_way_t
     with FakeOllama(slots=4, speed=CostModel(latency_s=0.05)) as fake:
         found = one(await at(fake, rows=170_000, hours=0.1), "night")
     assert found.level == "problem"
-    assert found.mend == ("ollama-batch run IN -o OUT --deadline 360",)
+    line = f"ollama-batch run IN -o OUT --model toy:1b --base-url {fake.url} --deadline 360"
+    assert found.mend == (line,)
     assert "made-up" in found.assumed[0]
 
 
@@ -503,13 +506,22 @@ async def test_sampled_rows_that_fail_are_told(tmp_path: Path) -> None:
     assert "none of 8 sampled rows was answered" in none.seen
 
 
+async def test_rows_whose_answers_a_run_would_not_take_are_told(tmp_path: Path) -> None:
+    source = requests_file(tmp_path / "in.jsonl", 4, max_tokens=2)
+    with FakeOllama(speed=FAST) as fake:
+        found = one(await at(fake, inputs=[source]), "night")
+    assert found.level == "problem"
+    assert "4 of 4 sampled rows failed (output_truncated)" in found.seen
+
+
 async def test_lines_that_are_no_requests_are_told_before_the_run_refuses_them(tmp_path: Path) -> None:
     source = requests_file(tmp_path / "in.jsonl", 3)
-    source.write_text(source.read_text() + "{}\n")
+    refused = requests_file(tmp_path / "refused.jsonl", 1, logit_bias={"1": 1}).read_text()
+    source.write_text(source.read_text() + "{}\n" + refused)
     with FakeOllama(speed=FAST) as fake:
         found = one(await at(fake, inputs=[source], load=False), "input")
     assert found.level == "problem"
-    assert found.seen.startswith("1 of 4 lines")
+    assert found.seen.startswith("2 of 5 lines")
 
 
 async def test_the_model_is_the_one_that_the_rows_name(tmp_path: Path) -> None:

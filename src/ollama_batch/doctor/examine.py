@@ -21,6 +21,7 @@ from ollama_batch.doctor.machine import Machine
 from ollama_batch.doctor.measure import Parallel, measure_parallel
 from ollama_batch.doctor.night import Pace, Sample, made_up_sample, measure_pace, read_sample
 from ollama_batch.doctor.place import Place
+from ollama_batch.doctor.run_line import RunLine
 from ollama_batch.doctor.server import Running, Server
 from ollama_batch.engines._ollama_wire import full_name
 from ollama_batch.engines.ollama import OllamaEngine
@@ -46,7 +47,8 @@ class Wish:
     rows: int | None
     num_ctx: int | None
     hours: float
-    folder: Path
+    output: Path
+    run: RunLine
     load: bool
     measure_s: float
     told: Callable[[str], None]
@@ -77,7 +79,7 @@ async def diagnose(
     inputs: Sequence[str | PathLike[str]] = (),
     num_ctx: int | None = None,
     hours: float = NIGHT_H,
-    folder: str | PathLike[str] = ".",
+    output: str | PathLike[str] | None = None,
     load: bool = True,
     patience_s: float = PATIENCE_S,
     measure_s: float = MEASURE_S,
@@ -91,8 +93,8 @@ async def diagnose(
     `model`: the one that is to answer (None: the one that `inputs` name). `base_url` takes what `OLLAMA_HOST`
     takes. `rows`: will so many be done in `hours` hours; measured with some rows of the files `inputs` (then
     `rows` is by default as many as they have) or with made-up ones. `num_ctx`: the context length of the run
-    (None: the server's own default). `folder`: where the run's output will be. `load` False: the model is
-    not loaded and nothing is sent. `patience_s`: how long an answer may take that needs no model;
+    (None: the server's own default). `output`: the run's, or the folder it will be in. `load` False: the
+    model is not loaded and nothing is sent. `patience_s`: how long an answer may take that needs no model;
     `measure_s`: how long each of the two measurements goes on, roughly. `told` is called with what is done
     next.
 
@@ -119,7 +121,16 @@ async def diagnose(
         rows=rows,
         num_ctx=num_ctx,
         hours=hours,
-        folder=Path(folder),
+        output=Path("." if output is None else output),
+        run=RunLine(
+            [str(each) for each in inputs],
+            None if output is None else str(output),
+            [
+                *(() if model is None else ("--model", model)),
+                *(() if base_url is None else ("--base-url", server.address)),
+                *(() if num_ctx is None else ("--num-ctx", str(num_ctx))),
+            ],
+        ),
         load=load,
         measure_s=measure_s,
         told=told,
@@ -323,10 +334,10 @@ class _Examination:
             self._add(*machine_checks.check_card(memory, seen.users, seen.model_bytes_before))
             self._add(machine_checks.check_ram(memory, self._machine.swap_used(), place))
         row_bytes = None if seen.pace is None else seen.pace.row_bytes
-        disk = self._machine.disk(wish.folder.resolve())
-        self._add(machine_checks.check_disk(disk, rows=wish.rows, row_bytes=row_bytes))
+        disk = self._machine.disk(folder_of(wish.output).resolve())
+        self._add(machine_checks.check_disk(disk, wish.run, rows=wish.rows, row_bytes=row_bytes))
         if sample.invalid:
-            self._add(_invalid(sample))
+            self._add(_invalid(sample, wish.run))
         if wish.rows is not None:
             self._add(self._night(sample, wish.rows))
 
@@ -334,14 +345,19 @@ class _Examination:
         if self._seen.pace is None:
             why = "nothing was measured" if self._wish.load else "nothing was sent (--no-load)"
             return Finding(check="night", level="unknown", seen=f"{why}, so nobody knows how long it takes")
-        return check_night(self._seen.pace, sample, rows=rows, hours=self._wish.hours)
+        return check_night(self._seen.pace, sample, self._wish.run, rows=rows, hours=self._wish.hours)
 
 
-def _invalid(sample: Sample) -> Finding:
+def folder_of(output: Path) -> Path:
+    """The folder in which a run with that output keeps its journal."""
+    return output if output.is_dir() else output.parent
+
+
+def _invalid(sample: Sample, run: RunLine) -> Finding:
     return Finding(
         check="input",
         level="problem",
         seen=f"{sample.invalid:,} of {sample.invalid + (sample.rows or 0):,} lines are no valid requests",
         costs="a run refuses the file and names them, or sets them aside",
-        mend=("ollama-batch run IN -o OUT --on-invalid skip",),
+        mend=(run.adding("--on-invalid", "skip"),),
     )

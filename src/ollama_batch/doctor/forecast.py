@@ -5,9 +5,10 @@ from __future__ import annotations
 from ollama_batch._text import count, duration
 from ollama_batch.doctor.finding import Finding, FindingLevel
 from ollama_batch.doctor.night import Pace, Sample
+from ollama_batch.doctor.run_line import RunLine
 
 
-def check_night(pace: Pace, sample: Sample, *, rows: int, hours: float) -> Finding:
+def check_night(pace: Pace, sample: Sample, run: RunLine, *, rows: int, hours: float) -> Finding:
     """Whether `rows` rows are done in `hours` hours at the pace that was seen."""
     found = pace.seconds_for(rows)
     share = f"{len(pace.failures)} of {pace.tried}"
@@ -21,27 +22,37 @@ def check_night(pace: Pace, sample: Sample, *, rows: int, hours: float) -> Findi
             costs=f"were each answered just after that, {count(rows)} rows would take {duration(least)}"
             if "timeout" in why
             else "no row of a run would be answered either",
-            mend=("ollama-batch run IN -o OUT --limit 10",),
+            mend=(run.adding("--limit", "10"),),
             numbers={"rows": rows, "tried": pace.tried, "answered": 0},
         )
     least, most = found
     span = duration(least) if duration(least) == duration(most) else f"{duration(least)} to {duration(most)}"
-    assumed = [_kind(pace, sample), f"{pace.concurrency} out at a time, as when that was measured"]
+    assumed = [_kind(pace, sample), f"{pace.concurrency} out at a time (--concurrency {pace.concurrency})"]
     assumed += ["nobody else uses the engine, and no row is sent twice", "the model is loaded"]
     if pace.failures:
-        assumed.append(f"{share} sampled rows failed ({why}) and are left out")
+        assumed.append(
+            "rows that fail take no time" if pace.done < pace.tried else "rows fail as late as seen"
+        )
     slow = most > 3600 * hours
-    level: FindingLevel = "problem" if least > 3600 * hours else "warning" if slow or pace.failures else "ok"
+    many = 2 * len(pace.failures) >= pace.tried
+    level: FindingLevel = "warning" if slow or pace.failures else "ok"
+    if least > 3600 * hours or many:
+        level = "problem"
+    costs, mend = [], []
+    if pace.failures:
+        costs.append("rows of the run will fail likewise (the first ten say why)")
+        mend.append(run.adding("--limit", "10"))
+    if slow:
+        will = "will" if least > 3600 * hours else "may"
+        costs.append(f"it {will} not be done by morning; told to stop then, it goes on the next night")
+        mend.append(run.adding("--deadline", str(round(3600 * hours))))
     failing = f"; {share} sampled rows failed ({why})" if pace.failures else ""
     return Finding(
         check="night",
         level=level,
         seen=f"{count(rows)} rows take {span}; the night has {hours:g} h{failing}",
-        costs="it will not be done by morning; with --deadline it stops then, and the same line goes on the "
-        "next night"
-        if slow
-        else None,
-        mend=(f"ollama-batch run IN -o OUT --deadline {round(3600 * hours)}",) if slow else (),
+        costs="; ".join(costs) or None,
+        mend=tuple(mend),
         assumed=tuple(assumed),
         numbers={
             "rows": rows,
@@ -53,6 +64,7 @@ def check_night(pace: Pace, sample: Sample, *, rows: int, hours: float) -> Findi
             "concurrency": pace.concurrency,
             "wall_s": pace.wall_s,
             "mean_s": pace.mean_s,
+            "error": pace.error,
             "prompt_tokens": pace.prompt_tokens,
             "completion_tokens": pace.completion_tokens,
         },

@@ -9,6 +9,7 @@ from ollama_batch._text import count
 from ollama_batch.doctor.finding import Finding
 from ollama_batch.doctor.machine import Disk
 from ollama_batch.doctor.place import Place
+from ollama_batch.doctor.run_line import RunLine
 from ollama_batch.memory.amounts import GIB, MIB, show
 from ollama_batch.memory.guards import RamGuard
 from ollama_batch.memory.levels import Level
@@ -142,7 +143,7 @@ def check_ram(sample: MemorySample, swap: Reading, place: Place) -> Finding:
     )
 
 
-def check_disk(disk: Disk, *, rows: int | None, row_bytes: int | None) -> Finding:
+def check_disk(disk: Disk, run: RunLine, *, rows: int | None, row_bytes: int | None) -> Finding:
     """Whether a journal can be there, and has room."""
     where = f"{disk.folder}" + (f" ({disk.kind})" if disk.kind else "")
     if disk.refused is not None:
@@ -151,7 +152,7 @@ def check_disk(disk: Disk, *, rows: int | None, row_bytes: int | None) -> Findin
             level="problem",
             seen=f"no journal can be in {where}: {disk.refused}",
             costs="a run is refused at once",
-            mend=("ollama-batch run IN -o /var/tmp/OUT",),
+            mend=(run.adding(output="/OTHER/DISK/OUT"),),
         )
     if not disk.free.known:
         return Finding(check="disk", level="unknown", seen=f"{where}: {disk.free.reason}")
@@ -171,7 +172,7 @@ def check_disk(disk: Disk, *, rows: int | None, row_bytes: int | None) -> Findin
         level="problem" if short else "warning" if close else "ok",
         seen=seen,
         costs="the run stops, resumably, when the disk is full" if short or close else None,
-        mend=("ollama-batch run IN -o /OTHER/DISK/OUT",) if short or close else (),
+        mend=(run.adding(output="/OTHER/DISK/OUT"),) if short or close else (),
         assumed=assumed,
         numbers=numbers,
     )

@@ -29,7 +29,8 @@ QUESTION: Final = "Count from 1 to 100, with a word on each number. Begin at num
 @dataclass(frozen=True, slots=True)
 class Answered:
     """One answered request: when it was sent and was over (seconds of the monotonic clock), its tokens, and
-    how long the engine worked on it and let it wait (None: not told).
+    how long the engine worked on it and let it wait (None: not told). `code` says why a run would not take
+    the answer: it was cut off by its token limit, for instance.
     """
 
     sent: float
@@ -37,6 +38,7 @@ class Answered:
     tokens: int
     busy_s: float | None
     queue_s: float | None
+    code: str | None = None
 
     @property
     def took_s(self) -> float:
@@ -75,17 +77,18 @@ class Parallel:
 
 
 async def answer(engine: Engine, request: ChatRequest, *, deadline: float) -> tuple[Answered, Completion]:
-    """The answer to `request`, also one that was cut off by its token limit. Raises other EngineErrors."""
+    """The answer to `request`, also one that a run would not take. Raises EngineErrors other than that."""
     sent = time.monotonic()
+    code = None
     try:
         found = await engine.complete(request, deadline=deadline)
     except OutcomeError as exc:
-        found = exc.completion
+        found, code = exc.completion, exc.code
     over = time.monotonic()
     spent = found.timings
     busy = None if spent.generate_s is None else (spent.prompt_s or 0.0) + spent.generate_s
     tokens = found.usage.completion_tokens if found.usage is not None else 0
-    return Answered(sent, over, tokens, busy, spent.queue_s), found
+    return Answered(sent, over, tokens, busy, spent.queue_s, code), found
 
 
 async def measure_parallel(

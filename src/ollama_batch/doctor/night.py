@@ -7,12 +7,14 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, Final
 
 from ollama_batch.doctor.measure import answer
 from ollama_batch.engines.base import Engine
+from ollama_batch.engines.ollama_fields import OLLAMA_FIELDS
 from ollama_batch.errors import ConfigError, EngineError
 from ollama_batch.sources import FileSource, ScannedRow, open_sources
 from ollama_batch.types import BatchRequest, ChatRequest
@@ -62,8 +64,10 @@ class Pace:
     """What the sampled rows took.
 
     `done` of `tried` rows were answered in `wall_s` seconds, `concurrency` at a time, each in `mean_s`
-    seconds on average. `prompt_tokens` and `completion_tokens` are means (None: not told), `row_bytes` what
-    a row will take on the disk. `failures` are the reasons of those that were not answered.
+    seconds on average (`error` is twice the standard error of that mean, as a share of it: how far a
+    sample of so few may be off). `prompt_tokens` and `completion_tokens` are means (None: not told),
+    `row_bytes` what a row will take on the disk. `failures` are the reasons of those that a run would fail,
+    answered or not.
     """
 
     tried: int
@@ -71,6 +75,7 @@ class Pace:
     concurrency: int
     wall_s: float
     mean_s: float | None = None
+    error: float = 0.0
     prompt_tokens: float | None = None
     completion_tokens: float | None = None
     row_bytes: int | None = None
@@ -80,12 +85,13 @@ class Pace:
         """How long `rows` rows take, from and to; None if no row was answered.
 
         At least as long as with all requests out at all times, at most as the sample took from its first
-        request to its last answer, when fewer and fewer were out.
+        request to its last answer, when fewer and fewer were out; less and more the error of the sample.
         """
         if not self.done or self.mean_s is None:
             return None
         least = rows * self.mean_s / self.concurrency
-        return least, max(least, rows * self.wall_s / self.done)
+        most = max(least, rows * self.wall_s / self.done)
+        return least * (1 - self.error), most * (1 + self.error)
 
 
 def read_sample(paths: Sequence[Path], *, count: int = SAMPLED, seed: int = 0) -> Sample:
@@ -99,7 +105,7 @@ def read_sample(paths: Sequence[Path], *, count: int = SAMPLED, seed: int = 0) -
     for source in open_sources(list(paths)):
         if not isinstance(source, FileSource):
             raise ConfigError(f"{source.name} is no regular file: the doctor reads the input once more")
-        for row in source.scan():
+        for row in source.scan(check=OLLAMA_FIELDS.check):
             if not isinstance(row, ScannedRow):
                 invalid += 1
                 continue
@@ -156,6 +162,8 @@ async def measure_pace(
             except EngineError as exc:
                 failures.append(exc.code)
                 continue
+            if found.code is not None and not sample.made_up:
+                failures.append(found.code)
             last = max(last, found.over)
             times.append(found.took_s)
             if completion.usage is not None:
@@ -171,10 +179,18 @@ async def measure_pace(
     return replace(
         pace,
         mean_s=fmean(times),
+        error=error_of(times),
         prompt_tokens=fmean(each for each, _ in tokens) if tokens else None,
         completion_tokens=fmean(each for _, each in tokens) if tokens else None,
         row_bytes=round(FILE_FACTOR * fmean(sizes) + FIXED_BYTES),
     )
+
+
+def error_of(times: Sequence[float]) -> float:
+    """Twice the standard error of the mean of `times`, as a share of it, at most 0.5; 0.5 of one or two."""
+    if len(times) < 3:
+        return 0.5
+    return min(0.5, 2 * stdev(times) / sqrt(len(times)) / fmean(times))
 
 
 def chat_of(request: BatchRequest, model: str, num_ctx: int | None) -> ChatRequest:

@@ -72,7 +72,7 @@ def reached(place: Place, took_s: float) -> Finding:
     return Finding(
         check="server",
         level="warning" if slow else "ok",
-        seen=f"{place.address} answers in {duration(took_s)}",
+        seen=f"{place.address} answers in {1000 * took_s:,.0f} ms",
         costs="every request waits as long for its way there and back" if slow else None,
         mend=place.restart() if slow else (),
         on=place.remote if slow else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ollama_batch.doctor.measure import overlap
-from ollama_batch.doctor.night import Pace
+from ollama_batch.doctor.night import Pace, error_of
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,16 @@ def test_the_night_is_reckoned_from_the_mean_time_and_from_the_wall_time() -> No
     pace = Pace(tried=16, done=16, concurrency=4, wall_s=50.0, mean_s=10.0)
     # At best 4 are out at all times: 1,000 x 10 s / 4. At worst as the sample: 50 s for 16.
     assert pace.seconds_for(1000) == (2500.0, 3125.0)
+
+
+def test_a_sample_of_few_rows_is_off_by_twice_the_error_of_its_mean() -> None:
+    # Mean 10, standard deviation 4, of 16: 2 x 4 / 4 is 2, a fifth of the mean.
+    times = [10 - 15**0.5 * 4 / 16**0.5, 10 + 15**0.5 * 4 / 16**0.5] * 8
+    assert error_of(times) == pytest.approx(0.2)
+    assert error_of([10.0] * 16) == 0
+    assert error_of([10.0]) == 0.5
+    pace = Pace(tried=16, done=16, concurrency=4, wall_s=50.0, mean_s=10.0, error=0.2)
+    assert pace.seconds_for(1000) == pytest.approx((2000.0, 3750.0))
 
 
 def test_rows_that_failed_are_not_reckoned_with() -> None:

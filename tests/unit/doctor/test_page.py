@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from ollama_batch._doctor_command import colours, folder_of
+from ollama_batch._doctor_command import colours
 from ollama_batch.doctor import Diagnosis, Finding
+from ollama_batch.doctor.examine import folder_of
 from ollama_batch.doctor.page import page
+from ollama_batch.doctor.run_line import RunLine
 
 LONG = "a sentence that goes on and on " * 6
 COMMAND = "printf '" + "x" * 120 + "'"
@@ -88,8 +91,13 @@ def test_colour_is_for_terminals_and_for_who_did_not_refuse_it(
     assert colours() is wanted
 
 
-def test_the_folder_of_an_output_is_where_its_journal_will_be() -> None:
-    assert str(folder_of(None)) == "."
-    assert str(folder_of("out.jsonl")) == "."
-    assert str(folder_of("deep/out.jsonl")) == "deep"
-    assert str(folder_of("tests")) == "tests"
+def test_the_folder_of_an_output_is_where_its_journal_will_be(tmp_path: Path) -> None:
+    assert folder_of(Path("out.jsonl")) == Path()
+    assert folder_of(Path("deep/out.jsonl")) == Path("deep")
+    assert folder_of(tmp_path) == tmp_path
+
+
+def test_the_line_of_the_run_is_whole_as_far_as_it_is_known() -> None:
+    assert RunLine().adding("--limit", "10") == "ollama-batch run IN -o OUT --limit 10"
+    known = RunLine(["my rows.jsonl"], "out.jsonl", ["--model", "m"])
+    assert known.adding() == "ollama-batch run 'my rows.jsonl' -o out.jsonl --model m"
