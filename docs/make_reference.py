@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from ollama_batch import events, report, types
 from ollama_batch.conversation import ConversationPolicy
+from ollama_batch.doctor import Diagnosis, Finding, diagnose
 from ollama_batch.memory import GuardDecision, MemoryPlan, MemorySample, RamGuard, VramGuard
 from ollama_batch.metrics import BatchMetrics
 from ollama_batch.retry import RetryPolicy
@@ -115,6 +116,17 @@ def memory() -> str:
     return "\n\n".join([*guards, classes(MemorySample, GuardDecision, MemoryPlan)()])
 
 
+def doctor() -> str:
+    """`diagnose` with its arguments, and the data."""
+    rows = [
+        (f"`{name}`", default(parameter.default))
+        for name, parameter in inspect.signature(diagnose).parameters.items()
+        if name not in ("transport", "machine", "place", "told")
+    ]
+    data = classes(Diagnosis, Finding)()
+    return f"### diagnose\n\n{prose(diagnose)}\n\n{table(('argument', 'default'), rows)}\n\n{data}"
+
+
 def told() -> str:
     """Every event."""
     rows = []
@@ -159,6 +171,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "events": told,
     "trim": classes(TrimResult),
     "memory": memory,
+    "doctor": doctor,
     "faults": faults,
     "columns": columns,
 }

@@ -23,7 +23,7 @@ from ollama_batch.cli import main
 from ollama_batch.doctor import Diagnosis, Finding, diagnose, examine
 from ollama_batch.doctor.place import Place
 from ollama_batch.errors import ConfigError, InputError
-from ollama_batch.memory import GpuProcess, Reading
+from ollama_batch.memory import GpuProcess, ModelShape, Reading, plan_memory
 from ollama_batch.testing import CostModel, FakeModel, FakeOllama, FakeReply, Fault
 from runner_support import rows_file
 
@@ -288,6 +288,35 @@ async def test_a_model_that_somebody_has_loaded_is_measured_as_it_is_and_stays_t
     predicted = found.on("load")[1]
     assert "num_ctx 4,096 x 4: about" in predicted.seen
     assert predicted.level == "ok"
+
+
+async def test_what_a_load_was_seen_to_take_corrects_what_is_predicted_of_another() -> None:
+    # Without its buffers, of which this server knows nothing, it takes less than was predicted.
+    with FakeOllama(models=(LLAMA,), slots=2, speed=CostModel(decode_tps=100)) as fake:
+        load(fake, "llama:8b", keep_alive=-1, options={"num_ctx": 8192})
+        found = (await at(fake, "llama:8b", num_ctx=16384)).on("load")
+        taken = httpx.get(f"{fake.url}/api/ps").json()["models"][0]["size"]
+    assert taken == LLAMA.loaded_bytes(8192, 2)
+    shape = ModelShape.from_metadata("llama:8b", metadata_of(LLAMA))
+    before, after = (plan_memory(shape, num_ctx=num_ctx, slots=2) for num_ctx in (8192, 16384))
+    predicted = after.predicted_bytes * taken / before.predicted_bytes
+    assert found[1].numbers is not None
+    assert found[1].numbers["total_bytes"] == pytest.approx(predicted + after.overhead_bytes, rel=1e-6)
+
+
+def metadata_of(model: FakeModel) -> dict[str, Any]:
+    """What the fake server tells of it, as the engine gathers it."""
+    info = {
+        "general.architecture": model.family,
+        "context_length": model.context_length,
+        "block_count": model.layers,
+        "attention.head_count": model.kv_heads,
+        "attention.head_count_kv": model.kv_heads,
+        "attention.key_length": model.head_dim,
+        "attention.value_length": model.head_dim,
+    }
+    named = {name if "general" in name else f"{model.family}.{name}": value for name, value in info.items()}
+    return {"model_info": named, "size": model.size}
 
 
 async def test_to_look_only_loads_nothing_and_sends_nothing() -> None:

@@ -283,9 +283,10 @@ class _Examination:
         shape, loaded, found = seen.shape, seen.loaded, seen.parallel
         trained = None if shape is None else shape.context_length
         num_ctx = wish.num_ctx or (None if loaded is None else loaded.context)
-        best = load_checks.best_plan(shape, seen.card, num_ctx)
+        ratio = load_checks.seen_ratio(shape, loaded, None if found is None else found.slots)
+        best = load_checks.best_plan(shape, seen.card, num_ctx, ratio=ratio)
         reckoned = shape is not None and seen.card is not None and num_ctx is not None
-        quantized = load_checks.best_plan(shape, seen.card, num_ctx, ("q8_0",))
+        quantized = load_checks.best_plan(shape, seen.card, num_ctx, ("q8_0",), ratio=ratio)
         if loaded is not None:
             has_gpu = None if place.remote is not None or seen.sample is None else bool(seen.sample.devices)
             fresh = held is None and wish.load
@@ -299,7 +300,7 @@ class _Examination:
             self._add(
                 Finding(check="load", level="unknown", seen="the model is not loaded, and was not to be")
             )
-        plan = self._plan(num_ctx)
+        plan = self._plan(num_ctx, ratio)
         if plan is not None and (loaded is None or loaded.context != num_ctx):
             self._add(load_checks.check_fit(plan, seen.card, place, best))
         if found is not None:
@@ -311,12 +312,12 @@ class _Examination:
         elif not wish.load:
             self._add(Finding(check="slots", level="unknown", seen="no request was sent (--no-load)"))
 
-    def _plan(self, num_ctx: int | None) -> MemoryPlan | None:
+    def _plan(self, num_ctx: int | None, ratio: float) -> MemoryPlan | None:
         shape, found = self._seen.shape, self._seen.parallel
         if shape is None or num_ctx is None:
             return None
         slots = 1 if found is None or found.slots is None else found.slots
-        return plan_memory(shape, num_ctx=num_ctx, slots=slots)
+        return plan_memory(shape, num_ctx=num_ctx, slots=slots).corrected(ratio)
 
     def _this_machine(self, sample: Sample) -> None:
         wish, seen, place = self._wish, self._seen, self._place
@@ -327,7 +328,7 @@ class _Examination:
         unread = busy[0].reason if busy else memory.devices_unknown
         if place.remote is not None:
             known, unread = [], f"the GPU of {place.remote} cannot be seen from here"
-        self._add(load_checks.check_idle(max(known, default=None), str(unread), seen.parallel))
+        self._add(load_checks.check_idle(place, max(known, default=None), str(unread), seen.parallel))
         if place.remote is not None:
             self._add(machine_checks.elsewhere("card", place), machine_checks.elsewhere("ram", place))
         else:

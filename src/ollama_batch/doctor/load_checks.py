@@ -13,7 +13,8 @@ from ollama_batch.doctor.place import Place
 from ollama_batch.doctor.server import Running
 from ollama_batch.errors import EngineError, EngineOutOfMemoryError
 from ollama_batch.memory.amounts import show
-from ollama_batch.memory.plan import MemoryPlan
+from ollama_batch.memory.learned import LEAST, MOST
+from ollama_batch.memory.plan import MemoryPlan, plan_memory
 from ollama_batch.memory.recommend import KV_TYPES, recommend
 from ollama_batch.memory.sample import DeviceMemory
 from ollama_batch.memory.shape import ModelShape
@@ -41,19 +42,40 @@ class Card:
 
 
 def best_plan(
-    shape: ModelShape | None, card: Card | None, num_ctx: int | None, kinds: Sequence[str] = KV_TYPES
+    shape: ModelShape | None,
+    card: Card | None,
+    num_ctx: int | None,
+    kinds: Sequence[str] = KV_TYPES,
+    *,
+    ratio: float = 1.0,
 ) -> MemoryPlan | None:
     """The settings that fit the card: with most bits of the KV cache, of these with most slots.
 
-    None: nothing fits, or it is not known how large the model or the card is.
+    `ratio` is what the model was seen to take, by what was predicted. None: nothing fits, or it is not known
+    how large the model or the card is.
     """
     if shape is None or card is None or num_ctx is None:
         return None
     # What others take is gone; a plan leaves 8 % of the card free beside that.
     plans = recommend(
-        shape, card.total, num_ctx=num_ctx, slots=(1, 2, 4, 8), kv_types=kinds, in_use=card.others
+        shape,
+        card.total,
+        num_ctx=num_ctx,
+        slots=(1, 2, 4, 8),
+        kv_types=kinds,
+        in_use=card.others,
+        # One that takes less is not taken for smaller: too many slots cost more than too few.
+        correct=lambda plan: plan.corrected(max(1.0, ratio)),
     )
     return next((plan for kind in kinds for plan in plans if plan.kv_type == kind), None)
+
+
+def seen_ratio(shape: ModelShape | None, loaded: Running | None, slots: int | None) -> float:
+    """What the loaded model takes, by what is predicted of it; 1.0 where that is not known or cannot be."""
+    if shape is None or loaded is None or not loaded.size or not loaded.context or slots is None:
+        return 1.0
+    ratio = loaded.size / plan_memory(shape, num_ctx=loaded.context, slots=slots).predicted_bytes
+    return ratio if LEAST <= ratio <= MOST else 1.0
 
 
 def failed_to_load(error: EngineError, model: str, num_ctx: int | None, place: Place) -> Finding:
@@ -276,7 +298,7 @@ def check_slots(
     )
 
 
-def check_idle(busy_percent: int | None, unread: str, found: Parallel | None) -> Finding:
+def check_idle(place: Place, busy_percent: int | None, unread: str, found: Parallel | None) -> Finding:
     """Whether somebody else uses the engine: by the GPU before we began, and by how long we waited."""
     waited = None if found is None else found.waited_s
     numbers = {"busy_percent": busy_percent, "waited_s": waited}
@@ -291,7 +313,7 @@ def check_idle(busy_percent: int | None, unread: str, found: Parallel | None) ->
             level="warning",
             seen="; ".join(signs),
             costs="somebody else uses the engine: both are slower, and what is measured here is too",
-            mend=("ollama ps",),
+            mend=(place.client("ps"),),
             numbers=numbers,
         )
     seen = [] if busy_percent is None else [f"the GPU was {busy_percent} % busy"]
