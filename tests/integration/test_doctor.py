@@ -152,6 +152,14 @@ async def test_what_answers_is_no_ollama() -> None:
     assert one(found, "server").mend == ("ollama-batch run IN -o OUT --api openai --base-url http://x/v1",)
 
 
+async def test_a_server_that_does_not_tell_of_its_models_is_a_problem() -> None:
+    server = canned()
+    server.paths["/api/ps"] = (500, {"error": "internal server error"})
+    found = await diagnose("m:1b", base_url="http://x", transport=server, machine=FakeMachine())
+    assert one(found, "model").level == "problem"
+    assert "internal server error" in one(found, "model").seen
+
+
 # Models
 
 
@@ -257,7 +265,8 @@ async def test_a_model_that_cannot_be_loaded_is_a_problem_in_the_servers_words()
         found = one(await at(fake, num_ctx=65536), "load")
     assert found.level == "problem"
     assert "out-of-memory" in found.seen
-    assert found.mend == ("ollama-batch doctor --model toy:1b --num-ctx 4096",)
+    line = f"ollama-batch doctor --base-url {fake.url} --model toy:1b --num-ctx 4096"
+    assert found.mend == (line,)
 
 
 async def test_the_servers_default_context_is_told_and_what_it_does_to_others() -> None:
@@ -276,12 +285,19 @@ async def test_more_context_than_it_was_trained_for_is_a_warning() -> None:
     assert "2,048" in found[0].seen
 
 
-async def test_a_model_that_somebody_has_loaded_is_measured_as_it_is_and_stays_theirs() -> None:
+@pytest.mark.parametrize(
+    ("keep_alive", "seconds"), [(-1, range(-1, 0)), ("1h", range(3500, 3601)), ("10s", range(300, 301))]
+)
+async def test_a_model_that_somebody_has_loaded_is_measured_as_it_is_and_stays_as_long(
+    keep_alive: int | str, seconds: range
+) -> None:
     with FakeOllama(speed=FAST) as fake:
-        load(fake, "toy:1b", keep_alive=-1, options={"num_ctx": 8192})
+        load(fake, "toy:1b", keep_alive=keep_alive, options={"num_ctx": 8192})
         found = await at(fake, num_ctx=4096)
         assert fake.ledger.loads == 1
-        assert all(each.sent["keep_alive"] == -1 for each in fake.ledger.completions())
+        sent = {each.sent["keep_alive"] for each in fake.ledger.completions()}
+    assert len(sent) == 1
+    assert sent.pop() in seconds
     context = one(found, "context")
     assert context.level == "note"
     assert "loaded with num_ctx 8,192" in context.seen

@@ -211,7 +211,7 @@ class _Examination:
                 self._seen.running = await server.running()
                 self._add(*server_checks.check_stuck(before, self._seen.running, self._place))
         except EngineError as exc:
-            self._add(Finding(check="model", level="unknown", seen=f"the server did not say: {exc}"))
+            self._add(server_checks.tells_nothing(exc, self._place))
             return False
         return finding.level != "problem"
 
@@ -220,8 +220,7 @@ class _Examination:
         held = next((each for each in seen.running if each.is_model(model)), None)
         # What somebody has loaded is not taken from them: their settings, and their time to keep it.
         num_ctx = wish.num_ctx if held is None else held.context
-        keep_alive: float | str = -1 if held is not None and held.for_ever else "5m"
-        engine = self._server.engine(keep_alive)
+        engine = self._server.engine("5m" if held is None else held.keep_alive)
         try:
             with suppress(EngineError, MemoryUnknownError):
                 seen.shape = ModelShape.from_metadata(model, await engine.metadata(model))

@@ -85,7 +85,7 @@ def failed_to_load(error: EngineError, model: str, num_ctx: int | None, place: P
     if isinstance(error, EngineOutOfMemoryError):
         on = None
         smaller = 4096 if num_ctx is None or num_ctx > 8192 else max(1024, num_ctx // 2)
-        mend = (f"ollama-batch doctor --model {model} --num-ctx {smaller}",)
+        mend = (place.doctor("--model", model, "--num-ctx", str(smaller)),)
     return Finding(
         check="load",
         level="problem",
@@ -121,7 +121,7 @@ def check_spill(loaded: Running, place: Place, *, has_gpu: bool | None, plan: Me
         level="problem",
         seen=f"{takes}, of which {show(spilled)} ({share(spilled / loaded.size)}) did not fit on the GPU",
         costs="the processor computes those layers, and the GPU waits for it at every token",
-        mend=mend or (f"ollama-batch doctor --model {loaded.name} --num-ctx {_half(loaded.context)}",),
+        mend=mend or (place.doctor("--model", loaded.name, "--num-ctx", str(_half(loaded.context))),),
         on=place.remote if mend else None,
         numbers=numbers,
     )
@@ -147,7 +147,7 @@ def check_context(
                 level="warning",
                 seen=f"num_ctx {asked:,} is more than the {trained:,} tokens it was trained for",
                 costs="Ollama lowers it; rows that need more fail by name",
-                mend=(f"ollama-batch doctor --model {loaded.name} --num-ctx {trained}",),
+                mend=(place.doctor("--model", loaded.name, "--num-ctx", str(trained)),),
             )
         )
         asked = trained

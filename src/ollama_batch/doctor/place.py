@@ -48,6 +48,11 @@ class Place:
         line = shlex.join(("ollama", *words))
         return line if self.address in DEFAULT else f"OLLAMA_HOST={shlex.quote(self.address)} {line}"
 
+    def doctor(self, *options: str) -> str:
+        """Another call of the doctor."""
+        where = () if self.address in DEFAULT else ("--base-url", self.address)
+        return shlex.join(("ollama-batch", "doctor", *where, *options))
+
     def start(self) -> tuple[str, ...]:
         """How the server is started."""
         if self.remote is not None:

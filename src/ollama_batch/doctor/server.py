@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from math import ceil
 from typing import Any, Final
 
 import httpx
@@ -40,6 +41,11 @@ class Running:
     def for_ever(self) -> bool:
         """Whether it stays until somebody unloads it."""
         return self.left_s is not None and self.left_s > FOREVER_S
+
+    @property
+    def keep_alive(self) -> int:
+        """What leaves it loaded for as long as it is now, or the 5 minutes of Ollama's own, in seconds."""
+        return -1 if self.for_ever else max(300, ceil(self.left_s or 0))
 
     def is_model(self, model: str) -> bool:
         """Whether this is `model`, whose tag may be left out."""

@@ -45,7 +45,7 @@ def unreachable(error: EngineError, place: Place, patience_s: float, *, openai: 
     elif isinstance(error, EngineConnectionError):
         seen, mend = f"{place.address} breaks connections off", place.restart()
     elif isinstance(error, EngineAuthError):
-        seen, mend, on = f"{place.address}: {error}", ("ollama-batch doctor --api-key-env NAME",), None
+        seen, mend, on = f"{place.address}: {error}", (place.doctor("--api-key-env", "NAME"),), None
     elif openai:
         seen = (
             f"{place.address} is no Ollama, but has the routes of OpenAI's API: this doctor knows Ollama only"
@@ -77,6 +77,18 @@ def reached(place: Place, took_s: float) -> Finding:
         mend=place.restart() if slow else (),
         on=place.remote if slow else None,
         numbers={"took_s": took_s},
+    )
+
+
+def tells_nothing(error: EngineError, place: Place) -> Finding:
+    """It is there, but does not tell of its models."""
+    return Finding(
+        check="model",
+        level="problem",
+        seen=f"the server does not tell of its models: {error}",
+        costs="a run asks the same, and ends at once",
+        mend=place.restart(),
+        on=place.remote,
     )
 
 
