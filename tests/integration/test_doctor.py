@@ -286,7 +286,7 @@ async def test_more_context_than_it_was_trained_for_is_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep_alive", "seconds"), [(-1, range(-1, 0)), ("1h", range(3500, 3601)), ("10s", range(300, 301))]
+    ("keep_alive", "seconds"), [(-1, range(-1, 0)), ("1h", range(3500, 3602)), ("10s", range(300, 301))]
 )
 async def test_a_model_that_somebody_has_loaded_is_measured_as_it_is_and_stays_as_long(
     keep_alive: int | str, seconds: range
