@@ -256,8 +256,8 @@ def _add_doctor(subparsers: Any, command: Command) -> None:
             subparsers,
             "doctor",
             command,
-            "say what is wrong with a server and this machine before hours are spent",
-            "Loads the model if it is not loaded, and sends short requests.",
+            "say what is wrong before hours are spent",
+            "Loads the model, sends short requests.",
             codes=DOCTOR_CODES,
         )
     )

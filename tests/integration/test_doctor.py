@@ -23,7 +23,7 @@ from ollama_batch.cli import main
 from ollama_batch.doctor import Diagnosis, Finding, diagnose, examine
 from ollama_batch.doctor.place import Place
 from ollama_batch.errors import ConfigError, InputError
-from ollama_batch.memory import GpuProcess, ModelShape, Reading, plan_memory
+from ollama_batch.memory import GpuProcess, MemorySample, ModelShape, Reading, plan_memory
 from ollama_batch.testing import CostModel, FakeModel, FakeOllama, FakeReply, Fault
 from runner_support import rows_file
 
@@ -251,6 +251,13 @@ async def test_layers_that_did_not_fit_are_a_problem_with_the_settings_that_fit(
     assert "OLLAMA_NUM_PARALLEL=4 OLLAMA_CONTEXT_LENGTH=16384" in found.mend[-1]
 
 
+async def test_more_slots_are_not_advised_where_one_does_not_fit() -> None:
+    model = FakeModel("toy:1b", gpu_share=0.7)
+    with FakeOllama(models=(model,), slots=1, speed=FAST) as fake:
+        found = one(await at(fake, machine=FakeMachine(found=sample(0.0))), "slots")
+    assert (found.level, found.mend) == ("note", ())
+
+
 async def test_a_model_without_any_gpu_is_a_problem_only_where_there_is_one() -> None:
     with FakeOllama(models=(FakeModel("toy:1b", gpu_share=0.0),), speed=FAST) as fake:
         with_gpu = await at(fake)
@@ -269,13 +276,26 @@ async def test_a_model_that_cannot_be_loaded_is_a_problem_in_the_servers_words()
     assert found.mend == (line,)
 
 
-async def test_the_servers_default_context_is_told_and_what_it_does_to_others() -> None:
+@pytest.mark.parametrize(
+    ("found", "mended", "assumed"),
+    [
+        (card(15 * GIB), True, False),
+        (card(1.5 * GIB), False, False),  # 1 GB of weights, its context and buffers do not fit
+        (sample(0.0), True, True),
+    ],
+    ids=["room", "no room", "not known"],
+)
+async def test_the_servers_default_context_is_told_and_what_it_does_to_others(
+    found: MemorySample, mended: bool, assumed: bool
+) -> None:
     with FakeOllama(num_ctx=4096, speed=FAST) as fake:
-        found = one(await at(fake), "context")
-    assert found.level == "note"
-    assert "default context is 4,096 tokens of 131,072" in found.seen
-    assert "in silence" in str(found.costs)
-    assert "OLLAMA_CONTEXT_LENGTH=32768" in found.mend[-1]
+        context = one(await at(fake, machine=FakeMachine(found=found)), "context")
+    assert context.level == "note"
+    assert "default context is 4,096 tokens of 131,072" in context.seen
+    assert "in silence" in str(context.costs)
+    assert bool(context.mend) is mended
+    assert bool(context.assumed) is assumed
+    assert not mended or "OLLAMA_CONTEXT_LENGTH=32768" in context.mend[-1]
 
 
 async def test_more_context_than_it_was_trained_for_is_a_warning() -> None:

@@ -284,7 +284,9 @@ class _Examination:
         num_ctx = wish.num_ctx or (None if loaded is None else loaded.context)
         ratio = load_checks.seen_ratio(shape, loaded, None if found is None else found.slots)
         best = load_checks.best_plan(shape, seen.card, num_ctx, ratio=ratio)
-        reckoned = shape is not None and seen.card is not None and num_ctx is not None
+        spilled = loaded is not None and (loaded.vram or 0) < (loaded.size or 0)
+        # What does not fit now will not with more slots.
+        reckoned = spilled or (shape is not None and seen.card is not None and num_ctx is not None)
         quantized = load_checks.best_plan(shape, seen.card, num_ctx, ("q8_0",), ratio=ratio)
         if loaded is not None:
             has_gpu = None if place.remote is not None or seen.sample is None else bool(seen.sample.devices)
@@ -292,7 +294,12 @@ class _Examination:
             self._add(
                 load_checks.check_spill(loaded, place, has_gpu=has_gpu, plan=best),
                 *load_checks.check_context(
-                    loaded, asked=wish.num_ctx, fresh=fresh, trained=trained, place=place
+                    loaded,
+                    asked=wish.num_ctx,
+                    fresh=fresh,
+                    trained=trained,
+                    place=place,
+                    fits=lambda longer: False if spilled else self._fits(longer, ratio),
                 ),
             )
         elif wish.num_ctx is None:
@@ -310,6 +317,10 @@ class _Examination:
             )
         elif not wish.load:
             self._add(Finding(check="slots", level="unknown", seen="no request was sent (--no-load)"))
+
+    def _fits(self, num_ctx: int, ratio: float) -> bool | None:
+        plan, card = self._plan(num_ctx, max(1.0, ratio)), self._seen.card
+        return None if plan is None or card is None else plan.total_bytes <= card.total - card.others
 
     def _plan(self, num_ctx: int | None, ratio: float) -> MemoryPlan | None:
         shape, found = self._seen.shape, self._seen.parallel

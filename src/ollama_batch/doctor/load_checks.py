@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -132,11 +132,18 @@ def _half(num_ctx: int | None) -> int:
 
 
 def check_context(
-    loaded: Running, *, asked: int | None, fresh: bool, trained: int | None, place: Place
+    loaded: Running,
+    *,
+    asked: int | None,
+    fresh: bool,
+    trained: int | None,
+    place: Place,
+    fits: Callable[[int], bool | None],
 ) -> list[Finding]:
     """How long the context is, and what happens to longer prompts.
 
-    `fresh`: it was loaded by us; with `asked` None then by the server's own default.
+    `fresh`: it was loaded by us; with `asked` None then by the server's own default. `fits`: whether another
+    context length does (None: not known).
     """
     context = loaded.context
     findings = []
@@ -182,6 +189,9 @@ def check_context(
             )
         )
     else:
+        better = min(trained or 32768, 32768)
+        room = fits(better)
+        worth = context < better and room is not False
         findings.append(
             Finding(
                 check="context",
@@ -189,10 +199,9 @@ def check_context(
                 seen=f"the server's default context is {context:,} tokens{of}",
                 costs="programs that ask for none (all that use /v1) lose the beginning of longer prompts in "
                 "silence; runs of ollama-batch ask for theirs (--num-ctx): rows that do not fit fail by name",
-                mend=place.serve_with({"OLLAMA_CONTEXT_LENGTH": str(min(trained or 32768, 32768))})
-                if context < min(trained or 32768, 32768)
-                else (),
-                on=place.remote,
+                mend=place.serve_with({"OLLAMA_CONTEXT_LENGTH": str(better)}) if worth else (),
+                on=place.remote if worth else None,
+                assumed=("that the card has room for it",) if worth and room is None else (),
                 numbers=numbers,
             )
         )

@@ -60,7 +60,7 @@ class Place:
             return self.serve_with({"OLLAMA_HOST": "0.0.0.0"})  # noqa: S104 - told, not bound to
         if self.unit:
             return ("sudo systemctl start ollama",)
-        return ("open -a Ollama",) if self.platform == "darwin" else ("ollama serve",)
+        return ("open -a Ollama",) if self.platform == "darwin" else (self._serve({}),)
 
     def restart(self) -> tuple[str, ...]:
         """How the server is ended and started again."""
@@ -70,7 +70,7 @@ class Place:
             return ("osascript -e 'quit app \"Ollama\"'", "open -a Ollama")
         if self.platform == "win32":
             return ("taskkill /IM ollama.exe /F", "ollama serve")
-        return (STOP, "ollama serve")
+        return (STOP, self._serve({}))
 
     def upgrade(self) -> tuple[str, ...]:
         """How a newer server is got."""
@@ -96,5 +96,9 @@ class Place:
             )
         if self.platform == "win32":
             return (*(f"setx {name} {value}" for name, value in variables.items()), *self.restart())
-        settings = " ".join(f"{name}={value}" for name, value in variables.items())
-        return (STOP, f"{settings} ollama serve")
+        return (STOP, self._serve(variables))
+
+    def _serve(self, variables: Mapping[str, str]) -> str:
+        where = {} if self.address in DEFAULT else {"OLLAMA_HOST": urlsplit(self.address).netloc}
+        settings = [f"{name}={value}" for name, value in {**where, **variables}.items()]
+        return " ".join([*settings, "ollama serve"])

@@ -28,6 +28,9 @@ def test_variables_are_set_where_the_server_takes_them_from() -> None:
     variables = {"OLLAMA_NUM_PARALLEL": "4", "OLLAMA_FLASH_ATTENTION": "1"}
     lines = {name: place.serve_with(variables) for name, place in PLACES.items()}
     assert lines["bare"][-1] == "OLLAMA_NUM_PARALLEL=4 OLLAMA_FLASH_ATTENTION=1 ollama serve"
+    elsewhere = Place("http://127.0.0.1:11500", None, "linux")
+    assert elsewhere.serve_with({"A": "1"})[-1] == "OLLAMA_HOST=127.0.0.1:11500 A=1 ollama serve"
+    assert elsewhere.start() == ("OLLAMA_HOST=127.0.0.1:11500 ollama serve",)
     assert lines["unit"] == lines["remote"]
     assert DROP_IN in lines["unit"][1]
     assert "launchctl setenv OLLAMA_NUM_PARALLEL 4" in lines["mac"]
