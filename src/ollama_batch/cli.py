@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ollama_batch._arguments import THINK as THINK_LEVELS
 from ollama_batch._arguments import (
-    api_key,
+    _key,
     body_defaults,
     conversation_policy,
     fallback_model,
@@ -247,7 +247,7 @@ def _verify(arguments: Namespace) -> int:
 
 
 def _doctor(arguments: Namespace) -> int:
-    return doctor(arguments, api_key=api_key(arguments))
+    return doctor(arguments, api_key=_key(arguments))
 
 
 def _demo(arguments: Namespace) -> int:
