@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
@@ -22,6 +22,8 @@ SIDE_S: Final = 2.0
 
 LEAST_S: Final = 0.02
 """Answers faster than this tell nothing of what goes on at once."""
+
+LASTING: Final = 0.4
 
 QUESTION: Final = "Count from 1 to 100, with a word on each number. Begin at number {}."
 
@@ -146,18 +148,21 @@ def _slots(answered: Sequence[Answered], sent: int) -> tuple[int | None, str | N
     return overlap(worked), None
 
 
-def overlap(spans: Iterable[tuple[float, float]], *, slack: float = 0.2) -> int:
-    """The most of `spans` (start, end) that go on at one moment.
+def overlap(spans: Sequence[tuple[float, float]]) -> int:
+    """The most of `spans` (start, end) that go on at once for 40 % of their mean length at a stretch.
 
-    Each is shortened by the share `slack`, half at either end: clocks err, and one that begins as another
-    ends does not go on beside it.
+    Clocks err and answers are read late: that one seems to begin before another has ended says nothing.
     """
-    steps: list[tuple[float, int]] = []
-    for start, end in spans:
-        cut = (end - start) * slack / 2
-        steps += [(start + cut, 1), (end - cut, -1)]
-    most = now = 0
-    for _, step in sorted(steps):
-        now += step
-        most = max(most, now)
-    return most
+    if not spans:
+        return 0
+    least = LASTING * fmean(end - start for start, end in spans)
+    steps = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
+    for many in range(len(spans), 1, -1):
+        now, since = 0, 0.0
+        for at, step in steps:
+            if now == many and step < 0 and at - since >= least:
+                return many
+            if now == many - 1 and step > 0:
+                since = at
+            now += step
+    return 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ollama_batch.doctor.measure import overlap
 from ollama_batch.doctor.night import Pace, error_of
@@ -14,14 +16,24 @@ from ollama_batch.doctor.night import Pace, error_of
         ([], 0),
         ([(0, 1)], 1),
         ([(0, 1), (1, 2), (2, 3)], 1),  # one after another
-        ([(0, 1.04), (0.98, 2.03), (1.97, 3)], 1),  # the same, by clocks that err
+        ([(0, 1.1), (0.8, 2.1), (1.8, 3)], 1),  # the same, by clocks that err
         ([(0, 1), (0, 1), (1, 2), (1, 2)], 2),
-        ([(0, 2), (0.5, 1.5), (1, 3), (2.5, 4)], 3),
+        ([(0, 2), (0.5, 1.5), (1, 3), (2.5, 4)], 2),  # three only from 1 to 1.5
+        ([(0, 2), (0.2, 1.8), (0.9, 3), (2.5, 4)], 3),
+        ([(0, 1)] * 5 + [(1, 2)] * 3, 5),  # five slots, eight requests
         ([(0, 1)] * 8, 8),
     ],
 )
 def test_how_many_went_on_at_once(spans: list[tuple[float, float]], most: int) -> None:
     assert overlap(spans) == most
+
+
+@given(slots=st.integers(1, 8), late=st.lists(st.floats(0, 0.2), min_size=8, max_size=8))
+def test_the_slots_of_a_server_are_found_though_answers_are_read_late(slots: int, late: list[float]) -> None:
+    # Eight requests of 1 s, of which `slots` go on at a time; each answer is read up to 0.2 s late.
+    ends = [1 + number // slots for number in range(8)]
+    spans = [(end - 1 + delay, end + delay) for end, delay in zip(ends, late, strict=True)]
+    assert overlap(spans) == slots
 
 
 def test_the_night_is_reckoned_from_the_mean_time_and_from_the_wall_time() -> None:
