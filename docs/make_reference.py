@@ -16,6 +16,7 @@ from ollama_batch import events, report, types
 from ollama_batch.concurrency import Concurrency
 from ollama_batch.control import Supervisor, SystemdUnit
 from ollama_batch.conversation import ConversationPolicy
+from ollama_batch.doctor import Diagnosis, Finding, diagnose
 from ollama_batch.engines.ollama import OllamaEngine
 from ollama_batch.memory import GuardDecision, MemoryPlan, MemorySample, RamGuard, VramGuard
 from ollama_batch.metrics import BatchMetrics
@@ -135,6 +136,17 @@ def restarts() -> str:
     return "\n\n".join(parts)
 
 
+def doctor() -> str:
+    """`diagnose` with its arguments, and the data."""
+    rows = [
+        (f"`{name}`", default(parameter.default))
+        for name, parameter in inspect.signature(diagnose).parameters.items()
+        if name not in ("transport", "machine", "place", "told")
+    ]
+    data = classes(Diagnosis, Finding)()
+    return f"### diagnose\n\n{prose(diagnose)}\n\n{table(('argument', 'default'), rows)}\n\n{data}"
+
+
 def told() -> str:
     """Every event."""
     rows = []
@@ -181,6 +193,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "restarts": restarts,
     "memory": memory,
     "fakes": classes(FakeModel, CostModel, FakeReply, level=4),
+    "doctor": doctor,
     "faults": faults,
     "columns": columns,
 }

@@ -123,3 +123,6 @@ class FakeNvml:
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: Card) -> list[Any]:  # noqa: N802
         return [SimpleNamespace(pid=pid, usedGpuMemory=None) for pid in handle.pids]
+
+    def nvmlDeviceGetGraphicsRunningProcesses(self, handle: Card) -> list[Any]:  # noqa: N802
+        raise pynvml.NVMLError_NotSupported()

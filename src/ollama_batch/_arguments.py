@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ollama_batch._doctor_command import DOCTOR_CODES, add_options
+
 Command = Callable[[argparse.Namespace], int]
 
 EXIT_CODES = "exit codes: 0 every row ok; 1 finished, some rows failed; 2 wrong usage or refused input;\n\
@@ -51,6 +53,7 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         "export": _add_export,
         "export-failed": _add_export_failed,
         "verify": _add_verify,
+        "doctor": _add_doctor,
         "demo": _add_demo,
     }
     added = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -275,6 +278,19 @@ def _add_verify(subparsers: Any, command: Command) -> None:
     verify.add_argument("inputs", nargs="+", metavar="IN", help="files or glob patterns")
     verify.add_argument("output", metavar="OUT", help="file, or folder for several inputs")
     verify.add_argument("--errors", metavar="F", help=ERRORS)
+
+
+def _add_doctor(subparsers: Any, command: Command) -> None:
+    add_options(
+        _add(
+            subparsers,
+            "doctor",
+            command,
+            "say what is wrong before hours are spent",
+            "Loads the model, sends short requests.",
+            codes=DOCTOR_CODES,
+        )
+    )
 
 
 def _add_demo(subparsers: Any, command: Command) -> None:

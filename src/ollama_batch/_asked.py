@@ -72,10 +72,10 @@ def make_engine(arguments: argparse.Namespace, model: str | None) -> Engine:
 
         if arguments.base_url is None:
             raise ConfigError("--api openai needs --base-url URL, as in http://127.0.0.1:8000/v1")
-        return OpenAIEngine(arguments.base_url, api_key=_key(arguments))
+        return OpenAIEngine(arguments.base_url, api_key=api_key(arguments))
     from ollama_batch.engines.ollama import OllamaEngine
 
-    return OllamaEngine(arguments.base_url, api_key=_key(arguments))
+    return OllamaEngine(arguments.base_url, api_key=api_key(arguments))
 
 
 def _embedded(arguments: argparse.Namespace, model: str | None) -> Engine:
@@ -141,7 +141,7 @@ def input_paths(paths: Sequence[str]) -> list[Path]:
     return [Path(path) for path in paths]
 
 
-def _key(arguments: argparse.Namespace) -> str | None:
+def api_key(arguments: argparse.Namespace) -> str | None:
     name = arguments.api_key_env
     if name is None:
         return None

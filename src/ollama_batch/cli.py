@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from ollama_batch._arguments import THINK as THINK_LEVELS
 from ollama_batch._arguments import make_parser
 from ollama_batch._asked import (
+    api_key,
     body_defaults,
     conversation_policy,
     fallback_model,
@@ -31,6 +32,7 @@ from ollama_batch._asked import (
     row_models,
     trim_strategy,
 )
+from ollama_batch._doctor_command import doctor
 from ollama_batch._spelling import as_options
 from ollama_batch._text import duration, plain
 from ollama_batch.errors import (
@@ -66,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "export": _export,
         "export-failed": _export_failed,
         "verify": _verify,
+        "doctor": _doctor,
         "demo": _demo,
     }
     arguments = make_parser(commands).parse_args(argv)
@@ -265,6 +268,10 @@ def _verify(arguments: Namespace) -> int:
         print(report if len(sources) == 1 else f"{place.output}: {report}")
         all_ok = all_ok and report.ok
     return OK if all_ok else SOME_FAILED
+
+
+def _doctor(arguments: Namespace) -> int:
+    return doctor(arguments, api_key=api_key(arguments))
 
 
 def _demo(arguments: Namespace) -> int:

@@ -7,6 +7,7 @@ from ollama_batch.memory.learned import LearnedMemory
 from ollama_batch.memory.levels import Level
 from ollama_batch.memory.plan import MemoryPlan, plan_memory
 from ollama_batch.memory.probe import LocalProbe, Probe
+from ollama_batch.memory.processes import GpuProcess, gpu_processes
 from ollama_batch.memory.recommend import recommend
 from ollama_batch.memory.sample import DeviceMemory, EngineMemory, HostMemory, MemorySample, Reading
 from ollama_batch.memory.sampler import MemorySampler
@@ -18,6 +19,7 @@ __all__ = [
     "Effect",
     "EngineMemory",
     "EngineView",
+    "GpuProcess",
     "Guard",
     "GuardDecision",
     "HostMemory",
@@ -33,6 +35,7 @@ __all__ = [
     "RamGuard",
     "Reading",
     "VramGuard",
+    "gpu_processes",
     "plan_memory",
     "recommend",
 ]

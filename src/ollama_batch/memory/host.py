@@ -16,6 +16,9 @@ ENGINE_NAMES: Final = frozenset({"ollama", "ollama.exe", "llama-server", "llama-
 SEARCH_S: Final = 30.0
 """How often processes are searched: that takes as long as all the rest of a sample many times over."""
 
+NO_LIMIT: Final = "no limit"
+"""Why the control group's limit has no value where there is none."""
+
 _SOURCE: Final = "psutil"
 
 
@@ -62,7 +65,7 @@ class HostProbe:
             total = available = Reading.unknown(str(exc), _SOURCE)
         try:
             group = self._group()
-            limit = Reading.unknown("no limit", "cgroup")
+            limit = Reading.unknown(NO_LIMIT, "cgroup")
             if group is not None:
                 limit = Reading(group.source, group.limit)
                 total = smaller(limit, total)

@@ -73,33 +73,83 @@ class NvmlProbe:
         self._ready = True
         return self._nvml
 
+    def processes(self) -> tuple[tuple[str, int, Reading], ...]:
+        """The processes that have memory of a GPU: the device's id, theirs, and how much.
+
+        A driver inside a container often hides those outside. Raises MemoryUnknownError if NVML cannot be
+        used, or tells of none of its devices which processes they serve.
+        """
+        nvml = self._start()
+        told: list[tuple[str, int, Reading]] = []
+        errors: list[str] = []
+        try:
+            for index in range(nvml.nvmlDeviceGetCount()):
+                for id_, handle, _ in _parts(nvml, index):
+                    try:
+                        told += [(id_, pid, used) for pid, used in _users(nvml, handle).items()]
+                    except nvml.NVMLError as exc:
+                        errors.append(f"{id_}: {exc}")
+        except nvml.NVMLError as exc:
+            self.close()
+            errors.append(str(exc))
+        if errors and not told:
+            raise MemoryUnknownError(f"NVML: {'; '.join(errors)}")
+        return tuple(told)
+
     def _device(
         self, nvml: Any, index: int, pids: Collection[int], host: tuple[Reading, Reading] | None
     ) -> list[DeviceMemory]:
         try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            parts = _parts(nvml, index)
         except nvml.NVMLError as exc:
             lost = Reading.unknown(str(exc), SOURCE)
             return [DeviceMemory(f"gpu{index}", f"GPU {index}", lost, lost, lost)]
-        name = _name(nvml, handle, f"GPU {index}")
+        # An instance of a divided card has memory of its own.
+        return [
+            _memory(nvml, handle, id_, name, pids, None if "/" in id_ else host)
+            for id_, handle, name in parts
+        ]
+
+
+def _parts(nvml: Any, index: int) -> list[tuple[str, Any, str]]:
+    """Id, handle and name of a GPU, or of each instance it is divided into. Raises NVMLError."""
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    name = _name(nvml, handle, f"GPU {index}")
+    try:
+        divided = nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
+    except nvml.NVMLError:
+        divided = False  # a card that cannot be divided
+    if not divided:
+        return [(f"gpu{index}", handle, name)]
+    # The whole card can be read only by root, and says nothing of the room in one part.
+    parts = []
+    for part in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         try:
-            divided = nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
+            instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, part)
         except nvml.NVMLError:
-            divided = False  # a card that cannot be divided
-        if not divided:
-            return [_memory(nvml, handle, f"gpu{index}", name, pids, host)]
-        # The whole card can be read only by root, and says nothing of the room in one part.
-        parts = []
-        for part in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-            try:
-                instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, part)
-            except nvml.NVMLError:
-                continue  # no instance has this number
-            id_ = f"gpu{index}/mig{part}"
-            parts.append(
-                _memory(nvml, instance, id_, _name(nvml, instance, f"{name} MIG {part}"), pids, None)
-            )
-        return parts
+            continue  # no instance has this number
+        parts.append((f"gpu{index}/mig{part}", instance, _name(nvml, instance, f"{name} MIG {part}")))
+    return parts
+
+
+def _users(nvml: Any, handle: Any) -> dict[int, Reading]:
+    """What each process has of a device, whether it computes or draws. Raises NVMLError."""
+    found: dict[int, Reading] = {}
+    running = list(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    try:
+        running += nvml.nvmlDeviceGetGraphicsRunningProcesses(handle)
+    except nvml.NVMLError:
+        pass  # what computes is what matters
+    for process in running:
+        used = process.usedGpuMemory
+        reading = (
+            Reading.unknown("the driver does not say", SOURCE) if used is None else Reading(SOURCE, used)
+        )
+        before = found.get(process.pid)
+        # One that does both is told twice, with the same figure.
+        if before is None or (reading.value or 0) > (before.value or 0):
+            found[process.pid] = reading
+    return found
 
 
 def _memory(

@@ -1,0 +1,332 @@
+"""Findings on the loaded model: is all of it on the GPU, how long is its context, would another fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ollama_batch._text import share
+from ollama_batch.doctor.finding import Finding
+from ollama_batch.doctor.measure import Parallel
+from ollama_batch.doctor.place import Place
+from ollama_batch.doctor.server import Running
+from ollama_batch.errors import EngineError, EngineOutOfMemoryError
+from ollama_batch.memory.amounts import show
+from ollama_batch.memory.learned import LEAST, MOST
+from ollama_batch.memory.plan import MemoryPlan, plan_memory
+from ollama_batch.memory.recommend import KV_TYPES, recommend
+from ollama_batch.memory.sample import DeviceMemory
+from ollama_batch.memory.shape import ModelShape
+
+WANTED_SLOTS: Final = 4
+LONG_WAIT_S: Final = 0.25
+BUSY_PERCENT: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The GPU memory there is for the model: all of the cards, and what others have of it; bytes."""
+
+    total: int
+    others: int
+
+    @classmethod
+    def of(cls, devices: Sequence[DeviceMemory], model_bytes: int) -> Card | None:
+        """What the devices tell, where the model has `model_bytes` of them; None if one does not tell."""
+        rooms = [each.room for each in devices]
+        if not rooms or any(not room.used.known or not room.total.known for room in rooms):
+            return None
+        used = sum(room.used.get() for room in rooms)
+        return cls(sum(room.total.get() for room in rooms), max(0, used - model_bytes))
+
+
+def best_plan(
+    shape: ModelShape | None,
+    card: Card | None,
+    num_ctx: int | None,
+    kinds: Sequence[str] = KV_TYPES,
+    *,
+    ratio: float = 1.0,
+) -> MemoryPlan | None:
+    """The settings that fit the card: with most bits of the KV cache, of these with most slots.
+
+    `ratio` is what the model was seen to take, by what was predicted. None: nothing fits, or it is not known
+    how large the model or the card is.
+    """
+    if shape is None or card is None or num_ctx is None:
+        return None
+    # What others take is gone; a plan leaves 8 % of the card free beside that.
+    plans = recommend(
+        shape,
+        card.total,
+        num_ctx=num_ctx,
+        slots=(1, 2, 4, 8),
+        kv_types=kinds,
+        in_use=card.others,
+        # One that takes less is not taken for smaller: too many slots cost more than too few.
+        correct=lambda plan: plan.corrected(max(1.0, ratio)),
+    )
+    return next((plan for kind in kinds for plan in plans if plan.kv_type == kind), None)
+
+
+def seen_ratio(shape: ModelShape | None, loaded: Running | None, slots: int | None) -> float:
+    """What the loaded model takes, by what is predicted of it; 1.0 where that is not known or cannot be."""
+    if shape is None or loaded is None or not loaded.size or not loaded.context or slots is None:
+        return 1.0
+    ratio = loaded.size / plan_memory(shape, num_ctx=loaded.context, slots=slots).predicted_bytes
+    return ratio if LEAST <= ratio <= MOST else 1.0
+
+
+def failed_to_load(error: EngineError, model: str, num_ctx: int | None, place: Place) -> Finding:
+    """The model could not be loaded."""
+    mend: tuple[str, ...] = place.restart()
+    on = place.remote
+    if isinstance(error, EngineOutOfMemoryError):
+        on = None
+        smaller = 4096 if num_ctx is None or num_ctx > 8192 else max(1024, num_ctx // 2)
+        mend = (place.doctor("--model", model, "--num-ctx", str(smaller)),)
+    return Finding(
+        check="load",
+        level="problem",
+        seen=f"{model} cannot be loaded: {error}",
+        costs="a run ends at once, or stops when it has to load the model again",
+        mend=mend,
+        on=on,
+    )
+
+
+def check_spill(loaded: Running, place: Place, *, has_gpu: bool | None, plan: MemoryPlan | None) -> Finding:
+    """Whether all of the model is on the GPU."""
+    numbers = {"size_bytes": loaded.size, "vram_bytes": loaded.vram}
+    if loaded.size is None or loaded.vram is None:
+        return Finding(check="load", level="unknown", seen="the server does not say how much memory it takes")
+    takes = f"{loaded.name} takes {show(loaded.size)}"
+    spilled = loaded.size - loaded.vram
+    if spilled <= 0:
+        return Finding(check="load", level="ok", seen=f"{takes}, all of it on the GPU", numbers=numbers)
+    mend = () if plan is None else place.serve_with(plan.environment)
+    if loaded.vram == 0:
+        return Finding(
+            check="load",
+            level="problem" if has_gpu else "warning",
+            seen=f"{takes}, none of it on a GPU",
+            costs="everything is computed by the processor, which is far slower",
+            mend=mend or (place.restart() if has_gpu else ()),
+            on=place.remote,
+            numbers=numbers,
+        )
+    return Finding(
+        check="load",
+        level="problem",
+        seen=f"{takes}, of which {show(spilled)} ({share(spilled / loaded.size)}) did not fit on the GPU",
+        costs="the processor computes those layers, and the GPU waits for it at every token",
+        mend=mend or (place.doctor("--model", loaded.name, "--num-ctx", str(_half(loaded.context))),),
+        on=place.remote if mend else None,
+        numbers=numbers,
+    )
+
+
+def _half(num_ctx: int | None) -> int:
+    return max(1024, (num_ctx or 8192) // 2)
+
+
+def check_context(
+    loaded: Running,
+    *,
+    asked: int | None,
+    fresh: bool,
+    trained: int | None,
+    place: Place,
+    fits: Callable[[int], bool | None],
+) -> list[Finding]:
+    """How long the context is, and what happens to longer prompts.
+
+    `fresh`: it was loaded by us; with `asked` None then by the server's own default. `fits`: whether another
+    context length does (None: not known).
+    """
+    context = loaded.context
+    findings = []
+    if asked is not None and trained is not None and asked > trained:
+        findings.append(
+            Finding(
+                check="context",
+                level="warning",
+                seen=f"num_ctx {asked:,} is more than the {trained:,} tokens it was trained for",
+                costs="Ollama lowers it; rows that need more fail by name",
+                mend=(place.doctor("--model", loaded.name, "--num-ctx", str(trained)),),
+            )
+        )
+        asked = trained
+    if context is None:
+        told = "the server does not tell the context length, as older releases"
+        return [*findings, Finding(check="context", level="unknown", seen=told)]
+    numbers = {"num_ctx": context, "trained": trained}
+    of = f" of {trained:,} it was trained for" if trained else ""
+    if asked is not None and context != asked:
+        findings.append(
+            Finding(
+                check="context",
+                level="note",
+                seen=f"somebody has it loaded with num_ctx {context:,}; a run with {asked:,} loads it anew",
+                costs="one load, once their requests are done; measured here as it is",
+                numbers=numbers,
+            )
+        )
+    elif asked is not None:
+        findings.append(
+            Finding(check="context", level="ok", seen=f"{context:,} tokens{of}, as asked", numbers=numbers)
+        )
+    elif not fresh:
+        findings.append(
+            Finding(
+                check="context",
+                level="unknown",
+                seen=f"it was loaded already, with {context:,} tokens: the server's default shows only when "
+                "a model is loaded",
+                mend=(place.client("stop", loaded.name),),
+                numbers=numbers,
+            )
+        )
+    else:
+        better = min(trained or 32768, 32768)
+        room = fits(better)
+        worth = context < better and room is not False
+        findings.append(
+            Finding(
+                check="context",
+                level="note",
+                seen=f"the server's default context is {context:,} tokens{of}",
+                costs="programs that ask for none (all that use /v1) lose the beginning of longer prompts in "
+                "silence; runs of ollama-batch ask for theirs (--num-ctx): rows that do not fit fail by name",
+                mend=place.serve_with({"OLLAMA_CONTEXT_LENGTH": str(better)}) if worth else (),
+                on=place.remote if worth else None,
+                assumed=("that the card has room for it",) if worth and room is None else (),
+                numbers=numbers,
+            )
+        )
+    return findings
+
+
+def check_fit(plan: MemoryPlan, card: Card | None, place: Place, best: MemoryPlan | None) -> Finding:
+    """Whether a load that was not tried would fit."""
+    about = f"num_ctx {plan.num_ctx:,} x {plan.slots}: about {show(plan.total_bytes)}"
+    numbers = {"total_bytes": plan.total_bytes, "num_ctx": plan.num_ctx, "slots": plan.slots}
+    assumed = ("measured in an earlier load",) if plan.measured else plan.notes
+    if card is None:
+        return Finding(
+            check="load",
+            level="unknown",
+            seen=f"{about}, and how much the card has cannot be read from here",
+            assumed=assumed,
+            numbers=numbers,
+        )
+    room = card.total - card.others
+    if plan.total_bytes <= room:
+        seen = f"{about}, of the {show(room)} that the GPU has for it"
+        return Finding(check="load", level="ok", seen=seen, assumed=assumed, numbers=numbers)
+    return Finding(
+        check="load",
+        level="problem",
+        seen=f"{about} will not fit: the GPU has {show(room)} for it",
+        costs="layers of it will be computed by the processor, or the load fails",
+        mend=() if best is None else place.serve_with(best.environment),
+        on=place.remote,
+        assumed=assumed,
+        numbers=numbers,
+    )
+
+
+def check_slots(
+    found: Parallel,
+    place: Place,
+    *,
+    shape: ModelShape | None,
+    reckoned: bool,
+    best: MemoryPlan | None,
+    quantized: MemoryPlan | None,
+) -> Finding:
+    """How many requests the server works on at once.
+
+    `best` and `quantized` are what fits the card, with a KV cache as exact as can be and with one of q8_0,
+    if that was `reckoned`.
+    """
+    numbers = {
+        "slots": found.slots,
+        "sent": found.sent,
+        "tokens_per_s_alone": found.alone,
+        "tokens_per_s_together": found.together,
+    }
+    if found.slots is None:
+        return Finding(check="slots", level="unknown", seen=found.unknown or "", numbers=numbers)
+    gain = ""
+    if found.gain is not None:
+        gain = f": {found.alone:.0f} tokens/s alone, {found.together:.0f} side by side"
+    many = f"{found.slots} or more" if found.slots >= found.sent else str(found.slots)
+    if found.slots > 1:
+        level = "ok" if found.slots >= WANTED_SLOTS else "note"
+        seen = f"{many} requests are worked on at once{gain}"
+        if level == "ok":
+            return Finding(check="slots", level="ok", seen=seen, numbers=numbers)
+    else:
+        seen, level = f"one request is worked on at a time, {found.sent} were sent{gain}", "warning"
+    if shape is not None and shape.one_slot:
+        return Finding(
+            check="slots",
+            level="note",
+            seen=f"{seen}: Ollama gives {shape.architecture} models one slot, whatever is set",
+            costs="the others wait in line; no setting of Ollama mends it",
+            numbers=numbers,
+        )
+    slots = best.slots if best is not None else 0 if reckoned else WANTED_SLOTS
+    if slots <= found.slots:
+        wider = quantized if quantized is not None and quantized.slots > found.slots else None
+        more = "" if wider is None else f"; {wider.slots} would, in q8_0, which changes answers a little"
+        return Finding(
+            check="slots",
+            level="note",
+            seen=f"{seen}; more do not fit the card with this context{more}",
+            costs="the others wait in line",
+            mend=() if wider is None else place.serve_with(wider.environment),
+            on=None if wider is None else place.remote,
+            numbers=numbers,
+        )
+    environment = {"OLLAMA_NUM_PARALLEL": str(slots)}
+    if best is not None and best.kv_type != "f16":
+        environment = best.environment
+    return Finding(
+        check="slots",
+        level="warning" if found.slots == 1 else "note",
+        seen=seen,
+        costs="the others wait in line; a GPU that answers several at once reads the weights once for all of "
+        "them (1.6 times the tokens with 8 slots, 2.4 times with 16, as one user measured of gpt-oss:120b)",
+        mend=place.serve_with(environment),
+        on=place.remote,
+        assumed=() if best is not None else (f"that the card has room for {slots} contexts",),
+        numbers=numbers,
+    )
+
+
+def check_idle(place: Place, busy_percent: int | None, unread: str, found: Parallel | None) -> Finding:
+    """Whether somebody else uses the engine: by the GPU before we began, and by how long we waited."""
+    waited = None if found is None else found.waited_s
+    numbers = {"busy_percent": busy_percent, "waited_s": waited}
+    signs = []
+    if busy_percent is not None and busy_percent >= BUSY_PERCENT:
+        signs.append(f"the GPU was {busy_percent} % busy before anything was sent")
+    if found is not None and waited is not None and waited > max(LONG_WAIT_S, 0.25 * found.took_s):
+        signs.append(f"a request sent alone waited {waited:.1f} s for its turn")
+    if signs:
+        return Finding(
+            check="idle",
+            level="warning",
+            seen="; ".join(signs),
+            costs="somebody else uses the engine: both are slower, and what is measured here is too",
+            mend=(place.client("ps"),),
+            numbers=numbers,
+        )
+    seen = [] if busy_percent is None else [f"the GPU was {busy_percent} % busy"]
+    seen += [] if waited is None else ["a request sent alone did not wait"]
+    if not seen:
+        return Finding(check="idle", level="unknown", seen=unread, numbers=numbers)
+    return Finding(check="idle", level="ok", seen="; ".join(seen), numbers=numbers)
