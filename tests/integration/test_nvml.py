@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from ollama_batch.testing import FakeOllama
+
 GIB = 2**30
 TESTS = Path(__file__).parents[1]
 GPU_IS_LOST, NOT_SUPPORTED, DRIVER_NOT_LOADED, FUNCTION_NOT_FOUND, NO_PERMISSION = 15, 3, 9, 13, 4
@@ -211,3 +213,29 @@ def test_the_command_prints_what_the_machine_has(library: Path, tmp_path: Path) 
     script.write_text(f"init.error {DRIVER_NOT_LOADED}\n")
     assert "unknown: NVML: Driver Not Loaded" in output().splitlines()[1]
     assert json.loads(output("--json"))["processes_unknown"] == "NVML: Driver Not Loaded"
+
+
+def test_the_doctor_names_who_has_memory_of_the_card_and_how_busy_it_is(
+    library: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script"
+    tell = {"count": 1, **card(9, pid0=os.getpid(), pid0__used=3 * GIB), "gpu0.busy": 77}
+    script.write_text("".join(f"{name} {value}\n" for name, value in tell.items()))
+    with FakeOllama() as fake:
+        command = ["-m", "ollama_batch.cli", "doctor", "--base-url", fake.url, "--no-load", "--json"]
+        child = subprocess.run(
+            [sys.executable, *command],
+            env=environment(library, script),
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=60,
+        )
+    assert child.returncode == 0, child.stderr
+    found = [(each["check"], each["level"], each["seen"]) for each in json.loads(child.stdout)["findings"]]
+    cards = [(level, seen) for check, level, seen in found if check == "card"]
+    assert cards[0] == ("ok", "Stub card 1: 9.0 GiB of 16.0 GiB free")
+    assert cards[1][0] == "warning"
+    assert f"({os.getpid()}) has 3.0 GiB of gpu0" in cards[1][1]
+    # 7 GiB are in use, and 3 of them this process has.
+    assert cards[2] == ("note", "4.0 GiB of the GPU are in use by nobody who is seen from here")
+    assert ("idle", "warning", "the GPU was 77 % busy before anything was sent") in found
