@@ -1,8 +1,9 @@
-"""What a page shows runs as it stands: its examples one after another, in an empty folder."""
+"""What a page shows runs as it stands: its examples one after another, in a folder of their own."""
 
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
 from collections import Counter
@@ -14,8 +15,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from ollama_batch import OllamaEngine
+from ollama_batch._portal import portal
 from ollama_batch.cli import main
 from ollama_batch.testing import FakeModel, FakeOllama
+from supervisor_support import stand_in_ollama
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")])
@@ -61,12 +65,21 @@ def name_of(page: Path) -> str:
 
 @pytest.fixture
 def server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_ollama_factory: Callable[..., FakeOllama]
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_ollama_factory: Callable[..., FakeOllama],
 ) -> FakeOllama:
-    """A server at OLLAMA_HOST with the documents' model, and an empty folder to be in."""
-    fake = fake_ollama_factory(models=(FakeModel(MODEL),))
+    """A server at OLLAMA_HOST with the documents' model, an `ollama` to start, and a folder to be in."""
+    fake, bin_ = fake_ollama_factory(models=(FakeModel(MODEL),)), tmp_path_factory.mktemp("bin")
     monkeypatch.setenv("OLLAMA_HOST", fake.url)
+    stand_in_ollama(bin_)
+    monkeypatch.setenv("PATH", f"{bin_}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN", str(bin_))
+    monkeypatch.setenv("STAND_IN_MODEL", MODEL)
     monkeypatch.chdir(tmp_path)
+    quickstart = next(step for step in steps(REPOSITORY / "docs" / "quickstart.md") if step.kind == "json")
+    Path("requests.jsonl").write_text(quickstart.text, encoding="utf-8")  # pages that show none take this
     return fake
 
 
@@ -126,6 +139,9 @@ def test_the_examples_of_a_page_run_in_order(
         else:
             code = main(shlex.split(step.text, comments=True)[1:])
             assert code == 0, f"{name_of(page)}:{step.line}: {capsys.readouterr().err}"
+    for engine in scope.values():
+        if isinstance(engine, OllamaEngine):
+            portal().call(engine.aclose())
 
 
 def test_few_examples_are_not_run() -> None:
