@@ -108,7 +108,7 @@ class AddressLimit:
             self._caps[reason] = max(1, limit)
         if self._target is not None:
             self._target.cap(limit, reason)
-        self._restrain()
+        self._restrain(reason if limit is not None else f"no more of: {reason}")
         self.follow()
         self._wake()
 
@@ -166,12 +166,10 @@ class AddressLimit:
             width.follow(target.limit, target.changes[-1])
         self._wake()
 
-    def _restrain(self, why: str = "", before: int | None = None) -> None:
+    def _restrain(self, why: str, before: int | None = None) -> None:
         """Let the fixed runs have what caps and trouble leave of their wishes."""
-        change = None
-        if why:
-            wish, limit = self._widest_wish(), self._restraint.limit
-            change = LimitChange(time.monotonic(), why, before or wish, limit or wish)
+        wish, limit = self._widest_wish(), self._restraint.limit
+        change = LimitChange(time.monotonic(), why, before or wish, limit or wish)
         for width in self._widths:
             if isinstance(width, RunWidth) and not width.steered:
                 width.follow(self._fixed(width), change)
