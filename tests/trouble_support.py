@@ -7,11 +7,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import pytest
+
 from ollama_batch import BatchRequest, BatchRunner
+from ollama_batch.control import recovery
 from ollama_batch.events import Event, RowFinished, RowRetried, RowSent
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.testing import FakeOllama
 from ollama_batch.types import ChatRequest, Completion, EngineInfo
+
+
+def quick_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the ladder's waits be a hundredth."""
+    for name, seconds in {"PROBE": (0.005, 0.02), "LOADING": (0.005, 0.02)}.items():
+        monkeypatch.setattr(recovery, f"{name}_S", seconds[0])
+        monkeypatch.setattr(recovery, f"{name}_MOST_S", seconds[1])
+
 
 E = TypeVar("E")
 

@@ -260,7 +260,7 @@ def width_of(
     """
     asked, info = options.concurrency, meeting.info
     if isinstance(asked, int):
-        return RunWidth(meeting.width)
+        return RunWidth(meeting.width, changed=changed)
     bounds = asked if isinstance(asked, Concurrency) else Concurrency()
     highest = bounds.max
     if asked == "auto" and info.slots is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ollama_batch._check import EngineCheck
 from ollama_batch._failures import FailureWatch
 from ollama_batch._feed import Feed
 from ollama_batch._fitting import Composer, Fitter
@@ -17,8 +19,11 @@ from ollama_batch._limits import LearnedLimit
 from ollama_batch._meeting import Meeting, width_of
 from ollama_batch._options import RunnerOptions
 from ollama_batch._portal import portal
+from ollama_batch._record import KIND, RecoveryRecord
+from ollama_batch._recovery import Recovery
 from ollama_batch._room import DiskRoom
-from ollama_batch._sender import Sender, SendSettings
+from ollama_batch._sender import Sender
+from ollama_batch._settings import SendSettings
 from ollama_batch._steering import Steering
 from ollama_batch._watch import watched
 from ollama_batch._workers import WorkerPool
@@ -45,12 +50,26 @@ async def send_rows(
     run, limit = job.run, portal().limit(job.engine.address)
     settings = SendSettings.of(options, model=model, meeting=meeting)
     steering = Steering(limit, info=meeting.info, emit=run._emit, note=journal.note, noticed=noticed)
+    notes = await asyncio.to_thread(journal.notes, KIND)
+    recovery = Recovery(
+        check=EngineCheck(job.engine, settings=settings, limit=limit),
+        gate=run._gate,
+        stop=run._stop,
+        limit=limit,
+        supervision=run._supervision,
+        record=RecoveryRecord(notes, emit=run._emit, note=journal.note),
+        retry=retry,
+        patience_s=options.recover_timeout,
+        load_patience_s=options.load_timeout,
+        emit=run._emit,
+    )
     sender = Sender(
         engine=job.engine,
         settings=settings,
         retry=retry,
         limit=limit,
         steering=steering,
+        recovery=recovery,
         gate=run._gate,
         stop=run._stop,
         emit=run._emit,
@@ -97,7 +116,7 @@ async def send_rows(
         sender=sender,
         journal=journal,
         settings=settings,
-        retry=retry,
+        recovery=recovery,
         limit=limit,
         room=room,
         stop=run._stop,
@@ -120,7 +139,7 @@ async def send_rows(
     try:
         async with (
             steering.under_way(job.engine),
-            watched(pool, engine=job.engine, gate=run._gate, emit=run._emit),
+            watched(pool, engine=job.engine, gate=run._gate, recovery=recovery, emit=run._emit),
             guarded(guarding if guards else None, engine=job.engine, model=model),
         ):
             await pool.run()

@@ -10,12 +10,14 @@ import asyncio
 import concurrent.futures
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from ollama_batch._restraint import Restraint
 from ollama_batch._width import RunWidth
-from ollama_batch.control import QueueTarget
+from ollama_batch.control import LimitChange, QueueTarget
 
 T = TypeVar("T")
 
@@ -49,6 +51,7 @@ class AddressLimit:
         self._target: QueueTarget | None = None
         self._followed = 0
         self._caps: dict[str, int] = {}
+        self._restraint = Restraint()
         self._out = 0
         self._queue: deque[asyncio.Future[None]] = deque()
 
@@ -56,6 +59,8 @@ class AddressLimit:
     def width(self) -> int:
         """The present limit."""
         widest = max((w if isinstance(w, int) else w.now for w in self._widths), default=1)
+        if self._restraint.limit is not None and self._target is None:
+            widest = min(widest, self._restraint.limit)
         return min(widest, *self._caps.values(), widest)
 
     @property
@@ -80,8 +85,8 @@ class AddressLimit:
             if width.steered:
                 self._steered.append(width)
                 self._bound(width)
-            elif self._caps:
-                width.follow(min(width.wish, *self._caps.values()))
+            else:
+                width.follow(self._fixed(width))
         self._wake()
 
     def leave(self, width: int | RunWidth) -> None:
@@ -90,6 +95,8 @@ class AddressLimit:
         if width in self._steered:
             self._steered.remove(width)
             self._bound()
+        if not self._widths:
+            self._restraint = Restraint()
 
     def cap(self, limit: int | None, reason: str) -> None:
         """Never more than `limit` out, whatever the runs want, until told otherwise for the same `reason`;
@@ -101,9 +108,7 @@ class AddressLimit:
             self._caps[reason] = max(1, limit)
         if self._target is not None:
             self._target.cap(limit, reason)
-        for width in self._widths:
-            if isinstance(width, RunWidth) and not width.steered:
-                width.follow(min(width.wish, *self._caps.values(), width.wish))
+        self._restrain(reason if limit is not None else f"no more of: {reason}")
         self.follow()
         self._wake()
 
@@ -117,6 +122,27 @@ class AddressLimit:
                 latency_s=latency_s, in_flight=self._out, queue_s=queue_s, work=work, served_s=served_s
             )
             self.follow()
+        before = self._restraint.limit
+        if before is not None and self._restraint.answered(self._widest_wish()):
+            self._restrain("it goes well again", before)
+
+    def ran_out(self, *, in_flight: int) -> None:
+        """The engine ran out of memory with so many requests out: fewer from now on."""
+        if self._target is not None:
+            self._target.on_oom(in_flight=in_flight)
+            self.follow()
+        before = self._restraint.limit
+        self._restraint.ran_out(in_flight)
+        self._restrain("the engine ran out of memory", before)
+
+    def crashed(self) -> None:
+        """The engine was gone and is back: one request, and then more again."""
+        if self._target is not None:
+            self._target.on_crash()
+            self.follow()
+        before = self._restraint.limit
+        self._restraint.crashed()
+        self._restrain("the engine crashed", before)
 
     def refused(self, retry_after_s: float | None) -> None:
         """The engine was too busy for a request that still counts as out."""
@@ -139,6 +165,22 @@ class AddressLimit:
         for width in self._steered:
             width.follow(target.limit, target.changes[-1])
         self._wake()
+
+    def _restrain(self, why: str, before: int | None = None) -> None:
+        """Let the fixed runs have what caps and trouble leave of their wishes."""
+        wish, limit = self._widest_wish(), self._restraint.limit
+        change = LimitChange(time.monotonic(), why, before or wish, limit or wish)
+        for width in self._widths:
+            if isinstance(width, RunWidth) and not width.steered:
+                width.follow(self._fixed(width), change)
+        self._wake()
+
+    def _fixed(self, width: RunWidth) -> int:
+        restraint = self._restraint.limit or width.wish
+        return min(width.wish, restraint, *self._caps.values())
+
+    def _widest_wish(self) -> int:
+        return max((w if isinstance(w, int) else w.wish for w in self._widths), default=1)
 
     def _bound(self, new: RunWidth | None = None) -> None:
         """Keep the target to the bounds of those who follow it now."""

@@ -29,6 +29,12 @@ class Supervision:
             return "nobody has allowed to restart it"
         return self._supervisor.refuses(self._own)
 
+    def last_words(self, error: EngineError) -> str:
+        """What a run ends with when its engine is gone."""
+        if isinstance(error, EngineExitedError):
+            return f"{error}\nThe engine is not restarted: {self.refuses()}"
+        return str(error)
+
     def revives(self, error: EngineError) -> bool:
         """Whether `error` is the end of an engine that may be restarted."""
         return isinstance(error, EngineExitedError) and self.refuses() is None

@@ -8,7 +8,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from ollama_batch._gate import PROBE_S, Gate
+from ollama_batch._check import HEALTH_S
+from ollama_batch._gate import Gate
+from ollama_batch._recovery import Recovery
 from ollama_batch._stop import Stop
 from ollama_batch._workers import WorkerPool
 from ollama_batch.engines.base import Engine, Probed
@@ -42,23 +44,31 @@ async def watched(
     *,
     engine: Engine,
     gate: Gate,
+    recovery: Recovery,
     emit: Callable[[Event], None],
     stall_s: float | None = None,
 ) -> AsyncIterator[None]:
     """Watch `pool` during the block: when nothing finishes for `stall_s` seconds (STALL_S) although requests
     are out, say so and doubt the engine.
     """
-    task = asyncio.create_task(_watch(pool, engine, gate, emit, STALL_S if stall_s is None else stall_s))
+    task = asyncio.create_task(
+        _watch(pool, engine, gate, recovery, emit, STALL_S if stall_s is None else stall_s)
+    )
     try:
         yield
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await gate.close()
+        await recovery.aclose()
 
 
 async def _watch(
-    pool: WorkerPool, engine: Engine, gate: Gate, emit: Callable[[Event], None], stall_s: float
+    pool: WorkerPool,
+    engine: Engine,
+    gate: Gate,
+    recovery: Recovery,
+    emit: Callable[[Event], None],
+    stall_s: float,
 ) -> None:
     told_for = -1.0
     while True:
@@ -69,25 +79,25 @@ async def _watch(
             told_for = since
             log.warning("no row has finished for %.0f s, %d requests are out", silent_s, pool.in_flight)
             emit(RunStalled(silent_s=silent_s, in_flight=pool.in_flight))
-            await _doubt(engine, gate)
+            await _doubt(engine, recovery)
         await asyncio.sleep(min(TICK_S, stall_s))
 
 
-async def _doubt(engine: Engine, gate: Gate) -> None:
+async def _doubt(engine: Engine, recovery: Recovery) -> None:
     if not isinstance(engine, Probed):
         return
     try:
-        async with asyncio.timeout(PROBE_S):
+        async with asyncio.timeout(HEALTH_S):
             healthy = await engine.healthy()
     except EngineError as error:
-        gate.engine_trouble(error)
+        recovery.doubt(error)
     except TimeoutError:
-        gate.engine_trouble(_silent())
+        recovery.doubt(_silent())
     except Exception:  # a bug of the engine; its requests have timeouts of their own
         log.exception("the engine's health check failed")
     else:
         if not healthy:
-            gate.engine_trouble(_silent())
+            recovery.doubt(_silent())
 
 
 def _silent() -> EngineUnreachableError:

@@ -5,47 +5,35 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
-
-from tenacity import RetryCallState
 
 from ollama_batch._failures import FailureWatch
 from ollama_batch._feed import Feed
 from ollama_batch._fitting import Composer, Prompt
 from ollama_batch._portal import AddressLimit
+from ollama_batch._recovery import Recovery
 from ollama_batch._room import DiskRoom
-from ollama_batch._sender import Job, Sender, SendSettings
+from ollama_batch._row import Job
+from ollama_batch._sender import Sender
+from ollama_batch._settings import SendSettings
 from ollama_batch._stop import Abandoned, Stop
 from ollama_batch._width import RunWidth
 from ollama_batch.errors import (
-    ContextTooLargeError,
-    EngineBusyError,
-    EngineDownError,
     EngineError,
-    EngineLoadingError,
-    EngineOutOfMemoryError,
     OllamaBatchError,
     OutcomeError,
     OutputTruncatedError,
 )
-from ollama_batch.events import Event, RowFinished, RowRetried
+from ollama_batch.events import Event, RowFinished
 from ollama_batch.journal import RunJournal
 from ollama_batch.ordering import head_name
 from ollama_batch.records import encode_result
-from ollama_batch.retry import RetryPolicy, RowRetry
 from ollama_batch.types import BatchRequest, BatchResult, Completion, RowError, RowRecord, Timings
 
 T = TypeVar("T")
-
-SUSPECT_ROWS = 5
-"""So many rows that spent all repeats on engine trouble, with no answer in between, stop a run."""
-
-SUSPECTS = "suspects"
-"""The note a run leaves about the rows that stopped it."""
-
 
 CANCEL_AGAIN_S = 0.5
 
@@ -64,9 +52,6 @@ class WorkerPool:
 
     When the width grows, workers are added; when it shrinks, those that come back first stand aside before
     they take another row, so that nothing that is out is given up and what is left keeps its slots.
-
-    A row that has spent its repeats on the engine's trouble is a suspect: it fails only once something
-    else was answered, which shows that the engine works.
     """
 
     def __init__(
@@ -78,7 +63,7 @@ class WorkerPool:
         sender: Sender,
         journal: RunJournal,
         settings: SendSettings,
-        retry: RetryPolicy,
+        recovery: Recovery,
         limit: AddressLimit,
         room: DiskRoom,
         stop: Stop,
@@ -92,14 +77,13 @@ class WorkerPool:
         self._sender = sender
         self._journal = journal
         self._settings = settings
-        self._retry = retry
+        self._recovery = recovery
         self._limit = limit
         self._stop = stop
         self._emit = emit
         self._failures = failures
         self._total = total
         self._room = room
-        self._suspects: list[_Outcome] = []
         self._workers: list[asyncio.Task[None]] = []
         self._working = 0
         self._moved = asyncio.Event()
@@ -124,9 +108,6 @@ class WorkerPool:
         cutter = asyncio.create_task(self._cut_short())
         try:
             await self._all_work()
-            last = asyncio.create_task(self._judge_the_last())
-            workers.append(last)
-            await _all_of([last])
         finally:
             for task in (*workers, cutter):
                 task.cancel()
@@ -218,7 +199,7 @@ class WorkerPool:
                 if taken is None:
                     return
                 try:
-                    await self._settle(await self._answer(*taken))
+                    await self._record(await self._answer(*taken))
                 finally:
                     self._feed.finished(taken[0])
 
@@ -257,90 +238,47 @@ class WorkerPool:
         return _Outcome(row, result, Timings() if completion is None else completion.timings, job.prompt)
 
     async def _ask(self, job: Job, row: RowRecord, request: BatchRequest) -> Completion:
-        """Make the row's prompt and have it answered; a shorter one if the engine has no room for it."""
-        composer = self._composer
-        retry = RowRetry(
-            self._retry,
-            sleep=self._stop.sleep,
-            before_sleep=partial(self._announce_retry, job),
-            patience_s=self._settings.patience_s,
-        )
-        prompt = job.prompt = await composer.compose(job.custom_id, row, request)
-        while True:
-            useless: OutcomeError | None = None
-            try:
-                completion = await retry.call(self._sender.send, job)
-            except (ContextTooLargeError, EngineOutOfMemoryError) as error:
-                shorter = await composer.shorten(prompt, error)
-                if shorter is None:
-                    raise
-                prompt = job.prompt = shorter
-                continue
-            except OutcomeError as error:
-                completion, useless = error.completion, error
-            await composer.check(prompt, completion)
-            if useless is not None:
-                raise useless
-            return completion
-
-    async def _settle(self, outcome: _Outcome) -> None:
-        """Record `outcome`, and the suspects that it clears; or suspect its row."""
-        error = outcome.result.error
-        if error is None or error.row_caused:
-            suspects, self._suspects = self._suspects, []
-            for each in (*suspects, outcome):
-                await self._record(each)
-            return
-        self._suspects.append(outcome)
-        # A row that was refused as long as the run has patience has shown enough by itself.
-        busy = error.code in (EngineBusyError.code, EngineLoadingError.code)
-        if busy or len(self._suspects) >= SUSPECT_ROWS:
-            suspects, self._suspects = self._suspects, []
-            await self._judge(suspects, ask=busy or await self._stopped_before(suspects))
-
-    async def _judge(self, suspects: Sequence[_Outcome], *, ask: bool) -> None:
-        """Nothing was answered since the first suspect: stop the run, and leave them pending; or, with
-        `ask`, give them up if the engine answers a question of our own.
+        """Make the row's prompt and have it answered, sent again as recovery says; a shorter one if the
+        engine has no room for it.
         """
-        if ask and await _listed(self._asking, self._sender.engine_answers()):
-            for each in suspects:
-                await self._record(each)
-            return
-        await self._journal.note(SUSPECTS, {"rows": [each.result.index for each in suspects]})
-        error = suspects[-1].result.error
-        assert error is not None  # noqa: S101 - that is what makes a suspect
-        rows = "a row" if len(suspects) == 1 else f"{len(suspects)} rows in a row"
-        self._stop.drain(
-            EngineDownError(
-                f"{rows} got no answer in spite of repeats, the last: {error.message} ({error.code}); "
-                "see the engine's log, then run again to go on"
-            )
-        )
+        self._recovery.begin(job.index)
+        try:
+            while True:
+                error = await self._try(job, row, request)
+                if not isinstance(error, EngineError):
+                    return error
+                await self._recovery.meet(job, error)
+        finally:
+            self._recovery.end(job.index)
 
-    async def _stopped_before(self, suspects: Sequence[_Outcome]) -> bool:
-        """Whether each has stopped an earlier session: it would stop every one at the same place."""
-        notes = await asyncio.to_thread(self._journal.notes, SUSPECTS)
-        return {each.result.index for each in suspects} <= {
-            row for note in notes for row in note.data["rows"]
-        }
+    async def _try(self, job: Job, row: RowRecord, request: BatchRequest) -> Completion | EngineError:
+        """The answer to one attempt, or the trouble that it met. Raises the error of an answer of no use."""
+        useless: OutcomeError | None = None
+        try:
+            if job.prompt is None:
+                job.prompt = await self._composer.compose(job.custom_id, row, request)
+            elif job.refusal is not None:
+                job.prompt = await self._shorten(job.prompt, job.refusal)
+                job.refusal = None
+            completion = await self._sender.send(job)
+        except OutcomeError as error:
+            completion, useless = error.completion, error
+        except EngineError as error:
+            if error.row_caused and (job.prompt is None or error is job.refusal):
+                raise
+            return error
+        assert job.prompt is not None  # noqa: S101 - it was just sent
+        await self._composer.check(job.prompt, completion)
+        if useless is not None:
+            raise useless
+        return completion
 
-    async def _judge_the_last(self) -> None:
-        """The input is at its end: no further row will clear the suspects."""
-        if self._suspects and not self._stop.draining.is_set():
-            with suppress(Abandoned):
-                await self._judge(self._suspects, ask=True)
-
-    def _announce_retry(self, job: Job, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome is not None else None
-        self._emit(
-            RowRetried(
-                index=job.index,
-                custom_id=job.custom_id,
-                attempt=job.attempts,
-                code=error.code if isinstance(error, EngineError) else "engine_error",
-                wait_s=state.upcoming_sleep,
-            )
-        )
+    async def _shorten(self, prompt: Prompt, refusal: EngineError) -> Prompt:
+        """A shorter prompt, if there is one. Raises `refusal` if it would be refused again as it is."""
+        shorter = await self._composer.shorten(prompt, refusal)
+        if shorter is None and refusal.row_caused:
+            raise refusal
+        return prompt if shorter is None else shorter
 
     async def _record(self, outcome: _Outcome) -> None:
         """Make the result durable, then tell."""

@@ -12,6 +12,7 @@ from ollama_batch._gate import Gate
 from ollama_batch._lanes import Lanes
 from ollama_batch._portal import portal, result_of
 from ollama_batch._stop import Stop
+from ollama_batch._supervision import Supervision
 from ollama_batch.control.supervisor import Supervisor
 from ollama_batch.engines.base import Engine
 from ollama_batch.errors import OllamaBatchError, RunCancelledError, RunInterrupted
@@ -54,7 +55,6 @@ class Run:
         engine: Engine,
         hooks: Sequence[Hook],
         progress: Literal["auto", "plain", "none"] | Hook,
-        patience_s: float,
         supervisor: Supervisor | None = None,
     ) -> None:
         self._metrics = MetricsHook()
@@ -62,13 +62,8 @@ class Run:
         self._hooks = (self._metrics, self._progress, *hooks)
         self._blamed: dict[int, str] = {}
         self._stop = Stop(self._ending)
-        self._gate = Gate(
-            engine=engine,
-            stop=self._stop,
-            emit=self._emit,
-            patience_s=patience_s,
-            supervisor=supervisor,
-        )
+        self._gate = Gate(stop=self._stop, emit=self._emit)
+        self._supervision = Supervision(supervisor, engine=engine, emit=self._emit)
         self._lanes: Lanes | None = None
         self._cancelled = False
         self._future: concurrent.futures.Future[Ended] = concurrent.futures.Future()

@@ -287,13 +287,7 @@ class BatchRunner:
         engine = self._default_engine() if self.engine is None else self.engine
         activity = Activity()
         hooks = (*self._hooks, activity) if results is None else (*self._hooks, activity, results)
-        run = Run(
-            engine=engine,
-            hooks=hooks,
-            progress=self._progress,
-            patience_s=self.options.recover_timeout,
-            supervisor=self._supervisor,
-        )
+        run = Run(engine=engine, hooks=hooks, progress=self._progress, supervisor=self._supervisor)
         if results is not None:
             results.gate = run._gate
         job = Job(run, engine, sources, places, options, results, activity)
@@ -390,7 +384,7 @@ class BatchRunner:
         )
         meet = partial(meet_engine, options=self.options, journal=journal, intake=intake)
         once_not_busy = partial(once_free, sleep=stop.sleep, patience_s=self.options.recover_timeout)
-        revived = job.run._gate.supervision.revived  # it may have died since its last run
+        revived = job.run._supervision.revived  # it may have died since its last run
         meeting_all = partial(once_not_busy, partial(meet, job.engine, list(feeds)))
         meetings = await stop.unless_draining(revived(meeting_all))
         for model, feed in feeds.items():

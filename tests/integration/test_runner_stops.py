@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ollama_batch import BatchRequest, RunJournal, _gate, _room
+from ollama_batch import BatchRequest, RunJournal, _room
 from ollama_batch._portal import portal
 from ollama_batch.errors import (
     DeadlineReachedError,
@@ -27,15 +27,14 @@ from ollama_batch.events import RowFinished, RowRetried, RowSent, RunFinished, R
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.testing import CostModel, FakeOllama, Fault
 from ollama_batch.types import ChatRequest, ResultRecord
-from trouble_support import Recorder, ScriptedEngine, name, quick_runner, rows
+from trouble_support import Recorder, ScriptedEngine, name, quick_ladder, quick_runner, rows
 
 Factory = Callable[..., FakeOllama]
 
 
 @pytest.fixture(autouse=True)
 def quick_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_gate, "FIRST_PROBE_S", 0.005)
-    monkeypatch.setattr(_gate, "LONGEST_PROBE_S", 0.02)
+    quick_ladder(monkeypatch)
     monkeypatch.setattr(_room, "RETRY_S", 0.01)
 
 

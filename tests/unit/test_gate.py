@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from ollama_batch import _gate, _room
+from ollama_batch import _check, _room
+from ollama_batch._check import EngineCheck
 from ollama_batch._gate import Gate
+from ollama_batch._portal import AddressLimit
+from ollama_batch._record import RecoveryRecord
+from ollama_batch._recovery import Recovery
 from ollama_batch._room import DiskRoom
+from ollama_batch._settings import SendSettings
 from ollama_batch._stop import Abandoned, Stop
+from ollama_batch._supervision import Supervision
 from ollama_batch._watch import watched
-from ollama_batch.control import Supervisor
+from ollama_batch.control import Supervisor, recovery
 from ollama_batch.errors import (
     DiskFullError,
     EngineDownError,
@@ -22,20 +28,27 @@ from ollama_batch.errors import (
     EngineUnreachableError,
     RunCancelledError,
 )
-from ollama_batch.events import EngineRestarted, Event, RunPaused, RunResumed, RunStalled
+from ollama_batch.events import Decision, EngineRestarted, Event, RunPaused, RunResumed, RunStalled
+from ollama_batch.retry import RetryPolicy
+from trouble_support import completion
 
 AWAY = EngineUnreachableError("nobody there")
 END = RunCancelledError("end")
 
 
 class Health:
-    """An engine of which only the health is asked: one answer after the other, the last for ever."""
+    """An engine that says how it is, one answer after the other, and answers any question."""
 
     address = "health"
 
     def __init__(self, *answers: bool | BaseException) -> None:
         self.answers = list(answers)
         self.asked = 0
+        self.questions = 0
+
+    async def complete(self, request: Any, *, deadline: float) -> Any:
+        self.questions += 1
+        return completion()
 
     async def healthy(self) -> bool:
         self.asked += 1
@@ -71,22 +84,48 @@ class Setting:
         self.events: list[Event] = []
         self.stop = Stop()
         self.engine: Any = Health(True) if engine is None else engine
-        self.gate = Gate(
-            engine=cast("Any", self.engine),
-            stop=self.stop,
-            emit=self.events.append,
+        self.gate = Gate(stop=self.stop, emit=self.events.append)
+        limit = AddressLimit()
+        settings = SendSettings(
+            model="toy:1b",
+            defaults={},
+            max_tokens=8,
+            num_ctx=None,
+            think=False,
+            timeout_s=5.0,
+            on_length="fail",
             patience_s=patience_s,
-            supervisor=supervisor,
+        )
+        self.notes: list[dict[str, Any]] = []
+
+        async def note(kind: str, data: dict[str, Any]) -> None:
+            self.notes.append(data)
+
+        self.recovery = Recovery(
+            check=EngineCheck(self.engine, settings=settings, limit=limit),
+            gate=self.gate,
+            stop=self.stop,
+            limit=limit,
+            supervision=Supervision(supervisor, engine=self.engine, emit=self.events.append),
+            record=RecoveryRecord((), emit=self.events.append, note=note),
+            retry=RetryPolicy(),
+            patience_s=patience_s,
+            load_patience_s=patience_s,
+            emit=self.events.append,
         )
 
     def told(self) -> list[str]:
-        return [f"{type(event).__name__} {getattr(event, 'reason', '')}".strip() for event in self.events]
+        return [
+            f"{type(event).__name__} {getattr(event, 'reason', '')}".strip()
+            for event in self.events
+            if not isinstance(event, Decision)
+        ]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_gate, "FIRST_PROBE_S", 0.001)
-    monkeypatch.setattr(_gate, "LONGEST_PROBE_S", 0.004)
+    monkeypatch.setattr(recovery, "PROBE_S", 0.001)
+    monkeypatch.setattr(recovery, "PROBE_MOST_S", 0.004)
     monkeypatch.setattr(_room, "RETRY_S", 0.001)
 
 
@@ -144,7 +183,7 @@ async def test_a_closed_gate_is_left_when_the_run_is_to_end() -> None:
 
 async def test_trouble_that_the_first_probe_denies_is_not_told() -> None:
     at = Setting()
-    at.gate.engine_trouble(AWAY)
+    at.recovery.doubt(AWAY)
     assert not at.gate.open
     await asyncio.wait_for(at.gate.wait(), 1)
     assert at.events == []
@@ -153,8 +192,8 @@ async def test_trouble_that_the_first_probe_denies_is_not_told() -> None:
 
 async def test_an_engine_that_comes_back_opens_the_gate() -> None:
     at = Setting(Health(False, EngineUnreachableError("still away"), False, True))
-    at.gate.engine_trouble(AWAY)
-    at.gate.engine_trouble(AWAY)  # one watch is enough
+    at.recovery.doubt(AWAY)
+    at.recovery.doubt(AWAY)  # one watch is enough
     await asyncio.wait_for(at.gate.wait(), 5)
     assert at.engine.asked == 4
     assert at.told() == ["RunPaused engine", "RunResumed engine"]
@@ -163,7 +202,7 @@ async def test_an_engine_that_comes_back_opens_the_gate() -> None:
 
 async def test_an_engine_that_does_not_come_back_stops_the_run_at_once() -> None:
     at = Setting(Health(False), patience_s=0.03)
-    at.gate.engine_trouble(AWAY)
+    at.recovery.doubt(AWAY)
     await asyncio.wait_for(at.stop.stopping.wait(), 5)
     assert isinstance(at.stop.reason, EngineDownError)
     assert "did not come back within 0.03 s (nobody there)" in str(at.stop.reason)
@@ -176,14 +215,14 @@ async def test_an_engine_that_does_not_come_back_stops_the_run_at_once() -> None
 )
 async def test_a_probe_that_never_will_succeed_ends_the_run(answer: Exception, says: str) -> None:
     at = Setting(Health(answer))
-    at.gate.engine_trouble(AWAY)
+    at.recovery.doubt(AWAY)
     await asyncio.wait_for(at.stop.draining.wait(), 5)
     assert isinstance(at.stop.reason, EngineDownError)
     assert says in str(at.stop.reason)
 
 
 async def test_a_probe_without_an_end_counts_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_gate, "PROBE_S", 0.005)
+    monkeypatch.setattr(_check, "HEALTH_S", 0.005)
 
     class Hangs(Health):
         async def healthy(self) -> bool:
@@ -192,7 +231,7 @@ async def test_a_probe_without_an_end_counts_as_failed(monkeypatch: pytest.Monke
             return True
 
     at = Setting(Hangs(True), patience_s=0.02)
-    at.gate.engine_trouble(AWAY)
+    at.recovery.doubt(AWAY)
     await asyncio.wait_for(at.stop.draining.wait(), 5)
     assert at.engine.asked >= 2
 
@@ -208,31 +247,31 @@ async def test_trouble_after_trouble_is_probed_ever_later_until_something_is_ans
 
     at.stop.sleep = noted  # type: ignore[method-assign]  # to see the waits without waiting
     for _ in range(5):
-        at.gate.engine_trouble(AWAY)
+        at.recovery.doubt(AWAY)
         await asyncio.wait_for(at.gate.wait(), 5)
     assert len(waits) == 4  # the first look is at once
     assert all(
         ceiling / 2 <= wait <= ceiling
         for wait, ceiling in zip(waits, (0.001, 0.002, 0.004, 0.004), strict=True)
     )
-    at.gate.engine_answered()
-    at.gate.engine_trouble(AWAY)
+    at.recovery.answered(0)
+    at.recovery.doubt(AWAY)
     await asyncio.wait_for(at.gate.wait(), 5)
     assert len(waits) == 4
 
 
 async def test_a_stopped_engine_needs_no_probe() -> None:
     at = Setting()
-    at.gate.engine_trouble(EngineStoppedError("SIGKILL"))
+    at.recovery.doubt(EngineStoppedError("SIGKILL"))
     assert isinstance(at.stop.reason, EngineDownError)
     assert at.engine.asked == 0
 
 
 async def test_closing_ends_the_watch_and_its_hold() -> None:
     at = Setting(Health(False))
-    at.gate.engine_trouble(AWAY)
+    at.recovery.doubt(AWAY)
     await soon(lambda: at.engine.asked > 1)
-    await at.gate.close()
+    await at.recovery.aclose()
     assert at.gate.open  # the next model of the run may begin
     asked = at.engine.asked
     await asyncio.sleep(0.02)
@@ -316,7 +355,9 @@ class Pool:
 
 
 async def stalls(at: Setting, pool: Any, seconds: float, stall_s: float = 0.03) -> list[RunStalled]:
-    async with watched(pool, engine=at.engine, gate=at.gate, emit=at.events.append, stall_s=stall_s):
+    async with watched(
+        pool, engine=at.engine, gate=at.gate, recovery=at.recovery, emit=at.events.append, stall_s=stall_s
+    ):
         await asyncio.sleep(seconds)
     return [event for event in at.events if isinstance(event, RunStalled)]
 
@@ -346,13 +387,17 @@ async def test_the_time_behind_a_closed_gate_is_no_silence(open_again: bool) -> 
 
 async def test_a_silent_engine_that_fails_its_check_closes_the_gate() -> None:
     at = Setting(Health(False))
-    async with watched(Pool(), engine=at.engine, gate=at.gate, emit=at.events.append, stall_s=0.01):  # type: ignore[arg-type]  # all that is asked of a pool
+    async with watched(
+        Pool(), engine=at.engine, gate=at.gate, recovery=at.recovery, emit=at.events.append, stall_s=0.01
+    ):  # type: ignore[arg-type]  # all that is asked of a pool
         await soon(lambda: any(isinstance(event, RunPaused) for event in at.events))
 
 
 async def test_a_check_that_breaks_does_not_end_the_watch(caplog: pytest.LogCaptureFixture) -> None:
     at, pool = Setting(Health(ZeroDivisionError())), Pool()
-    async with watched(pool, engine=at.engine, gate=at.gate, emit=at.events.append, stall_s=0.01):  # type: ignore[arg-type]  # as above
+    async with watched(
+        pool, engine=at.engine, gate=at.gate, recovery=at.recovery, emit=at.events.append, stall_s=0.01
+    ):  # type: ignore[arg-type]  # as above
         await soon(lambda: at.engine.asked == 1)
         pool.last_finished = asyncio.get_running_loop().time()
         await soon(lambda: at.engine.asked == 2)
@@ -361,7 +406,7 @@ async def test_a_check_that_breaks_does_not_end_the_watch(caplog: pytest.LogCapt
 
 async def test_an_engine_that_has_exited_is_restarted_and_the_gate_opens() -> None:
     at = Setting(OwnServer(None), supervisor=Supervisor())
-    at.gate.engine_trouble(EXITED)
+    at.recovery.doubt(EXITED)
     assert not at.gate.open
     await asyncio.wait_for(at.gate.wait(), 5)
     assert at.engine.restarted == 1
@@ -373,7 +418,7 @@ async def test_an_engine_that_has_exited_is_restarted_and_the_gate_opens() -> No
 
 async def test_a_restart_that_fails_is_tried_again() -> None:
     at = Setting(OwnServer(EngineExitedError("no room"), None), supervisor=Supervisor(wait_s=0.001))
-    at.gate.engine_trouble(EXITED)
+    at.recovery.doubt(EXITED)
     await asyncio.wait_for(at.gate.wait(), 5)
     told = [event for event in at.events if isinstance(event, EngineRestarted)]
     assert [(event.outcome, event.message) for event in told] == [("failed", "no room"), ("ok", "")]
@@ -388,7 +433,7 @@ async def test_an_engine_that_has_exited_and_may_not_be_restarted_ends_the_run(
     supervisor: Supervisor | None, why: str
 ) -> None:
     at = Setting(OwnServer(None), supervisor=supervisor)
-    at.gate.engine_trouble(EXITED)
+    at.recovery.doubt(EXITED)
     with pytest.raises(Abandoned):
         await asyncio.wait_for(at.gate.wait(), 5)
     assert isinstance(at.stop.reason, EngineDownError)
@@ -399,7 +444,7 @@ async def test_an_engine_that_has_exited_and_may_not_be_restarted_ends_the_run(
 
 async def test_the_run_ends_when_no_more_restarts_are_allowed() -> None:
     at = Setting(OwnServer(*[EXITED] * 9), supervisor=Supervisor(most=3, wait_s=0.001))
-    at.gate.engine_trouble(EXITED)
+    at.recovery.doubt(EXITED)
     with pytest.raises(Abandoned):
         await asyncio.wait_for(at.gate.wait(), 5)
     assert at.engine.restarted == 3
@@ -413,7 +458,7 @@ async def test_an_engine_that_is_there_and_unwell_is_restarted_only_after_a_whil
     at = Setting(engine, supervisor=Supervisor(after_s=0.05))
     loop = asyncio.get_running_loop()
     began = loop.time()
-    at.gate.engine_trouble(AWAY)
+    at.recovery.doubt(AWAY)
     await asyncio.wait_for(at.gate.wait(), 5)
     assert engine.restarted == 1
     assert engine.asked >= 2
@@ -425,7 +470,7 @@ async def test_old_news_of_an_exit_does_not_restart_an_engine_that_is_merely_slo
     engine = OwnServer()
     engine.answers = [False, False, True]
     at = Setting(engine, supervisor=Supervisor())
-    at.gate.engine_trouble(EXITED)
+    at.recovery.doubt(EXITED)
     await asyncio.wait_for(at.gate.wait(), 5)
     assert (engine.restarted, engine.asked) == (0, 3)
 
@@ -439,19 +484,19 @@ async def test_a_run_that_is_to_end_does_not_wait_for_a_restart() -> None:
             await asyncio.Event().wait()
 
     at = Setting(Slow(), supervisor=Supervisor())
-    at.gate.engine_trouble(EXITED)
+    at.recovery.doubt(EXITED)
     await asyncio.wait_for(begun.wait(), 5)
     at.stop.drain(END)
     with pytest.raises(Abandoned):
         await asyncio.wait_for(at.gate.wait(), 5)
-    await asyncio.wait_for(at.gate.close(), 5)
+    await asyncio.wait_for(at.recovery.aclose(), 5)
 
 
 async def test_an_engine_that_answers_makes_the_next_trouble_a_new_one() -> None:
     at = Setting(OwnServer(None, None), supervisor=Supervisor(wait_s=3600.0, wait_most_s=3600.0))
     for _ in range(2):
         at.engine.answers = [EXITED]
-        at.gate.engine_trouble(EXITED)
+        at.recovery.doubt(EXITED)
         await asyncio.wait_for(at.gate.wait(), 5)
-        at.gate.engine_answered()
+        at.recovery.answered(0)
     assert at.engine.restarted == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -40,9 +40,7 @@ class Watched:
         self.trims = 0
         self.width = Width()
         self.stop = Stop()
-        self.gate = Gate(
-            engine=cast("Any", None), stop=self.stop, emit=self.events.append, patience_s=patience_s
-        )
+        self.gate = Gate(stop=self.stop, emit=self.events.append)
         self.guarding = Guarding(
             guards,
             usual=usual,

@@ -24,10 +24,8 @@ UNDO_AFTER: Final = 500
 
 UNDO_DOUBLINGS: Final = 6
 
-BUSY_S, BUSY_MOST_S = 0.5, 30.0
 LOADING_S, LOADING_MOST_S = 1.0, 10.0
 PROBE_S, PROBE_MOST_S = 1.0, 60.0
-RETRY_AFTER_MOST_S: Final = 300.0
 
 NUM_BATCH: Final = 256
 SMALLEST_CONTEXT: Final = 4096
@@ -39,7 +37,8 @@ class Ladder:
 
     `rungs` are those that would help this engine, in the order to be taken; concurrency needs not be named.
     `timeouts`, `lost` and `replies` are a row's repeats for each. `patience_s` is how long the engine may be
-    away, or may refuse one row; `load_patience_s` how long it may load.
+    away, or may refuse one row; `load_patience_s` how long it may load. Waits of rows begin with `wait_s` and
+    double up to `wait_most_s`; what a server asks for is done up to `retry_after_most_s`.
     """
 
     rungs: Sequence[Rung] = (Rung.NUM_BATCH, Rung.NUM_CTX, Rung.UNLOAD_OTHERS, Rung.RESTART)
@@ -48,6 +47,9 @@ class Ladder:
     replies: int = 3
     patience_s: float = 300.0
     load_patience_s: float = 600.0
+    wait_s: float = 0.5
+    wait_most_s: float = 30.0
+    retry_after_most_s: float = 300.0
 
 
 def decide(trouble: Trouble, history: History, ladder: Ladder) -> Action:
@@ -125,13 +127,19 @@ def smaller_num_ctx(num_ctx: int, pending_p99: int) -> int | None:
 
 def _refused(trouble: Trouble, history: History, ladder: Ladder) -> Action:
     if trouble.refused_s < ladder.patience_s:
-        wait = _growing(BUSY_S, BUSY_MOST_S, trouble.spent)
-        asked = min(trouble.retry_after_s or 0.0, RETRY_AFTER_MOST_S)
-        return Action(do=Do.WAIT, reason="the engine is busy", wait_s=max(wait, asked))
-    if history.last_answer_at > trouble.at - ladder.patience_s / 2:
-        reason = f"refused for {ladder.patience_s:g} s, while others were answered"
-        return Action(do=Do.FAIL, reason=reason)
-    return Action(do=Do.STOP, reason=f"busy for {ladder.patience_s:g} s, and no row was answered")
+        wait = _growing(ladder.wait_s, ladder.wait_most_s, trouble.spent)
+        asked = trouble.retry_after_s
+        if asked is not None:
+            # The server knows best; where that has not helped, the longer of the two counts.
+            asked = min(asked, ladder.retry_after_most_s)
+            wait = max(wait, asked) if trouble.spent else asked
+        return Action(do=Do.WAIT, reason="the engine is busy", wait_s=wait)
+    refused = f"refused for {ladder.patience_s:g} s"
+    if trouble.replied or history.last_answer_at > trouble.at - ladder.patience_s / 2:
+        return Action(do=Do.FAIL, reason=f"{refused}, and the engine answers others")
+    if trouble.replied is None:
+        return Action(do=Do.ASK, reason=f"{refused}: the row or the engine?")
+    return Action(do=Do.STOP, reason=f"busy for {ladder.patience_s:g} s, and nothing is answered")
 
 
 def _unanswered(trouble: Trouble, history: History, ladder: Ladder) -> Action:
@@ -140,16 +148,16 @@ def _unanswered(trouble: Trouble, history: History, ladder: Ladder) -> Action:
         return Action(do=Do.AGAIN, reason="the engine is being asked")
     if trouble.kind is not Kind.REPLY and trouble.healthy is None:
         return Action(do=Do.PROBE, reason=f"{trouble.kind}: is the engine well?")
-    if history.unanswered + 1 >= SILENT:
-        reason = f"{SILENT} troubles, and no answer between: {trouble.kind}"
-        return replace(_pause(reason, trouble.at, history, ladder), returned=frozenset({trouble.row}))
     repeats = {Kind.TIMEOUT: ladder.timeouts, Kind.LOST: ladder.lost}.get(trouble.kind, ladder.replies)
     if trouble.spent >= repeats:
         return _given_up(trouble, history, ladder)
+    if history.unanswered + 1 >= SILENT:
+        reason = f"{SILENT} troubles, and no answer between: {trouble.kind}"
+        return replace(_pause(reason, trouble.at, history, ladder), returned=frozenset({trouble.row}))
     return Action(
         do=Do.AGAIN,
         reason=f"{trouble.kind}, and the engine is well",
-        wait_s=_growing(BUSY_S, BUSY_MOST_S, trouble.spent),
+        wait_s=_growing(ladder.wait_s, ladder.wait_most_s, trouble.spent),
         timeout_factor=2.0 if trouble.kind is Kind.TIMEOUT else 1.0,
     )
 
@@ -204,11 +212,13 @@ def _crash(trouble: Trouble, history: History, ladder: Ladder) -> Action:
 
 
 def _lack_of_memory(out: frozenset[int], history: History, ladder: Ladder, pause: Action) -> Action:
-    """`pause`, with the next rung; the end of the run if none is left."""
+    """`pause`, with the next rung; where none is left the row runs alone, and the third time ends it."""
     rung: Rung | None = Rung.CONCURRENCY
     if len(out) == 1:
         rung = next((each for each in ladder.rungs if each not in history.rungs), None)
     if rung is None:
+        if all(history.suspicion_after(row).crashes < POISON for row in out):
+            return replace(pause, alone=out)
         return Action(do=Do.STOP, reason="out of memory with one request, and nothing left to give up")
     return replace(pause, reason=f"{pause.reason}; next rung: {rung}", rung=rung)
 

@@ -72,6 +72,7 @@ class Case:
 FRESH = History(answers=100, last_answer_at=NOW - 2)
 BESIDE = replace(FRESH, last_answer_at=NOW - 0.5)
 GIVEN_UP = trouble(Kind.TIMEOUT, healthy=True, spent=1)
+REFUSED = trouble(Kind.BUSY, refused_since=NOW - 300)
 STALE = replace(FRESH, last_answer_at=NOW - 200)
 AWAY = replace(FRESH, down_since=NOW - 5)
 CRASHED = replace(FRESH, down_since=NOW - 5, crashed=True, crashes=crashes(5))
@@ -89,7 +90,23 @@ TABLE = [
     Case("busy: asked to wait", trouble(Kind.BUSY, retry_after_s=9.0), FRESH, Do.WAIT, {"wait_s": 9.0}),
     Case("busy: asked for a day", trouble(Kind.BUSY, retry_after_s=9e4), FRESH, Do.WAIT, {"wait_s": 300.0}),
     Case("busy past patience, others answered", trouble(Kind.BUSY, refused_since=NOW - 300), FRESH, Do.FAIL),
-    Case("busy past patience, nobody answered", trouble(Kind.BUSY, refused_since=NOW - 300), STALE, Do.STOP),
+    Case("busy past patience, nobody answered: is it the row?", REFUSED, STALE, Do.ASK),
+    Case("it is the row: the engine has replied", replace(REFUSED, replied=True), STALE, Do.FAIL),
+    Case("it is not: the engine refuses everything", replace(REFUSED, replied=False), STALE, Do.STOP),
+    Case(
+        "busy: asked to wait less than we would",
+        trouble(Kind.BUSY, retry_after_s=0.0),
+        FRESH,
+        Do.WAIT,
+        {"wait_s": 0.0},
+    ),
+    Case(
+        "busy again: that has not helped",
+        trouble(Kind.BUSY, retry_after_s=0.0, spent=1),
+        FRESH,
+        Do.WAIT,
+        {"wait_s": 1.0},
+    ),
     Case("loading: asks each second", trouble(Kind.LOADING), FRESH, Do.WAIT, {"wait_s": 1.0}),
     Case("loading for long: each 10 s", trouble(Kind.LOADING, spent=9), FRESH, Do.WAIT, {"wait_s": 10.0}),
     Case("loading past patience", trouble(Kind.LOADING, refused_since=NOW - 600), FRESH, Do.STOP),
@@ -183,7 +200,7 @@ TABLE = [
     ),
     Case(
         "the third in a row, of several kinds",
-        trouble(Kind.REPLY, spent=9),
+        trouble(Kind.REPLY, spent=1),
         replace(FRESH, unanswered=2),
         Do.PAUSE,
         {"returned": ONE},
@@ -290,9 +307,16 @@ TABLE = [
         for number, rung in enumerate(ALL_RUNGS)
     ),
     Case(
-        "memory, one out, all rungs taken: stops",
+        "memory, one out, all rungs taken: once more, alone",
         alone(Kind.OUT_OF_MEMORY),
         replace(FRESH, rungs=ALL_RUNGS),
+        Do.PAUSE,
+        {"rung": None, "alone": ONE, "returned": ONE},
+    ),
+    Case(
+        "memory, one out, all rungs taken, the third time and nobody was answered: stops",
+        alone(Kind.OUT_OF_MEMORY),
+        replace(FRESH, rungs=ALL_RUNGS, suspicions=suspected(2, since=100)),
         Do.STOP,
     ),
     Case(
@@ -508,6 +532,7 @@ def test_the_smaller_context_holds_what_is_pending(num_ctx: int, p99: int, small
         (errors.EngineCrashedError("x"), Kind.CRASH),
         (errors.EngineOutOfMemoryError("x"), Kind.OUT_OF_MEMORY),
         (errors.InvalidReplyError("x"), Kind.REPLY),
+        (errors.EngineExitedError("x"), Kind.CRASH),
         (errors.EngineStoppedError("x"), Kind.FATAL),
         (errors.EngineExitedError("x"), Kind.CRASH),
         (errors.EngineAuthError("x"), Kind.FATAL),

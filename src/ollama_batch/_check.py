@@ -1,0 +1,98 @@
+"""Whether the engine is well: what it says itself, and whether it answers a question of one token."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from ollama_batch._portal import AddressLimit
+from ollama_batch._settings import SendSettings
+from ollama_batch.engines.base import Engine, Probed
+from ollama_batch.errors import EngineAuthError, EngineError, EngineStoppedError, ModelNotFoundError
+
+log = logging.getLogger("ollama_batch.run")
+
+HEALTH_S = 30.0
+"""Seconds a health check may take before it counts as failed."""
+
+
+class EngineCheck:
+    """Asks the engine on behalf of all rows: who wants to know while it is asked has the same answer.
+
+    Both questions raise EngineStoppedError if the engine is gone.
+    """
+
+    def __init__(self, engine: Engine, *, settings: SendSettings, limit: AddressLimit) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._limit = limit
+        self._health = _Question(self._ask_health)
+        self._reply = _Question(self._ask)
+        self._answered = asyncio.Event()
+
+    def answered(self) -> None:
+        """A row was answered: whoever waits for a question's answer needs none any more."""
+        self._answered.set()
+        self._answered = asyncio.Event()
+
+    async def healthy(self) -> bool:
+        """What the engine says of its health, within `HEALTH_S`; True if it cannot be asked."""
+        return await self._health.asked()
+
+    async def replies(self, within_s: float) -> bool:
+        """Whether a question of our own, or a row meanwhile, is answered within so many seconds."""
+        asking = asyncio.ensure_future(self._reply.asked())
+        answered = asyncio.ensure_future(self._answered.wait())
+        try:
+            await asyncio.wait((asking, answered), timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+            return answered.done() or (asking.done() and asking.result())
+        finally:
+            asking.cancel()
+            answered.cancel()
+            await asyncio.gather(asking, answered, return_exceptions=True)
+
+    async def _ask_health(self) -> bool:
+        if not isinstance(self._engine, Probed):
+            return True
+        try:
+            async with asyncio.timeout(HEALTH_S):
+                return await self._engine.healthy()
+        except EngineStoppedError:
+            raise
+        except (EngineError, TimeoutError) as error:
+            log.debug("the engine is not healthy yet: %s", type(error).__name__)
+            return False
+
+    async def _ask(self) -> bool:
+        try:
+            async with self._limit:
+                deadline = time.monotonic() + self._settings.timeout_s
+                await self._engine.complete(self._settings.test_chat(), deadline=deadline)
+        except EngineStoppedError:
+            raise
+        except (EngineAuthError, ModelNotFoundError):
+            return True  # rows are told the same, and the run ends by that
+        except EngineError as error:
+            log.debug("the test question was not answered: %s", type(error).__name__)
+            return error.row_caused
+        return True
+
+
+class _Question:
+    """A yes or no that many may want at once: one asks, and whoever came meanwhile has the same answer."""
+
+    def __init__(self, ask: Callable[[], Awaitable[bool]]) -> None:
+        self._ask = ask
+        self._lock = asyncio.Lock()
+        self._told = 0
+        self._yes = False
+
+    async def asked(self) -> bool:
+        told = self._told
+        async with self._lock:
+            if self._told == told:
+                self._yes = await self._ask()
+                self._told += 1
+            return self._yes

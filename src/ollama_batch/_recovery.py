@@ -1,0 +1,369 @@
+"""Carries out what the recovery ladder decides: rows wait, fail or go again; the run pauses and resumes."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NoReturn
+
+from ollama_batch._check import EngineCheck
+from ollama_batch._gate import ENGINE, Gate
+from ollama_batch._portal import AddressLimit
+from ollama_batch._record import RecoveryRecord
+from ollama_batch._refusals import Refusals
+from ollama_batch._row import Job
+from ollama_batch._stop import Abandoned, Stop
+from ollama_batch._supervision import Supervision
+from ollama_batch._turns import Turns
+from ollama_batch.control import Action, Do, Kind, Ladder, Rung, Trouble, decide, kind_of, probed, undo
+from ollama_batch.errors import EngineDownError, EngineError, EngineExitedError, EngineStoppedError
+from ollama_batch.events import Event, RowRetried
+from ollama_batch.retry import RetryPolicy
+
+NO_ROW = -1
+"""The row of a doubt that no row has brought up."""
+
+SETTLE_S = 0.02
+"""After a lost connection the others that the same death cuts are heard of within so many seconds."""
+
+log = logging.getLogger("ollama_batch.run")
+
+
+class Recovery:
+    """What one phase of a run does about trouble, and what it remembers of it."""
+
+    def __init__(
+        self,
+        *,
+        check: EngineCheck,
+        gate: Gate,
+        stop: Stop,
+        limit: AddressLimit,
+        supervision: Supervision,
+        record: RecoveryRecord,
+        retry: RetryPolicy,
+        patience_s: float,
+        load_patience_s: float,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._check = check
+        self._gate = gate
+        self._stop = stop
+        self._limit = limit
+        self._supervision = supervision
+        self._record = record
+        self._emit = emit
+        self.turns = Turns(stop)
+        self._refusals = Refusals(stop)
+        self._ladder = Ladder(
+            rungs=(),
+            timeouts=retry.timeout,
+            lost=retry.transport,
+            replies=retry.server,
+            patience_s=patience_s,
+            load_patience_s=load_patience_s,
+            wait_s=retry.wait_s,
+            wait_most_s=retry.wait_max_s,
+            retry_after_most_s=retry.retry_after_max_s,
+        )
+        self._ladders = {
+            "reply": replace(self._ladder, replies=retry.reply),
+            "none": replace(self._ladder, replies=0),  # what nobody knows is not repeated
+        }
+        self._history = record.history
+        self._alone = {row for row, each in self._history.suspicions.items() if each.crashes > 1}
+        self._at_work: set[int] = set()
+        self._lost: dict[int, float] = {}
+        self._pause: asyncio.Task[None] | None = None
+
+    # What rows ask for, and tell
+
+    def begin(self, row: int) -> None:
+        """A worker has taken `row`."""
+        self._at_work.add(row)
+
+    def end(self, row: int) -> None:
+        """The row has ended, or stays pending."""
+        self._at_work.discard(row)
+        self._lost.pop(row, None)
+        self._refusals.left(row)
+        self.turns.free(row)
+        self.turns.move()
+
+    async def wait_turn(self, row: int) -> None:
+        """Return when `row` may be sent as far as other rows go; one that is to be alone claims that first.
+
+        It goes after others, whose answers show whose fault the last crash was; if there are none, a question
+        of our own has to do. Raises Abandoned when the run is to end.
+        """
+        if row not in self._alone:
+            await self.turns.wait(row)
+            return
+        await self.turns.until(lambda: self._history.others_answered(row) or self._at_work <= self._alone)
+        if not self._history.others_answered(row) and await self._replies():
+            self._history = self._history.answered(None, time.monotonic())
+        await self.turns.claim(row)
+
+    def answered(self, row: int) -> None:
+        """`row` was answered, of use or not."""
+        self._history = self._history.answered(row, time.monotonic())
+        self._alone.discard(row)
+        self._check.answered()
+        self._refusals.answered()
+        self._supervision.answered()
+        action = undo(self._history)
+        if action is not None:
+            self._history = self._history.undone()
+            self._record.keep(action, self._history)
+
+    async def meet(self, job: Job, error: EngineError) -> None:
+        """Do what the ladder says about `error`, which `job` has met; return when it is to be sent again,
+        with `refusal` set if its prompt was too much for the engine.
+
+        Raises the error with which the row has failed, or Abandoned if it stays pending as the run is to end.
+        """
+        if self._stop.draining.is_set() and not error.row_caused:
+            raise Abandoned from error
+        self.turns.free(job.index)
+        trouble = self._trouble(job, error)
+        ladder = self._ladders.get(error.budget, self._ladder)
+        trouble, action = await self._decided(trouble, ladder, error)
+        crashes = self._history.suspicion_after(job.index).crashes
+        self._history = self._history.after(trouble, action)
+        if action.do is Do.STOP:
+            self._end(action, error)
+        if action.do is Do.PAUSE:
+            self._paused(action, job, trouble, error)
+            if job.index in action.quarantined:
+                self._alone.discard(job.index)
+                raise _poison(error, crashes) from error
+        if action.do is Do.FAIL:
+            self._history = self._history.failed(job.index)
+            self._alone.discard(job.index)
+            raise error
+        if action.do is Do.SHORTEN:  # how often that is of use is the composer's to say
+            job.refusal = error
+            return
+        if trouble.kind is Kind.OUT_OF_MEMORY and len(trouble.out) == 1:
+            job.refusal = error
+        await self._send_again(job, trouble, action, error)
+
+    def doubt(self, error: EngineError) -> None:
+        """Look after the engine, because of an `error` that no row has met."""
+        if isinstance(error, EngineStoppedError) and not self._supervision.revives(error):
+            self._stop.drain(EngineDownError(self._supervision.last_words(error)))
+            return
+        trouble = Trouble(kind=Kind.UNREACHABLE, at=time.monotonic(), row=NO_ROW)
+        self._forgive_pauses()
+        action = decide(trouble, self._history, self._ladder)
+        self._history = self._history.after(trouble, action)
+        if action.do is Do.STOP:
+            self._stop.drain(self._down(action, error))
+        elif action.do is Do.PAUSE:
+            self._watch(action, error)
+
+    async def aclose(self) -> None:
+        """End the pause, if there is one, and its hold."""
+        if self._pause is not None:
+            self._pause.cancel()
+            await asyncio.gather(self._pause, return_exceptions=True)
+        if not self._stop.draining.is_set():
+            self._gate.release(ENGINE)
+        await self._record.kept()
+
+    # Deciding
+
+    def _trouble(self, job: Job, error: EngineError) -> Trouble:
+        now, kind = time.monotonic(), kind_of(error)
+        self._forgive_pauses()
+        if kind in (Kind.BUSY, Kind.LOADING):
+            since = job.refused_since or now
+            job.refused_since = max(since, min(now, self._gate.resumed_at))
+        else:
+            job.refused_since = None
+            self._refusals.left(job.index)
+        if kind is Kind.LOST:
+            self._lost[job.index] = now
+        return Trouble(
+            kind=kind,
+            at=now,
+            row=job.index,
+            in_flight=job.beside,
+            sent_at=job.sent_at,
+            spent=job.spent[kind, error.budget],
+            refused_since=job.refused_since,
+            retry_after_s=error.retry_after_s,
+        )
+
+    async def _decided(self, trouble: Trouble, ladder: Ladder, error: EngineError) -> tuple[Trouble, Action]:
+        """What is to be done, with what the engine says if that matters."""
+        if isinstance(error, EngineExitedError) and not self._supervision.revives(error):
+            self._stop.drain(EngineDownError(self._supervision.last_words(error)))
+            raise Abandoned from error
+        action = decide(trouble, self._history, ladder)
+        if action.do is Do.PROBE:
+            if trouble.kind is Kind.LOST:
+                await self._stop.sleep(SETTLE_S)
+            healthy = await self._healthy()
+            lost = frozenset(row for row in trouble.in_flight if self._lost.get(row, 0.0) >= trouble.at)
+            trouble = replace(trouble, healthy=healthy, lost_too=lost - {trouble.row})
+            action = decide(trouble, self._history, ladder)
+        if action.do is Do.ASK:
+            await self._gate.wait()
+            trouble = replace(trouble, replied=await self._replies())
+            action = decide(trouble, self._history, ladder)
+        return trouble, action
+
+    async def _healthy(self) -> bool:
+        """What the engine says of itself. Raises Abandoned, with the run ending, if it is gone or the check
+        is broken.
+        """
+        try:
+            return await self._stop.unless_draining(self._check.healthy())
+        except EngineExitedError as gone:
+            if self._supervision.revives(gone):
+                return False
+            self._stop.drain(EngineDownError(self._supervision.last_words(gone)))
+        except EngineStoppedError as gone:
+            self._stop.drain(EngineDownError(str(gone)))
+        except EngineError:
+            return False
+        except Abandoned:
+            raise
+        except Exception as bug:  # the row would fail for it, or the pause never end
+            self._broken(bug)
+        raise Abandoned
+
+    async def _replies(self) -> bool:
+        """Whether the engine answers a question, or a row meanwhile. Raises as `_healthy` does."""
+        try:
+            return await self._stop.unless_draining(self._check.replies(self._ladder.patience_s))
+        except EngineStoppedError:
+            return False
+        except Abandoned:
+            raise
+        except Exception as bug:
+            self._broken(bug)
+        raise Abandoned
+
+    # Doing
+
+    async def _send_again(self, job: Job, trouble: Trouble, action: Action, error: EngineError) -> None:
+        """Wait as long as the row is to wait, and say so."""
+        kind, asked_s = trouble.kind, 0.0
+        job.spent[kind, error.budget] += action.do is not Do.WAIT or kind in (Kind.BUSY, Kind.LOADING)
+        if action.timeout_factor != 1.0:
+            job.patience = action.timeout_factor
+        if error.retry_after_s is not None:
+            asked_s = min(error.retry_after_s, self._ladder.retry_after_most_s)
+        wait_s = 0.0 if action.do is Do.PAUSE else max(action.wait_s, asked_s)
+        if wait_s > asked_s:
+            wait_s = random.uniform(max(wait_s / 2, asked_s), wait_s)  # noqa: S311 - spreads rows, no secret
+        self._emit(
+            RowRetried(
+                index=job.index,
+                custom_id=job.custom_id,
+                attempt=job.attempts,
+                code=error.code,
+                wait_s=wait_s,
+            )
+        )
+        if kind in (Kind.BUSY, Kind.LOADING):
+            await self._refusals.wait(job.index, wait_s, least_s=asked_s)
+        elif wait_s:
+            await self._stop.sleep(wait_s)
+
+    def _paused(self, action: Action, job: Job, trouble: Trouble, error: EngineError) -> None:
+        """Begin a pause, or let the present one be for this as well."""
+        if action.rung is Rung.CONCURRENCY:
+            self._limit.ran_out(in_flight=max(len(trouble.out), job.out))
+        self._alone |= action.alone
+        self.turns.move()
+        if self._history.crashed or action.rung is not None:
+            self._record.keep(action, self._history, error)
+        self._watch(action, error)
+
+    def _watch(self, action: Action, error: EngineError) -> None:
+        if self._pause is None or self._pause.done():
+            self._gate.shut(ENGINE)
+            self._pause = asyncio.create_task(self._until_well(action, error))
+
+    async def _until_well(self, action: Action, error: EngineError) -> None:
+        """Probe until the engine is well, or the run's patience is at its end."""
+        since = time.monotonic()
+        wait_s = 0.0 if isinstance(error, EngineExitedError) else action.wait_s
+        try:
+            while True:
+                if wait_s:
+                    await self._stop.sleep(random.uniform(wait_s / 2, wait_s))  # noqa: S311 - spreads probes
+                exited, well = False, False
+                try:
+                    well = await self._stop.unless_draining(self._check.healthy())
+                    if well and not self._gate.held_beside(ENGINE):
+                        left_s = since + self._ladder.patience_s - time.monotonic()
+                        well = await self._stop.unless_draining(self._check.replies(max(left_s, 0.1)))
+                except EngineExitedError as gone:
+                    if not self._supervision.revives(gone):
+                        raise
+                    error, exited = gone, True
+                then = probed(well, at=time.monotonic(), history=self._history, ladder=self._ladder)
+                if not well:
+                    self._gate.hold(ENGINE, str(error))
+                if then.do is Do.RESUME:
+                    break
+                self._history = self._history.probed(then)
+                if then.do is Do.STOP:
+                    self._record.keep(then, self._history, error)
+                    self._stop.now(self._down(then, error))  # nothing that is out will be answered any more
+                    return
+                unwell_s = time.monotonic() - since
+                restart = self._supervision.restart_if_due(error, exited=exited, unwell_s=unwell_s)
+                tried = await self._stop.unless_draining(restart)
+                wait_s = 0.0 if tried else then.wait_s
+        except Abandoned:
+            return
+        except EngineStoppedError as gone:
+            self._stop.drain(EngineDownError(self._supervision.last_words(gone)))
+            return
+        except Exception as bug:  # nobody waits for this task: unsaid, the run would hang at the gate
+            self._broken(bug)
+            return
+        self._history = self._history.probed(then)
+        if then.limit is not None:
+            self._limit.crashed()
+        self._gate.release(ENGINE)
+
+    def _forgive_pauses(self) -> None:
+        """Silence while something else than the engine held the gate means nothing."""
+        since, resumed_at = self._history.silent_since, self._gate.resumed_at
+        if since is not None and resumed_at > since:
+            self._history = replace(self._history, silent_since=resumed_at)
+
+    def _end(self, action: Action, error: EngineError) -> NoReturn:
+        self._record.keep(action, self._history, error)
+        fatal = kind_of(error) is Kind.FATAL
+        self._stop.drain(EngineDownError(str(error)) if fatal else self._down(action, error))
+        raise Abandoned from error
+
+    def _down(self, action: Action, error: EngineError) -> EngineDownError:
+        said = str(error).rstrip(".")
+        return EngineDownError(f"{action.reason} ({said}); see the engine's log, then run again to go on")
+
+    def _broken(self, bug: Exception) -> None:
+        log.error("the engine's health check failed", exc_info=bug)
+        self._stop.drain(EngineDownError(f"the engine's health check failed: {bug!r}"))
+
+
+def _poison(error: EngineError, crashes: int) -> EngineError:
+    """The error of a row that is quarantined: what it met, and why it is not sent any more."""
+    said = copy.copy(error)
+    said.message = (
+        f"{error.message}; the engine has died {crashes} times with this row, the last time with it alone, "
+        "and answered others between"
+    )
+    return said

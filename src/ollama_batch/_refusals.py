@@ -1,0 +1,69 @@
+"""Rows that the engine has refused: they wait together, so that many do not ask what one could."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from ollama_batch._stop import Stop
+
+SCOUT_S = 5.0
+"""While all are refused, one asks at least so often, so that an engine with room again is soon noticed."""
+
+STREAK = 2
+"""So many refusals of the one that asks, without an answer between: its answer then lets all others go."""
+
+
+class Refusals:
+    """Where refused rows wait. While nothing is answered only one of them asks again, the scout; after an
+    answer the others follow, each when its own wait is over, or at once if nothing was answered for long.
+    """
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._scout: int | None = None
+        self._streak = 0
+        self._ended_streak = 0
+        self._answers = 0
+        self._news = asyncio.Event()
+
+    async def wait(self, row: int, wait_s: float, *, least_s: float) -> None:
+        """Return when `row` may be sent again: after `wait_s`, or earlier, but never before `least_s`, if the
+        row is the scout or the engine has room again. Raises Abandoned when the run ends.
+        """
+        before, ready_at = self._answers, time.monotonic() + wait_s
+        if self._nobody_asks():
+            self._scout = row
+        elif self._scout == row:
+            self._streak += 1
+        while self._scout != row:
+            if self._answers > before:
+                await self._stop.sleep(max(0.0, ready_at - time.monotonic()))
+                return
+            await self._stop.unless_draining(self._news.wait())
+            if self._answers > before and self._ended_streak >= STREAK and not least_s:
+                return
+            if self._nobody_asks() and self._answers == before:
+                self._scout = row
+        await self._stop.sleep(max(least_s, min(wait_s, SCOUT_S)))
+
+    def answered(self) -> None:
+        """Something was answered."""
+        self._answers += 1
+        if self._scout is not None:
+            self._scout = None
+            self._wake()
+
+    def left(self, row: int) -> None:
+        """`row` is refused no more, whatever became of it: another one asks in its place."""
+        if self._scout == row:
+            self._scout = None
+            self._wake()
+
+    def _nobody_asks(self) -> bool:
+        return self._scout is None
+
+    def _wake(self) -> None:
+        self._streak, self._ended_streak = 0, self._streak
+        news, self._news = self._news, asyncio.Event()
+        news.set()

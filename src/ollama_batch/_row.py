@@ -1,0 +1,52 @@
+"""One row on its way to an answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ollama_batch._fitting import Prompt
+from ollama_batch.control import Kind
+from ollama_batch.errors import EngineError
+
+
+class Job:
+    """One row on its way: how often it was handed to the engine, how the last attempt went, and what trouble
+    has cost it.
+
+    `unsent` of the `attempts` never left, because nothing listened. `beside` are the rows that were out when
+    the last attempt ended, this one included, `out` all requests at the address. `spent` counts how often it
+    was sent again for each kind of trouble, `refused_since` is when it was first refused without anything
+    else having come of it; `refusal` says that the prompt is too much for the
+    engine and is to be made shorter; `patience` is how many times the deadline it gets.
+    """
+
+    __slots__ = (
+        "attempts",
+        "beside",
+        "custom_id",
+        "index",
+        "latency_s",
+        "out",
+        "patience",
+        "prompt",
+        "refusal",
+        "refused_since",
+        "sent_at",
+        "spent",
+        "unsent",
+    )
+
+    def __init__(self, index: int, custom_id: str) -> None:
+        self.index = index
+        self.custom_id = custom_id
+        self.prompt: Prompt | None = None
+        self.attempts = 0
+        self.unsent = 0
+        self.latency_s: float | None = None
+        self.sent_at: float | None = None
+        self.beside: frozenset[int] = frozenset()
+        self.out = 0
+        self.spent: Counter[tuple[Kind, str]] = Counter()
+        self.refused_since: float | None = None
+        self.refusal: EngineError | None = None
+        self.patience = 1.0

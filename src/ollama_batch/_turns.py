@@ -1,0 +1,70 @@
+"""Whose turn it is: rows are out together, or one of them while nothing else of the run is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ollama_batch._stop import Stop
+
+
+class Turns:
+    """Lets requests go together, except a row that is to be alone: it waits until nothing else is out, and
+    nothing else goes until it is back.
+    """
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._moved = asyncio.Event()
+        self._out: set[int] = set()
+        self._alone: int | None = None
+
+    @property
+    def out(self) -> frozenset[int]:
+        """The rows that are out."""
+        return frozenset(self._out)
+
+    def may_go(self, row: int) -> bool:
+        """Whether `row` may be sent now."""
+        if self._alone is None:
+            return True
+        return self._alone == row and not self._out
+
+    async def wait(self, row: int) -> None:
+        """Return when `row` may be sent; raises Abandoned when the run is to end."""
+        await self.until(lambda: self.may_go(row))
+
+    async def claim(self, row: int) -> None:
+        """From now on nothing but `row` is sent, until `free`; waits for what is out and others' turns."""
+        try:
+            await self.until(lambda: self._alone in (None, row))
+            self._alone = row
+            await self.until(lambda: not self._out)
+        except BaseException:
+            self.free(row)
+            raise
+
+    def free(self, row: int) -> None:
+        """`row` is alone no more, if it was."""
+        if self._alone == row:
+            self._alone = None
+            self.move()
+
+    def sent(self, row: int) -> None:
+        """`row` is out."""
+        self._out.add(row)
+
+    def back(self, row: int) -> None:
+        """`row` is out no more."""
+        self._out.discard(row)
+        self.move()
+
+    def move(self) -> None:
+        """Have all who wait look again."""
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Return when `holds`, looked at after each move; raises Abandoned when the run is to end."""
+        while not holds():
+            await self._stop.unless_draining(self._moved.wait())

@@ -1,0 +1,242 @@
+"""Runs whose engine runs out of memory, dies, hangs and refuses: what becomes of the rows, by the ledger."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ollama_batch import RunJournal
+from ollama_batch._settings import TEST_QUESTION
+from ollama_batch.errors import EngineDownError, RunCancelledError
+from ollama_batch.events import Decision, RowRetried
+from ollama_batch.retry import RetryPolicy
+from ollama_batch.testing import CostModel, FakeOllama, Fault, MemoryModel
+from trouble_support import Recorder, name, quick_ladder, quick_runner, rows
+
+Factory = Callable[..., FakeOllama]
+POISON = name(13)
+
+
+@pytest.fixture(autouse=True)
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_ladder(monkeypatch)
+
+
+def limits(recorder: Recorder) -> list[int]:
+    """What the run may have out, change after change."""
+    return [event.data["after"] for event in recorder.all(Decision) if event.kind == "concurrency"]
+
+
+def memory_faults(fake: FakeOllama) -> list[Any]:
+    return [each for each in fake.ledger.completions() if each.outcome.startswith("fault:oom")]
+
+
+# Memory
+
+
+@pytest.mark.parametrize("wording", ["ollama", "llama.cpp", "vllm"])
+@pytest.mark.parametrize("fits", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("concurrency", ["auto", 32])
+def test_a_run_settles_below_what_memory_holds_and_no_row_fails_for_it(
+    fake_ollama_factory: Factory, fits: int, wording: Any, concurrency: Any
+) -> None:
+    fake = fake_ollama_factory(
+        slots=64, speed=CostModel(latency_s=0.004), memory=MemoryModel(max_in_flight=fits, wording=wording)
+    )
+    recorder = Recorder()
+    report = quick_runner(fake, concurrency=concurrency, hooks=[recorder], guards=()).run(rows(300))
+    assert (report.counts.ok, report.counts.failed) == (300, 0)
+    assert max(Counter(r.custom_id for r in report.results()).values()) == 1
+    assert fake.ledger.answered() - fake.ledger.answered(TEST_QUESTION) == 300
+    after = [each.in_flight for each in fake.ledger.completions()[-100:]]
+    assert max(after) <= fits
+    if memory_faults(fake):
+        assert min(limits(recorder)) <= fits
+
+
+# Rows that kill the engine
+
+
+@pytest.mark.parametrize("kind", ["runner_dies", "runner_dies_reset"])
+@pytest.mark.parametrize("place", [0, 13, 39])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_row_that_kills_the_engine_is_quarantined_and_its_neighbours_are_unharmed(
+    fake_ollama_factory: Factory, kind: str, place: int, concurrency: int
+) -> None:
+    poison = name(place)
+    fake = fake_ollama_factory(
+        slots=4, speed=CostModel(latency_s=0.005), faults=[Fault(kind, match=poison, for_s=0.005)]
+    )
+    recorder = Recorder()
+    report = quick_runner(fake, concurrency=concurrency, hooks=[recorder]).run(rows(40))
+    assert (report.counts.ok, report.counts.failed) == (39, 1)
+    (failed,) = (result for result in report.results() if not result.ok)
+    assert failed.custom_id == poison
+    assert failed.error is not None
+    deaths = fake.ledger.loads - 1
+    if kind == "runner_dies":
+        assert deaths <= 3
+        assert fake.ledger.count(poison) == 3
+        assert "died 3 times with this row, the last time with it alone" in failed.error.message
+        (told,) = (each.data for each in recorder.all(Decision) if each.data.get("quarantined"))
+        assert told["quarantined"] == [place]
+    else:  # at first nothing tells a death that is over at once from a bad cable
+        assert deaths <= 6
+    # Neighbours pay with what was out when it died, no more.
+    assert fake.ledger.answered() - fake.ledger.answered(TEST_QUESTION) == 39
+
+
+def test_a_row_that_killed_the_engine_in_an_earlier_session_is_known(
+    fake_ollama_factory: Factory, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    fake = fake_ollama_factory(
+        slots=4, speed=CostModel(latency_s=0.005), faults=[Fault("runner_dies", match=POISON)]
+    )
+    recorder = Recorder()
+    runner = quick_runner(fake, hooks=[recorder])
+    run = runner.start(rows(400), output=output)
+    fake.wait_until(lambda ledger: ledger.count(POISON) == 2)
+    run.cancel(now=True)
+    with pytest.raises(RunCancelledError):
+        run.wait(30)
+    with RunJournal.open_readonly(f"{output}.run.db") as journal:
+        notes = journal.notes("recovery")
+    assert notes[-1].data["state"]["suspicions"]
+    before = fake.ledger.count(POISON)
+    report = runner.run(rows(400), output=output)
+    assert (report.counts.ok, report.counts.failed) == (399, 1)
+    assert fake.ledger.count(POISON) - before == 3 - before
+
+
+# Kills
+
+
+def test_an_engine_that_is_killed_every_half_second_fails_no_row(fake_ollama_factory: Factory) -> None:
+    fake = fake_ollama_factory(slots=4, speed=CostModel(latency_s=0.02))
+    recorder = Recorder()
+    run = quick_runner(fake, hooks=[recorder]).start(rows(400))
+    over = threading.Event()
+
+    def kill() -> None:
+        for _ in range(8):
+            if over.wait(0.5):
+                return
+            fake.stop()
+            fake.restart()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        report = run.wait(60)
+    finally:
+        over.set()
+        killer.join()
+    assert (report.counts.ok, report.counts.failed) == (400, 0)
+    results = Counter(result.custom_id for result in report.results())
+    assert len(results) == 400
+    assert set(results.values()) == {1}
+
+
+# Hangs
+
+
+def test_requests_that_are_never_answered_cost_two_deadlines_at_most(fake_ollama_factory: Factory) -> None:
+    hanging = {name(n) for n in range(37, 600, 100)}  # 1 %
+    deadline_s, latency_s, slots, count = 1.0, 0.01, 8, 600
+    fake = fake_ollama_factory(
+        slots=slots,
+        speed=CostModel(latency_s=latency_s),
+        faults=[Fault("hang", match=row, first=1) for row in hanging],
+    )
+    plain = fake_ollama_factory(slots=slots, speed=CostModel(latency_s=latency_s))
+
+    def seconds(server: FakeOllama) -> float:
+        began = time.monotonic()
+        report = quick_runner(server, timeout=deadline_s, concurrency=slots).run(rows(count))
+        assert (report.counts.ok, report.counts.failed) == (count, 0)
+        return time.monotonic() - began
+
+    ideal_s = seconds(plain)
+    assert seconds(fake) <= ideal_s + 2 * deadline_s
+    assert fake.ledger.counts() | {TEST_QUESTION: 0} == {
+        name(n): 2 if name(n) in hanging else 1 for n in range(count)
+    } | {TEST_QUESTION: 0}
+
+
+def test_a_row_that_hangs_gets_twice_the_time_once(fake_ollama_factory: Factory) -> None:
+    """What takes longer than the deadline and less than twice as long is answered the second time."""
+    fake = fake_ollama_factory(slots=4, reply=slow_row)
+    recorder = Recorder()
+    report = quick_runner(fake, timeout=0.5, hooks=[recorder]).run(rows(8))
+    assert report.ok
+    assert [event.code for event in recorder.all(RowRetried)] == ["request_timeout"]
+
+
+def slow_row(body: Any) -> Any:
+    from ollama_batch.testing import FakeReply
+
+    return FakeReply("fine", delay_s=0.75) if body["messages"][-1]["content"] == name(3) else None
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "back_s"), [(16, 1.5), pytest.param("auto", 10.0, marks=pytest.mark.slow)]
+)
+def test_a_server_that_refuses_everything_is_asked_by_one_row_and_soon_as_busy_as_before(
+    fake_ollama_factory: Factory, concurrency: Any, back_s: float
+) -> None:
+    """Waits are a fifth of the usual ones, 0.5 to 5 s. What `auto` does about refusals lasts 5 s, or more."""
+    busy_s = 4.0
+    fake = fake_ollama_factory(slots=8, speed=CostModel(latency_s=0.01))
+    runner = quick_runner(fake, concurrency=concurrency, retry=RetryPolicy(wait_s=0.1, wait_max_s=1.0))
+    run = runner.start(rows(10_000))
+    fake.wait_until(lambda ledger: ledger.answered() >= 300)
+    fake.inject(Fault("busy"))
+    refused_from = time.monotonic()
+    time.sleep(busy_s)
+    fake.clear_faults()
+    free_at = time.monotonic()
+    time.sleep(back_s + 1.0)
+    run.cancel(now=True)
+    with pytest.raises(RunCancelledError) as stopped:
+        run.wait(60)
+    assert stopped.value.report.counts.failed == 0
+    refused = [each for each in fake.ledger.completions() if each.outcome == "fault:busy"]
+    first_second = [each for each in refused if each.at < refused_from + 1.0]
+    later = [each for each in refused if each.at >= refused_from + 1.0]
+    assert len(first_second) <= 2 * 16 + 8  # what was out, some of it twice, and the one that asks
+    assert len(later) <= 3 * (busy_s - 1) + 2  # it asks once in 0.5 to 1 s
+    answered = [each.at for each in fake.ledger.completions() if each.outcome == "answered"]
+    before = [at for at in answered if at < refused_from]
+    rate = 200 / (before[-1] - before[-201])
+    soon = [at for at in answered if back_s <= at - free_at < back_s + 1.0]
+    assert len(soon) >= 0.9 * rate
+
+
+def test_a_server_that_stays_busy_stops_the_run_with_every_row_pending(fake_ollama_factory: Factory) -> None:
+    fake = fake_ollama_factory(faults=[Fault("busy", when=range(21, 10_000))])
+    with pytest.raises(EngineDownError, match=r"busy for 0\.3 s, and nothing is answered") as stopped:
+        quick_runner(fake, recover_timeout=0.3).run(rows(100))
+    assert (stopped.value.report.counts.ok, stopped.value.report.counts.failed) == (20, 0)
+
+
+# The breaker
+
+
+def test_an_engine_that_dies_under_every_request_stops_the_run_and_no_row_pays(
+    fake_ollama_factory: Factory,
+) -> None:
+    fake = fake_ollama_factory(faults=[Fault("crash")])
+    with pytest.raises(EngineDownError) as stopped:
+        quick_runner(fake, recover_timeout=1.0).run(rows(100))
+    assert stopped.value.report.counts.failed == 0
+    assert fake.ledger.answered() == 0
