@@ -197,7 +197,7 @@ class Recovery:
             kind=kind,
             at=now,
             row=job.index,
-            in_flight=job.beside,
+            in_flight=job.beside if job.prompt is not None else self.turns.out,
             sent_at=job.sent_at,
             spent=job.spent[kind, error.budget],
             refused_since=job.refused_since,

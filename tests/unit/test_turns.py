@@ -144,3 +144,13 @@ async def test_no_row_goes_before_the_server_has_asked_it_to(slept: list[float])
     refusals = Refusals(Stop())
     await refusals.wait(0, 300.0, least_s=300.0)
     assert slept == [300.0]
+
+
+async def test_one_that_asks_and_is_not_refused_lets_the_others_go_before_its_answer(
+    slept: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_refusals, "ACCEPTED_S", 0.005)
+    refusals = Refusals(Stop())
+    waiting = [asyncio.create_task(refusals.wait(row, 1.0, least_s=0.0)) for row in range(4)]
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    assert len(slept) == 4
