@@ -10,7 +10,13 @@ from collections.abc import Awaitable, Callable
 from ollama_batch._portal import AddressLimit
 from ollama_batch._settings import SendSettings
 from ollama_batch.engines.base import Engine, Probed
-from ollama_batch.errors import EngineAuthError, EngineError, EngineStoppedError, ModelNotFoundError
+from ollama_batch.errors import (
+    EngineAuthError,
+    EngineError,
+    EngineOutOfMemoryError,
+    EngineStoppedError,
+    ModelNotFoundError,
+)
 
 log = logging.getLogger("ollama_batch.run")
 
@@ -72,8 +78,8 @@ class EngineCheck:
                 await self._engine.complete(self._settings.test_chat(), deadline=deadline)
         except EngineStoppedError:
             raise
-        except (EngineAuthError, ModelNotFoundError):
-            return True  # rows are told the same, and the run ends by that
+        except (EngineAuthError, ModelNotFoundError, EngineOutOfMemoryError):
+            return True  # it is there; rows are told the same, and more can be done about those
         except EngineError as error:
             log.debug("the test question was not answered: %s", type(error).__name__)
             return error.row_caused

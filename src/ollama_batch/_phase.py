@@ -21,6 +21,7 @@ from ollama_batch._options import RunnerOptions
 from ollama_batch._portal import portal
 from ollama_batch._record import KIND, RecoveryRecord
 from ollama_batch._recovery import Recovery
+from ollama_batch._relief import Relief
 from ollama_batch._room import DiskRoom
 from ollama_batch._sender import Sender
 from ollama_batch._settings import SendSettings
@@ -57,6 +58,7 @@ async def send_rows(
         stop=run._stop,
         limit=limit,
         supervision=run._supervision,
+        relief=Relief(job.engine, model=model, supervision=run._supervision),
         record=RecoveryRecord(notes, emit=run._emit, note=journal.note),
         retry=retry,
         patience_s=options.recover_timeout,

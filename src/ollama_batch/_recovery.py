@@ -16,6 +16,7 @@ from ollama_batch._gate import ENGINE, Gate
 from ollama_batch._portal import AddressLimit
 from ollama_batch._record import RecoveryRecord
 from ollama_batch._refusals import Refusals
+from ollama_batch._relief import Relief
 from ollama_batch._row import Job
 from ollama_batch._stop import Abandoned, Stop
 from ollama_batch._supervision import Supervision
@@ -45,6 +46,7 @@ class Recovery:
         stop: Stop,
         limit: AddressLimit,
         supervision: Supervision,
+        relief: Relief | None = None,
         record: RecoveryRecord,
         retry: RetryPolicy,
         patience_s: float,
@@ -56,12 +58,14 @@ class Recovery:
         self._stop = stop
         self._limit = limit
         self._supervision = supervision
+        self._relief = relief
+        self._due: list[Rung] = []
         self._record = record
         self._emit = emit
         self.turns = Turns(stop)
         self._refusals = Refusals(stop)
         self._ladder = Ladder(
-            rungs=(),
+            rungs=() if relief is None else relief.rungs,
             timeouts=retry.timeout,
             lost=retry.transport,
             replies=retry.server,
@@ -193,7 +197,7 @@ class Recovery:
             kind=kind,
             at=now,
             row=job.index,
-            in_flight=job.beside,
+            in_flight=job.beside if job.prompt is not None else self.turns.out,
             sent_at=job.sent_at,
             spent=job.spent[kind, error.budget],
             refused_since=job.refused_since,
@@ -282,6 +286,8 @@ class Recovery:
         """Begin a pause, or let the present one be for this as well."""
         if action.rung is Rung.CONCURRENCY:
             self._limit.ran_out(in_flight=max(len(trouble.out), job.out))
+        elif action.rung is not None:
+            self._due.append(action.rung)
         self._alone |= action.alone
         self.turns.move()
         if self._history.crashed or action.rung is not None:
@@ -301,6 +307,8 @@ class Recovery:
             while True:
                 if wait_s:
                     await self._stop.sleep(random.uniform(wait_s / 2, wait_s))  # noqa: S311 - spreads probes
+                while self._due and self._relief is not None:
+                    await self._stop.unless_draining(self._relief.take(self._due.pop(0), error))
                 exited, well = False, False
                 try:
                     well = await self._stop.unless_draining(self._check.healthy())

@@ -10,6 +10,9 @@ from ollama_batch._stop import Stop
 SCOUT_S = 5.0
 """While all are refused, one asks at least so often, so that an engine with room again is soon noticed."""
 
+ACCEPTED_S = 2.0
+"""A refusal comes at once: one that asks and hears nothing for so long has been let in."""
+
 STREAK = 2
 """So many refusals of the one that asks, without an answer between: its answer then lets all others go."""
 
@@ -26,12 +29,15 @@ class Refusals:
         self._ended_streak = 0
         self._answers = 0
         self._news = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def wait(self, row: int, wait_s: float, *, least_s: float) -> None:
         """Return when `row` may be sent again: after `wait_s`, or earlier, but never before `least_s`, if the
         row is the scout or the engine has room again. Raises Abandoned when the run ends.
         """
         before, ready_at = self._answers, time.monotonic() + wait_s
+        if self._scout == row and self._timer is not None:
+            self._timer.cancel()
         if self._nobody_asks():
             self._scout = row
         elif self._scout == row:
@@ -46,6 +52,7 @@ class Refusals:
             if self._nobody_asks() and self._answers == before:
                 self._scout = row
         await self._stop.sleep(max(least_s, min(wait_s, SCOUT_S)))
+        self._timer = asyncio.get_running_loop().call_later(ACCEPTED_S, self._accepted, row)
 
     def answered(self) -> None:
         """Something was answered."""
@@ -53,6 +60,11 @@ class Refusals:
         if self._scout is not None:
             self._scout = None
             self._wake()
+
+    def _accepted(self, row: int) -> None:
+        """The one that asks was not refused: that is as good as an answer."""
+        if self._scout == row:
+            self.answered()
 
     def left(self, row: int) -> None:
         """`row` is refused no more, whatever became of it: another one asks in its place."""
@@ -64,6 +76,8 @@ class Refusals:
         return self._scout is None
 
     def _wake(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._streak, self._ended_streak = 0, self._streak
         news, self._news = self._news, asyncio.Event()
         news.set()

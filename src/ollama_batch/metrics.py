@@ -14,6 +14,7 @@ from ollama_batch._load import LoadTally
 from ollama_batch._memory_tally import MEASURED, MemoryTally
 from ollama_batch._minute import WINDOW_S, Minute
 from ollama_batch._text import jsonable
+from ollama_batch._trouble_tally import TroubleTally
 from ollama_batch._usage import UsageTally
 from ollama_batch.events import (
     Decision,
@@ -70,6 +71,10 @@ class BatchMetrics:
     on average, `queue_share` of their time. `served_mean` requests were in work at once on average, by the
     times that answers tell. `engine_idle_share` is the share (0 to 1) of the time, pauses left out, in which
     none was with the engine between one and the next; a slot that is idle beside others is not in it.
+
+    Trouble: `recoveries` counts the engine's deaths and failures of memory that the run has recovered from or
+    does now, `restarts` how often it was restarted for it, `quarantined` the rows that killed it. `lost_s` is
+    for how many seconds it kept the run from sending.
 
     Latency, in seconds, is the last attempt of answered rows: mean and max are exact, percentiles (nearest
     rank) within 1 %. Rates are per second of `elapsed_s`, pauses included; those that end in `_1m` cover
@@ -134,6 +139,11 @@ class BatchMetrics:
     queue_share: float | None = None
     served_mean: float | None = None
     engine_idle_share: float | None = None
+
+    recoveries: int = 0
+    restarts: int = 0
+    quarantined: int = 0
+    lost_s: float = 0.0
 
     latency_mean_s: float | None = None
     latency_p50_s: float | None = None
@@ -203,6 +213,7 @@ class MetricsHook:
         self._usage = UsageTally()
         self._memory = MemoryTally()
         self._load = LoadTally()
+        self._trouble = TroubleTally(self._clock)
         self._context_limit: int | None = None
         self._trims = self._trim_saved = 0
         self._latency = LogHistogram()
@@ -227,7 +238,9 @@ class MetricsHook:
                 self._load.sent(event)
                 if event.attempt > 1:
                     self._retried += 1
-            elif isinstance(event, RunStarted):
+            else:
+                self._trouble.add(event)
+            if isinstance(event, RunStarted):
                 self._run_started(event)
             elif isinstance(event, RowsFound):
                 self._found = event.total
@@ -336,6 +349,7 @@ class MetricsHook:
                 **usage.fields(),
                 **self._memory.fields(),
                 **self._load.fields(elapsed, paused_s),
+                **self._trouble.fields(now),
                 context_limit=self._context_limit,
                 trims=self._trims,
                 trim_saved_tokens=self._trim_saved,

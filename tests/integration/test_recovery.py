@@ -9,14 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from ollama_batch import RunJournal
 from ollama_batch._settings import TEST_QUESTION
+from ollama_batch.control import Supervisor
 from ollama_batch.errors import EngineDownError, RunCancelledError
-from ollama_batch.events import Decision, RowRetried
+from ollama_batch.events import Decision, EngineRestarted, RowRetried
 from ollama_batch.retry import RetryPolicy
-from ollama_batch.testing import CostModel, FakeOllama, Fault, MemoryModel
+from ollama_batch.testing import CostModel, FakeModel, FakeOllama, Fault, MemoryModel
 from trouble_support import Recorder, name, quick_ladder, quick_runner, rows
 
 Factory = Callable[..., FakeOllama]
@@ -58,6 +60,53 @@ def test_a_run_settles_below_what_memory_holds_and_no_row_fails_for_it(
     assert max(after) <= fits
     if memory_faults(fake):
         assert min(limits(recorder)) <= fits
+
+
+GIB = 2**30
+
+
+def test_other_models_are_unloaded_where_memory_does_not_hold_one_request(
+    fake_ollama_factory: Factory,
+) -> None:
+    """Both models fit, and no request does beside them."""
+    fake = fake_ollama_factory(
+        models=[FakeModel("toy:1b", size=GIB), FakeModel("other:1b", size=GIB)],
+        slots=4,
+        speed=CostModel(latency_s=0.01),
+        memory=MemoryModel(card_bytes=2 * GIB + GIB // 4, request_bytes=GIB // 2),
+    )
+    other = {"model": "other:1b", "messages": [], "keep_alive": -1}
+    httpx.post(f"{fake.url}/api/chat", json=other).raise_for_status()
+    recorder = Recorder()
+    report = quick_runner(fake, concurrency=2, hooks=[recorder], guards=()).run(rows(40))
+    assert (report.counts.ok, report.counts.failed) == (40, 0)
+    told = [event.data.get("rung") for event in recorder.all(Decision) if event.kind == "recovery"]
+    assert told[-1] == "unload_others"
+    unloaded = [each.model for each in fake.ledger.records() if each.kind == "unload"]
+    assert unloaded == ["other:1b"]
+
+
+def test_an_engine_whose_memory_grows_until_nothing_fits_is_restarted(fake_ollama_factory: Factory) -> None:
+    fake = fake_ollama_factory(
+        models=[FakeModel("toy:1b", size=GIB)],
+        slots=4,
+        speed=CostModel(latency_s=0.005),
+        memory=MemoryModel(card_bytes=GIB + GIB // 4, growth_bytes=GIB // 4096, wording="llama.cpp"),
+    )
+
+    def restart() -> None:
+        fake.stop()
+        fake.restart()
+
+    recorder = Recorder()
+    report = quick_runner(fake, supervisor=Supervisor(restart), hooks=[recorder], guards=()).run(rows(100))
+    assert (report.counts.ok, report.counts.failed) == (100, 0)
+    restarts = recorder.all(EngineRestarted)
+    assert restarts
+    assert {event.outcome for event in restarts} == {"ok"}
+    assert report.metrics.restarts == len(restarts)
+    assert report.metrics.recoveries >= len(restarts)
+    assert report.metrics.lost_s <= report.metrics.paused_s
 
 
 # Rows that kill the engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ollama_batch.engines.base import Engine, Loadable, MemoryReporting, Probed, Restartable
+from ollama_batch.engines.base import Engine, Loadable, MemoryReporting, Probed, Restartable, Unloading
 
 if TYPE_CHECKING:
     from ollama_batch.engines.embedded import EmbeddedEngine
@@ -20,6 +20,7 @@ __all__ = [
     "OpenAIEngine",
     "Probed",
     "Restartable",
+    "Unloading",
 ]
 
 _HOMES = {"EmbeddedEngine": "embedded", "OllamaEngine": "ollama", "OpenAIEngine": "openai"}

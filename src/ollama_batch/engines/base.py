@@ -7,7 +7,7 @@ engine closes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol, runtime_checkable
 
 from ollama_batch.types import ChatRequest, Completion, EngineInfo, LoadedModel
@@ -93,6 +93,18 @@ class Restartable(Protocol):
 
         Two calls at once are one restart. Raises EngineExitedError with the last lines of its log if it
         does not come up, and EngineStoppedError once the engine is closed.
+        """
+        ...
+
+
+@runtime_checkable
+class Unloading(Protocol):
+    """An engine that can be asked to unload models beside the one that a run needs."""
+
+    async def unload_others(self, model: str) -> Sequence[str]:
+        """Have the server unload every model but `model`, whoever uses it; their names.
+
+        Raises EngineError.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -227,6 +227,19 @@ class OllamaEngine:
                     f"{self.address} still holds {model} in memory after {UNLOAD_S:.0f} s"
                 )
             await asyncio.sleep(POLL_S)
+
+    async def unload_others(self, model: str) -> Sequence[str]:
+        """Have the server unload every model but `model` as soon as nothing uses it; returns their names."""
+        deadline = time.monotonic() + ASK_S
+        running = (await self._ask("GET", "/api/ps", None, model, deadline)).get("models")
+        entries = [each for each in running if isinstance(each, dict)] if isinstance(running, list) else []
+        wanted = wire.full_name(model)
+        names = [name for each in entries if isinstance(name := each.get("model") or each.get("name"), str)]
+        others = [name for name in names if wire.full_name(name) != wanted]
+        for name in others:
+            body = {"model": name, "messages": [], "stream": False, "keep_alive": 0}
+            await self._ask("POST", "/api/chat", body, name, deadline)
+        return others
 
     async def loaded(self, model: str) -> LoadedModel | None:
         """What `/api/ps` says of `model`, None if it is not loaded.

@@ -534,7 +534,6 @@ def test_the_smaller_context_holds_what_is_pending(num_ctx: int, p99: int, small
         (errors.InvalidReplyError("x"), Kind.REPLY),
         (errors.EngineExitedError("x"), Kind.CRASH),
         (errors.EngineStoppedError("x"), Kind.FATAL),
-        (errors.EngineExitedError("x"), Kind.CRASH),
         (errors.EngineAuthError("x"), Kind.FATAL),
         (errors.ModelNotFoundError("x"), Kind.FATAL),
         (errors.RequestRejectedError("x"), Kind.ROW),
