@@ -20,8 +20,6 @@ EXEMPT = {
     "testing": "fakes and toy models for tests: a lost file is made anew",
     "_demo.py": "the demo's input, made before its run begins",
     "journal/verify.py": "a private temporary database that ends with its process",
-    "engines/managed.py": "old logs of servers of one's own, which are cleared away",
-    "engines/_managed_server.py": "the log of a server of one's own, which no result depends on",
     "tokens/state.py": "learned counts: a lost file is learned again",
     "tokens/vocabulary.py": "a cache of vocabulary files, checked by their sums",
     "engines/_managed_server.py": "the log of a server, in a process that knows no run",
