@@ -54,6 +54,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
             "_reuse",
             "_usage",
             "_memory_tally",
+            "_trouble_tally",
             "_load",
             "metrics",
             "_views",
