@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ollama_batch._limits import LearnedLimit
 from ollama_batch._meeting import Meeting, width_of
 from ollama_batch._options import RunnerOptions
 from ollama_batch._portal import portal
-from ollama_batch._record import KIND, RecoveryRecord
+from ollama_batch._record import RecoveryRecord
 from ollama_batch._recovery import Recovery
 from ollama_batch._relief import Relief
 from ollama_batch._room import DiskRoom
@@ -30,6 +29,7 @@ from ollama_batch._watch import watched
 from ollama_batch._workers import WorkerPool
 from ollama_batch.events import Decision
 from ollama_batch.journal import RunJournal
+from ollama_batch.journal.data import Note
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.tokens import user_state_dir
 
@@ -46,12 +46,15 @@ async def send_rows(
     failures: FailureWatch,
     total: Callable[[], int | None],
     noticed: Callable[..., None],
+    troubles: Sequence[Note],
 ) -> None:
-    """Send every pending row of `model`; returns early when the run is to end."""
+    """Send every pending row of `model`; returns early when the run is to end.
+
+    `troubles` is what earlier sessions have noted of recovery.
+    """
     run, limit = job.run, portal().limit(job.engine.address)
     settings = SendSettings.of(options, model=model, meeting=meeting)
     steering = Steering(limit, info=meeting.info, emit=run._emit, note=journal.note, noticed=noticed)
-    notes = await asyncio.to_thread(journal.notes, KIND)
     recovery = Recovery(
         check=EngineCheck(job.engine, settings=settings, limit=limit),
         gate=run._gate,
@@ -59,7 +62,7 @@ async def send_rows(
         limit=limit,
         supervision=run._supervision,
         relief=Relief(job.engine, model=model, supervision=run._supervision),
-        record=RecoveryRecord(notes, emit=run._emit, note=journal.note),
+        record=RecoveryRecord(troubles, emit=run._emit, note=journal.note),
         retry=retry,
         patience_s=options.recover_timeout,
         load_patience_s=options.load_timeout,

@@ -21,7 +21,8 @@ from ollama_batch._row import Job
 from ollama_batch._stop import Abandoned, Stop
 from ollama_batch._supervision import Supervision
 from ollama_batch._turns import Turns
-from ollama_batch.control import Action, Do, Kind, Ladder, Rung, Trouble, decide, kind_of, probed, undo
+from ollama_batch.control import Action, Do, Kind, Ladder, Rung, Trouble, decide, kind_of, probed
+from ollama_batch.control.history import BREAKER_ANSWERS
 from ollama_batch.errors import EngineDownError, EngineError, EngineExitedError, EngineStoppedError
 from ollama_batch.events import Event, RowRetried
 from ollama_batch.retry import RetryPolicy
@@ -120,10 +121,8 @@ class Recovery:
         self._check.answered()
         self._refusals.answered()
         self._supervision.answered()
-        action = undo(self._history)
-        if action is not None:
-            self._history = self._history.undone()
-            self._record.keep(action, self._history)
+        if self._history.rungs and self._history.clean >= BREAKER_ANSWERS:
+            self._history = self._history.undone()  # a thing done once, which may help once more
 
     async def meet(self, job: Job, error: EngineError) -> None:
         """Do what the ladder says about `error`, which `job` has met; return when it is to be sent again,

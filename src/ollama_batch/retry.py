@@ -26,8 +26,9 @@ class RetryPolicy:
     `transport`: connections lost in mid-answer. `server`: 5xx. `reply`: replies that are no complete
     answer. `timeout`: no answer in time. Rejections and useless answers are never repeated unchanged;
     an engine that is down, busy, loading, dead or out of memory costs a row nothing, as long as it does not
-    last for `BatchRunner(recover_timeout=)` and is not the row's doing. After a timeout it has twice the
-    time. Waits double from `wait_s` to `wait_max_s` seconds; each is drawn from the upper half of its range
+    last for `BatchRunner(recover_timeout=)` and is not the row's doing. After a timeout it gets
+    twice the time.
+    Waits double from `wait_s` to `wait_max_s` seconds; each is drawn from the upper half of its range
     ("equal jitter": "Exponential Backoff And Jitter", AWS architecture blog, 2015). A Retry-After is
     honoured up to `retry_after_max_s`; when it has not helped, the longer of the two waits counts.
     """

@@ -39,6 +39,7 @@ from ollama_batch._options import (
 from ollama_batch._outputs import plan_places
 from ollama_batch._phase import send_rows
 from ollama_batch._portal import portal
+from ollama_batch._record import KIND as RECOVERY
 from ollama_batch._reporting import Reporter
 from ollama_batch._results import ResultQueue
 from ollama_batch._signals import stop_on_signals
@@ -382,6 +383,7 @@ class BatchRunner:
         revived = job.run._supervision.revived  # it may have died since its last run
         meeting_all = partial(once_not_busy, partial(meet, job.engine, list(feeds)))
         meetings = await stop.unless_draining(revived(meeting_all))
+        troubles = await asyncio.to_thread(journal.notes, RECOVERY)
         for model, feed in feeds.items():
             try:
                 load = partial(
@@ -405,6 +407,7 @@ class BatchRunner:
                     failures=failures,
                     total=lambda: intake.total,
                     noticed=reporter.noticed,
+                    troubles=troubles,
                 )
             finally:
                 # Others at this address may be using the model.

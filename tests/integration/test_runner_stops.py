@@ -17,6 +17,7 @@ import pytest
 
 from ollama_batch import BatchRequest, RunJournal, _room
 from ollama_batch._portal import portal
+from ollama_batch._settings import TEST_QUESTION
 from ollama_batch.errors import (
     DeadlineReachedError,
     DiskFullError,
@@ -154,7 +155,7 @@ def test_a_wait_before_a_retry_is_cut_short(fake_ollama_factory: Factory) -> Non
     with pytest.raises(RunCancelledError) as stopped:
         run.wait(30)
     assert stopped.value.report.counts.failed == 0
-    assert fake.ledger.count() == 4
+    assert fake.ledger.count() - fake.ledger.count(TEST_QUESTION) == 4
 
 
 def test_a_wait_for_the_next_item_of_a_stream_is_cut_short(fake_ollama: FakeOllama) -> None:
@@ -433,7 +434,8 @@ def test_an_engine_error_that_is_no_trouble_of_ours_is_not_retried() -> None:
     engine = ScriptedEngine(lambda request: EngineError("odd") if request.custom_id == name(1) else None)
     report = quick_runner(engine=engine).run(rows(6))
     assert (report.counts.ok, report.counts.failed) == (5, 1)
-    assert sorted(engine.asked) == [name(n) for n in range(6)]
+    # It fails only as the engine is seen to answer others, or a question of our own.
+    assert sorted(each for each in engine.asked if each != "test") == [name(n) for n in range(6)]
 
 
 # What results say, and what a run leaves behind
