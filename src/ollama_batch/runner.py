@@ -175,8 +175,6 @@ class BatchRunner:
         self._progress = progress
         self._under_way: WeakSet[Run] = WeakSet()
 
-    # The ways to call it
-
     def run(self, requests: Requests, **arguments: Unpack[RunArguments]) -> BatchReport[Any]:
         """Run all `requests`; the report comes once every row has a result.
 
@@ -259,8 +257,6 @@ class BatchRunner:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await asyncio.gather(*(run._aabort() for run in list(self._under_way)))
-
-    # The way of a request
 
     def _begin(
         self,
