@@ -51,6 +51,9 @@ SURE_TOKENS: Final = 2048
 LARGE_BYTES: Final = 200_000
 """Prompts beyond this are counted in a thread: it takes long enough to hold up the run's loop."""
 
+ASK_AGAIN: Final = 500
+"""After so many further prompts little is left of what the engine said of pieces."""
+
 CUT_SHARE: Final = 0.6
 """A report under this share of what a prompt has at least means that the server cut it."""
 
@@ -132,7 +135,7 @@ class PromptGauge:
         self._counter: CalibratedCounter | None = None
         self._loading = asyncio.Lock()  # the counter is made once
         self._probing = asyncio.Lock()  # and the engine asked once for each kind
-        self._asked: set[Kind] = set()
+        self._asked: dict[Kind, int] = {}  # with how many it had seen of each then
         # Answered prompts that were not counted: known well enough to learn from, should that be needed.
         self._answered: deque[tuple[Sequence[Message], Tools, int]] = deque(maxlen=64)
         self._screen = Screen()
@@ -155,7 +158,7 @@ class PromptGauge:
             return Size(bound, "bytes")
         counter = await self._ready(bound, messages)
         kind = await self._learned(counter, messages, tools)
-        if not counter.trusted(kind) and not _hopeless(counter, messages, limit):
+        if not counter.knows(messages, tools=tools) and not _hopeless(counter, messages, limit):
             exact = await self._counted_by_engine(messages, tools)
             if exact is not None:
                 counter.observe(messages, exact, tools=tools)
@@ -280,7 +283,7 @@ class PromptGauge:
     async def _learned(self, counter: CalibratedCounter, messages: Sequence[Message], tools: Tools) -> Kind:
         """The kind of a prompt, of which the counter now knows what answers have told."""
         kind = counter.kind(messages, tools=tools)
-        if self._answered and not counter.trusted(kind):
+        if self._answered and not counter.knows(messages, tools=tools):
             await self._learn_from_answers(counter)
         return kind
 
@@ -307,10 +310,10 @@ class PromptGauge:
         Of images nothing can be learned from pieces of text. Raises EngineError, not caused by the row, if
         the engine is in trouble: then nobody knows, and the next one asks again.
         """
-        if counter.trusted(kind) or kind in self._asked or kind == "images":
+        if counter.knows(messages, tools=tools) or self._has_asked(counter, kind) or kind == "images":
             return
         async with self._probing:
-            if counter.trusted(kind) or kind in self._asked:
+            if counter.knows(messages, tools=tools) or self._has_asked(counter, kind):
                 return  # somebody else has asked meanwhile
             pieces = pieces_of(messages, room=self.context)
             if not tools and all(piece in pieces[:2] for piece in pieces):
@@ -325,7 +328,12 @@ class PromptGauge:
                 )
             for piece, reported in await counted(pieces, partial(self._reported, tools)):
                 counter.observe(piece, reported, tools=tools, kind=kind)
-            self._asked.add(kind)
+            self._asked[kind] = counter.observed(kind)
+
+    def _has_asked(self, counter: CalibratedCounter, kind: Kind) -> bool:
+        """Whether it was asked about a kind, and not so long ago that others have covered what it said."""
+        asked = self._asked.get(kind)
+        return asked is not None and counter.observed(kind) < asked + ASK_AGAIN
 
     async def _evaluated(
         self, counter: CalibratedCounter, messages: Sequence[Message], tools: Tools

@@ -69,7 +69,7 @@ async def test_no_room_at_all_is_told_without_counting() -> None:
 async def test_answered_prompts_are_learned_from_when_that_is_first_needed() -> None:
     bench = Bench()
     for number in range(40):
-        assert not await answered(bench, words(100 + number, seed=number))
+        assert not await answered(bench, words(100 + 4 * number, seed=number))
     assert bench.counter.ledger.texts == 0
     near = words(2000)
     size = await bench.gauge.size(near, None, LIMIT)
@@ -431,7 +431,7 @@ async def test_after_a_refusal_the_bound_of_that_kind_is_a_tenth_wider() -> None
     messages = words(2000)
     size = await refuse(bench, messages, LIMIT, ContextTooLargeError(None, None))
     wider = (await bench.gauge.bound(messages, None)).count_messages(messages)
-    assert wider == pytest.approx(1.1 * size.tokens, abs=1)
+    assert wider == pytest.approx(1.1 * size.tokens, abs=2)
     kind, message, data = bench.decisions.seen[-1]
     assert kind == "bound_widened"
     assert "counts of its kind are taken 10 % higher" in message

@@ -19,6 +19,14 @@ WINDOW: Final = 500
 ENOUGH: Final = 30
 """Observations from which the spread is trusted; before, a fixed factor stands for it."""
 
+_MOST_OPEN: Final = 0.05
+"""So much of a prediction may be left open by the data; beyond, too little is known for it."""
+
+_OURS: Final = 0.05  # by so much our own counts are off: differences smaller than that teach no ratio
+_MEAN_OF: Final = 200
+_FURTHER: Final = 2.0  # times their mean is longer than those that were seen
+_OPEN_REACH: Final = 2.6  # standard deviations that 99.5 % stay within, of a normal distribution
+
 _LEAST_MARGIN: Final = 0.02
 _MARGIN_OF_FEW: Final = 0.03  # on top with ENOUGH prompts, whose ratio may be off by so much; soon gone
 _LEAST_PART: Final = 0.5  # of what a short text is off by: some of it is of its sort, and stays
@@ -50,6 +58,7 @@ class Calibration:
         self.overflows = 0
         self._overflowed_at = 0
         self._noise = 1.0  # variance of a count per token, as far as seen
+        self._mean = 0.0  # of our tokens of a prompt, of late
         self._regression = Regression()
         self._window: deque[tuple[Features, float]] = deque(maxlen=WINDOW)
         self._line: tuple[Line, Line] | None = None  # the prior and what was made with it
@@ -82,6 +91,7 @@ class Calibration:
         self._window.append((features, float(y)))
         self._line = None
         self.seen += 1
+        self._mean += (features[0] - self._mean) / min(self.seen, _MEAN_OF)
         if self.overflows and self.seen - self._overflowed_at >= WINDOW:
             self.overflows -= 1
             self._overflowed_at = self.seen
@@ -99,6 +109,33 @@ class Calibration:
     def overflow_factor(self) -> float:
         """What overflows have put on top of the bound."""
         return _OVERFLOW_STEP**self.overflows
+
+    def open_share(self, line: Line, features: Features) -> float:
+        """What the data leave open of a prediction: one standard deviation, as a share of it; 0 unless the
+        prompt is longer than those that were seen, as a short one cannot be far off.
+
+        Of prompts that were all of one size, nobody can tell the ratio from the overhead: what is learned
+        of them says little of one that is ten times as long.
+        """
+        if features[0] <= _FURTHER * self._mean:
+            return 0.0
+        noise = max(self._noise, _OURS**2 * self._mean)
+        return math.sqrt(max(0.0, self._regression.variance(features, noise))) / line.at(features)
+
+    def knows(self, line: Line, features: Features) -> bool:
+        """Whether enough was seen to predict a prompt with `features`."""
+        return self.trusted and self.open_share(line, features) <= _MOST_OPEN
+
+    def margins_at(self, line: Line, features: Features) -> Margins:
+        """`margins` of one prompt, wider by what the data leave open of it."""
+        found = self.margins(line, features[0])
+        left_open = self.open_share(line, features)
+        if left_open <= _MOST_OPEN:
+            return found
+        further = _OPEN_REACH * left_open
+        return Margins(
+            lower=max(1 / _WIDEST, found.lower - further), upper=min(_WIDEST, found.upper + further)
+        )
 
     def margins(self, line: Line, x: float = 0.0) -> Margins:
         """The factors for the bounds of what `line` says of a prompt with `x` of our tokens, or of one of any
@@ -186,6 +223,9 @@ class Calibration:
             if y < 1:
                 raise ValueError(f"a count of {y} tokens")
             made._window.append(((x, messages, one, images), y))
+        if made._window:
+            latest = list(made._window)[-_MEAN_OF:]
+            made._mean = sum(features[0] for features, _ in latest) / len(latest)
         if made.seen < len(made._window) or (made.trusted and len(made._window) < ENOUGH):
             raise ValueError(f"{made.seen} observations with a window of {len(made._window)}")
         line = made.line()

@@ -69,6 +69,24 @@ class Regression:
                 for j, right in enumerate(features):
                     self.products[i * SIZE + j] += scale * left * right
 
+    def variance(self, features: Features, noise: float) -> float:
+        """How far off, squared, what `line` says of `features` may be, since the data leave it open.
+
+        That of the posterior mean in Bayesian linear regression (Bishop 2006, section 3.3.2): small among
+        what was seen, large where prompts were all of one size and `features` are of another.
+        """
+        rows = [
+            [
+                *(
+                    self.products[i * SIZE + j] + (noise * _CONFIDENCE[i] if i == j else 0.0)
+                    for j in range(SIZE)
+                ),
+                features[i],
+            ]
+            for i in range(SIZE)
+        ]
+        return noise * sum(map(math.prod, zip(features, _solved(rows), strict=True)))
+
     def line(self, prior: Line, noise: float) -> Line:
         """The best line, given what was believed before; its parts lie in `RANGES`.
 

@@ -124,6 +124,11 @@ class CalibratedCounter:
         """Whether enough was seen of a kind for its bounds to be measured ones."""
         return self._kinds[kind].trusted
 
+    def knows(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None) -> bool:
+        """Whether enough was seen of prompts like this, in kind and in length, for its bounds to hold."""
+        kind, features = self._measured(messages, tools)
+        return self._kinds[kind].knows(self.line(kind), features)
+
     def line(self, kind: Kind = "text") -> Line:
         """Ratio and overheads as learned so far."""
         calibration = self._kinds[kind]
@@ -160,8 +165,8 @@ class CalibratedCounter:
         and 64 for what a template may insert.
         """
         kind, features = self._measured(messages, tools)
-        factor, extra = self._reach(kind, features[0])
-        return Count(math.ceil(factor * self.line(kind).at(features) + extra), self._source(kind))
+        line, factor, extra = self._reach(kind, features)
+        return Count(math.ceil(factor * line.at(features) + extra), self._source(kind))
 
     def lower_bound(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
@@ -177,9 +182,8 @@ class CalibratedCounter:
 
         The kind is that of `messages` as they are; so are the tools.
         """
-        kind, _ = self._measured(messages, tools)
-        factor, extra = self._reach(kind)
-        line = self.line(kind)
+        kind, features = self._measured(messages, tools)
+        line, factor, extra = self._reach(kind, features, any_size=True)
         if tools:
             extra += factor * line.ratio * self.base.count_text(compact_json(tools))
         return BoundCounter(self.base, line, factor, extra, self._source(kind))
@@ -259,21 +263,32 @@ class CalibratedCounter:
     def _source(self, kind: Kind) -> str:
         return "calibrated" if self._kinds[kind].trusted else self._base_source
 
-    def _reach(self, kind: Kind, x: float = 0.0) -> tuple[float, float]:
-        """What an estimate is multiplied by, and what is then added, to bound it from above: that of a prompt
-        with `x` of base's tokens, or of one of any size.
+    def _reach(self, kind: Kind, features: Features, *, any_size: bool = False) -> tuple[Line, float, float]:
+        """The line to estimate a prompt with, what that is multiplied by, and what is then added, to bound
+        it from above: it has `features`, or is what may become of such a prompt when it is cut.
         """
-        calibration = self._kinds[kind]
-        if calibration.trusted:
-            return calibration.margins(self.line(kind), x).upper * calibration.overflow_factor, 0.0
-        return _UNSEEN_FACTOR[kind] * calibration.overflow_factor, _UNSEEN_TEMPLATE
+        calibration, line = self._kinds[kind], self.line(kind)
+        unseen = _UNSEEN_FACTOR[kind] * calibration.overflow_factor
+        if not calibration.trusted:
+            return line, unseen, _UNSEEN_TEMPLATE
+        upper = calibration.margins_at(line, features).upper
+        if any_size:
+            upper = max(upper, calibration.margins(line).upper)
+        upper *= calibration.overflow_factor
+        if calibration.knows(line, features):
+            return line, upper, 0.0
+        return _highest(line, upper, PRIOR, unseen), 1.0, _UNSEEN_TEMPLATE
 
     def _least(self, kind: Kind, features: Features) -> int:
         """The lower bound of a prompt."""
         line, calibration = self.line(kind), self._kinds[kind]
-        if calibration.trusted:
-            return math.floor(calibration.margins(line, features[0]).lower * line.at(features))
-        return math.floor(min(_UNSEEN_LOWER * line.ratio * features[0], line.at(features)))
+        unseen = min(_UNSEEN_LOWER * line.ratio * features[0], line.at(features))
+        if not calibration.trusted:
+            return math.floor(unseen)
+        least = calibration.margins_at(line, features).lower * line.at(features)
+        if not calibration.knows(line, features):
+            least = min(least, unseen, _UNSEEN_LOWER * PRIOR.ratio * features[0])
+        return math.floor(least)
 
     def _measured(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
@@ -301,3 +316,13 @@ class CalibratedCounter:
         elif wide > _SHARE * characters:
             kind = "wide"
         return kind, (float(x), float(len(messages)), 1.0, float(images))
+
+
+def _highest(line: Line, factor: float, other: Line, its_factor: float) -> Line:
+    """A line nowhere below `factor` times one and `its_factor` times the other."""
+    return Line(
+        max(factor * line.ratio, its_factor * other.ratio),
+        max(factor * line.per_message, its_factor * other.per_message),
+        max(factor * line.per_prompt, its_factor * other.per_prompt),
+        max(factor * line.per_image, its_factor * other.per_image),
+    )
