@@ -79,22 +79,19 @@ class BatchRunner:
     that its prefix cache serves them: all of a file; of other sources those that have come, up to 4,096
     read ahead. "input" keeps the order. Results are in input order.
     `concurrency`: requests out at a time. "auto" finds out while it runs how many keep every slot of the
-    engine busy, with few that wait (docs/concurrency.md); it begins with one more than the slots where the
-    engine tells them (as many, with several groups), 4 for Ollama, 16 for other servers. Concurrency(min=,
-    max=) bounds it, a number fixes it. Runs on one address share the larger of their limits.
+    engine busy, with few that wait (docs/concurrency.md). Concurrency(min=, max=) bounds it, a number fixes
+    it. Runs on one address share the larger of their limits.
     `guards`: what watches memory and slows the run down, or pauses it (None: VramGuard() and RamGuard(), who
     do nothing about memory that was in use before the first request; () for none).
-    `timeout`: seconds for one attempt, from sending to the complete answer, the wait in the server's own
-    queue included. `load_timeout`: seconds for loading the model. `recover_timeout`: seconds the run
-    waits for an engine that is down or silent, or for disk room, before it stops.
-    `supervisor`: what may restart the engine, and how often; None is `Supervisor()`, which restarts engines
-    of the run's own.
+    `timeout`: seconds for one attempt, the wait in the server's own queue included; once it gets twice as
+    long. `load_timeout`: seconds for loading the model. `recover_timeout`: seconds the run waits for an
+    engine that is down or silent, or for disk room, before it stops (docs/recovery.md).
+    `supervisor`: what may restart the engine; None is `Supervisor()`, which restarts the run's own.
     `on_length`: an answer cut off by its token limit fails its row ("fail": the text is kept in the
     error file) or counts as an answer ("keep").
-    `retry`: how often a row is sent again, see RetryPolicy.
+    `retry`: how often a row is sent again, see RetryPolicy. `hooks`: objects whose `on_event` is told events.
     `keep_alive`: how long Ollama keeps the model between requests, -1 = during the whole run; afterwards it
     is set to 5 minutes. `unload_after`: unload the model when the run is over.
-    `hooks`: objects whose `on_event` is told every event.
     `progress`: "auto" (a bar in a terminal, a cell in a notebook, else lines), "plain", "none", or a hook.
 
     A runner may be used for many runs, one after another or at once, and as a (async) context manager,

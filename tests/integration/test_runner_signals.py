@@ -20,7 +20,7 @@ import pytest
 from ollama_batch import BatchRunner, RunJournal, _portal, _signals, _stop
 from ollama_batch._portal import result_of
 from ollama_batch.errors import ConfigError, RunCancelledError, RunInterrupted
-from ollama_batch.events import RowFinished, RunStarted
+from ollama_batch.events import RowFinished, RowSent, RunStarted
 from ollama_batch.testing import FakeOllama, Fault
 from trouble_support import Recorder, name, quick_runner, rows
 
@@ -127,7 +127,7 @@ def delivered(recorder: Recorder, *numbers: int, gap_s: float = 0.0) -> Iterator
     """Send this process signals once the run has begun to send."""
 
     def deliver() -> None:
-        recorder.wait_for(RunStarted)
+        recorder.wait_for(RowSent)
         while signal.getsignal(numbers[0]) in (signal.SIG_DFL, signal.default_int_handler):
             time.sleep(0.001)  # the run may begin before its caller waits for it
         for number in numbers:
