@@ -85,7 +85,7 @@ class BatchRunner:
     do nothing about memory that was in use before the first request; () for none).
     `timeout`: seconds for one attempt, the wait in the server's own queue included; once it gets twice as
     long. `load_timeout`: seconds for loading the model. `recover_timeout`: seconds the run waits for an
-    engine that is down or silent, or for disk room, before it stops (docs/recovery.md).
+    engine that is down or silent, or for disk room, before it stops (docs/trouble.md).
     `supervisor`: what may restart the engine; None is `Supervisor()`, which restarts the run's own.
     `on_length`: an answer cut off by its token limit fails its row ("fail": the text is kept in the
     error file) or counts as an answer ("keep").
