@@ -16,6 +16,7 @@ class Turns:
     def __init__(self, stop: Stop) -> None:
         self._stop = stop
         self._moved = asyncio.Event()
+        self._waiting = 0
         self._out: set[int] = set()
         self._alone: int | None = None
 
@@ -32,7 +33,8 @@ class Turns:
 
     async def wait(self, row: int) -> None:
         """Return when `row` may be sent; raises Abandoned when the run is to end."""
-        await self.until(lambda: self.may_go(row))
+        if not self.may_go(row):
+            await self.until(lambda: self.may_go(row))
 
     async def claim(self, row: int) -> None:
         """From now on nothing but `row` is sent, until `free`; waits for what is out and others' turns."""
@@ -61,10 +63,15 @@ class Turns:
 
     def move(self) -> None:
         """Have all who wait look again."""
-        self._moved.set()
-        self._moved = asyncio.Event()
+        if self._waiting:
+            self._moved.set()
+            self._moved = asyncio.Event()
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Return when `holds`, looked at after each move; raises Abandoned when the run is to end."""
-        while not holds():
-            await self._stop.unless_draining(self._moved.wait())
+        self._waiting += 1
+        try:
+            while not holds():
+                await self._stop.unless_draining(self._moved.wait())
+        finally:
+            self._waiting -= 1

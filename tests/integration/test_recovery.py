@@ -260,10 +260,8 @@ def test_a_server_that_refuses_everything_is_asked_by_one_row_and_soon_as_busy_a
         run.wait(60)
     assert stopped.value.report.counts.failed == 0
     refused = [each for each in fake.ledger.completions() if each.outcome == "fault:busy"]
-    first_second = [each for each in refused if each.at < refused_from + 1.0]
-    later = [each for each in refused if each.at >= refused_from + 1.0]
-    assert len(first_second) <= 2 * 16 + 8  # what was out, some of it twice, and the one that asks
-    assert len(later) <= 3 * (busy_s - 1) + 2  # it asks once in 0.5 to 1 s
+    # What was out, some of it twice, and the one that asks, once in 0.5 to 1 s; each by itself: over 100.
+    assert len(refused) <= 2 * 16 + 8 + 2 * busy_s
     answered = [each.at for each in fake.ledger.completions() if each.outcome == "answered"]
     before = [at for at in answered if at < refused_from]
     rate = 200 / (before[-1] - before[-201])

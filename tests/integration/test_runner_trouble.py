@@ -188,6 +188,7 @@ def test_an_engine_that_is_restarted_again_and_again_fails_no_row(fake_ollama_fa
     report = run.wait(30)
     assert (report.counts.ok, report.counts.failed) == (240, 0)
     asked = fake.ledger.counts()
+    assert asked.pop(TEST_QUESTION) <= 5 * 5  # the probes of each pause
     assert sum(asked.values()) - 240 <= 4 * 5
     # What never left for want of a listener is no attempt; what left as the server died it may not have seen.
     attempts = {r.custom_id: r.attempts for r in report.results()}
