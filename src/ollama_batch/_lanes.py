@@ -151,7 +151,9 @@ class Lanes:
         if usage is None or not usage.prompt_tokens:
             return
         assert isinstance(prompt, TurnPrompt)  # noqa: S101 - `compose` makes no others
-        if usage.prompt_tokens < CUT_SHARE * prompt.least_tokens:
+        suspected = usage.prompt_tokens < CUT_SHARE * prompt.least_tokens
+        # Text may have far fewer tokens than we count (a rule of dashes is one): the gauge asks the engine.
+        if suspected and await self._gauge.was_cut(prompt.chat.messages, prompt.tools, prompt.size, usage):
             raise PromptTruncatedError(
                 f"the server cut the conversation: it reports {usage.prompt_tokens:,} tokens for a prompt of "
                 f"about {prompt.size.tokens:,}",

@@ -26,7 +26,7 @@ def pieces_of(messages: Sequence[Message], *, room: int | None = None) -> list[P
     """
     text = "\n".join(part for message in messages for part in texts_of(message))
     longest = PIECE_CHARS[1] if room is None else max(16, min(PIECE_CHARS[1], 2 * room))
-    shortest = min(PIECE_CHARS[0], longest)
+    shortest = min(PIECE_CHARS[0], max(1, longest // 3))  # of one length they would not tell the ratio
     pieces: list[Piece] = []
     for number in range(PROBES):
         chars = round(shortest * (longest / shortest) ** (number / (PROBES - 1)))

@@ -259,10 +259,10 @@ def test_a_conversation_that_the_server_cuts_in_silence_is_no_answer(
     def forgetful(body: Any) -> Any:
         text = prompts(body)
         sent = sum(len(message["content"].split()) for message in body["messages"])
-        return FakeReply(text, prompt_tokens=sent if sent < 100 else 50)
+        return FakeReply(text, prompt_tokens=sent if sent < 400 else 150)
 
     fake = fake_ollama_factory(reply=forgetful, tokenizer="words")
-    source = write_lines(tmp_path / "in.jsonl", [row(f"r{n}", words=20) for n in range(8)])
+    source = write_lines(tmp_path / "in.jsonl", [row(f"r{n}", words=80) for n in range(8)])
     report = talker(fake, lanes=1).run(source)
     codes = {result.custom_id: result.error and result.error.code for result in report.results()}
     assert codes["r0"] is None

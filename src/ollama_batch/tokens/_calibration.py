@@ -64,6 +64,7 @@ class Calibration:
         self._line: tuple[Line, Line] | None = None  # the prior and what was made with it
         self._margins: dict[int, Margins] = {}  # by the binary order of a prompt's size
         self._margins_at = 0
+        self._scattered: float | None = None
 
     @property
     def trusted(self) -> bool:
@@ -98,6 +99,7 @@ class Calibration:
         # Sorting 500 numbers after each of 170,000 rows would cost more than it tells.
         if self.seen < 64 or self.seen - self._margins_at >= 16:
             self._margins.clear()
+            self._scattered = None
             self._margins_at = self.seen
 
     def overflowed(self) -> None:
@@ -119,8 +121,15 @@ class Calibration:
         """
         if features[0] <= _FURTHER * self._mean:
             return 0.0
-        noise = max(self._noise, _OURS**2 * self._mean)
+        noise = max(_LEAST_NOISE, self._scatter(line), _OURS**2 * self._mean)
         return math.sqrt(max(0.0, self._regression.variance(features, noise))) / line.at(features)
+
+    def _scatter(self, line: Line) -> float:
+        """The variance of a count per token, over the window: known earlier than the running one."""
+        if self._scattered is None:
+            off = [(count - line.at(seen)) ** 2 / max(seen[0], 1.0) for seen, count in self._window]
+            self._scattered = statistics.fmean(off) if off else 1.0
+        return self._scattered
 
     def knows(self, line: Line, features: Features) -> bool:
         """Whether enough was seen to predict a prompt with `features`."""
