@@ -186,8 +186,9 @@ def test_a_run_goes_on_with_another_concurrency(fake_ollama: Any, tmp_path: Path
 class Slotted(ScriptedEngine):
     """Answers so many at a time, and tells that; keeps how many were out together with each request."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, answer_s: float = 0.002) -> None:
         super().__init__(self._in_a_slot)
+        self.answer_s = answer_s
         self.slots = slots
         self.free = asyncio.Semaphore(slots)
         self.out: set[str] = set()
@@ -201,7 +202,7 @@ class Slotted(ScriptedEngine):
         self.most.append(len(self.out))
         try:
             async with self.free:
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(self.answer_s)
         finally:
             self.out.remove(request.custom_id)
 
@@ -238,7 +239,7 @@ def test_a_cap_is_followed_down_and_up_and_every_row_is_answered_once(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_lanes_of_workers_that_stand_aside_are_taken_over(tmp_path: Path, stream: bool) -> None:
-    engine = Slotted(8)
+    engine = Slotted(8, answer_s=0.03)  # long beside what lies between two answers of a lane
     seen = 0
 
     class Capping:
