@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,9 @@ NEAR_ENOUGH: Final = 0.1
 
 COUNTED_WITHIN: Final = 0.05
 """The length of a refused prompt is ours to tell, where the engine does not: right within this."""
+
+FORESEEN_WITHIN: Final = 0.01
+"""A prompt comes out longer than foreseen by up to this; at the very limit that would be a refusal."""
 
 FORGET_S: Final = 7 * 86400.0
 """Failures are believed for a week: a card is shared with others, and servers are updated."""
@@ -56,7 +60,7 @@ class LearnedLimit:
             return None
         near = self._failed - self._worked <= max(1, KNOWN_WITHIN * self._failed)
         if near or self._without_news >= SETTLED:
-            return max(1, self._worked)
+            return max(1, math.floor((1 - FORESEEN_WITHIN) * self._worked))
         return max(1, (self._worked + self._failed) // 2)
 
     def worked(self, tokens: int) -> None:

@@ -42,7 +42,7 @@ def test_after_20_probes_it_lies_within_5_percent_below_a_hidden_limit(seed: int
     again = LearnedLimit(KEY, folder=tmp_path)
     assert again.ceiling is not None
     assert 0.95 * hidden <= again.ceiling <= hidden
-    assert again.ceiling == first.to_dict()["worked"], "it starts from what has worked"
+    assert again.ceiling == pytest.approx(0.99 * first.to_dict()["worked"], abs=1), "just below what worked"
     assert LearnedLimit({**KEY, "digest": "sha256:2"}, folder=tmp_path).ceiling is None
     assert LearnedLimit(KEY, folder=None).ceiling is None
 
@@ -72,9 +72,9 @@ def test_a_prompt_that_works_a_little_above_a_failure_says_that_the_failure_was_
     limit = LearnedLimit(KEY, folder=None)
     limit.failed(5000)
     limit.worked(5200)
-    assert limit.ceiling == 5200
+    assert limit.ceiling == 5148
     limit.worked(5300)
-    assert limit.ceiling == 5300
+    assert limit.ceiling == 5247
 
 
 def test_without_news_what_worked_is_the_limit() -> None:
@@ -87,7 +87,7 @@ def test_without_news_what_worked_is_the_limit() -> None:
     assert limit.ceiling == 1500
     for _ in range(SETTLED):
         limit.worked(990)
-    assert limit.ceiling == 1000
+    assert limit.ceiling == 990
     limit.worked(1200)
     assert limit.ceiling == 1600
 
