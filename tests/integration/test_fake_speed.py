@@ -90,6 +90,19 @@ async def test_more_requests_than_slots_wait_their_turn() -> None:
     assert elapsed_s >= 3 * 0.05 - 0.01
 
 
+async def test_a_model_that_is_kept_for_ever_is_listed_while_it_works() -> None:
+    with FakeOllama() as fake:
+        async with client(fake) as http:
+            fake.hold()
+            working = asyncio.create_task(http.post("/api/chat", json={**body("row-1"), "keep_alive": -1}))
+            await asyncio.to_thread(fake.wait_until, lambda ledger: ledger.count() == 1)
+            listed = await http.get("/api/ps")
+            fake.release()
+            await working
+    assert listed.status_code == 200
+    assert listed.json()["models"][0]["expires_at"] > "2200"
+
+
 async def test_held_completions_arrive_and_are_answered_on_release() -> None:
     with FakeOllama() as fake:
         async with client(fake) as http:

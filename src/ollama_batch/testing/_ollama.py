@@ -219,13 +219,12 @@ class Ollama:
         entries = []
         for runner in self._runners.values():
             model = runner.model
-            left = timedelta(seconds=runner.keep_s) if runner.active else timedelta(0)
             if runner.stuck:  # a time that is past: `ollama ps` shows it as "Stopping..."
                 left = timedelta(seconds=runner.expires - now)
             elif runner.keep_s == inf:
                 left = FOREVER
-            elif not runner.active:
-                left = timedelta(seconds=runner.expires - now)
+            else:
+                left = timedelta(seconds=runner.keep_s if runner.active else runner.expires - now)
             entries.append(
                 {
                     "name": model.name,
