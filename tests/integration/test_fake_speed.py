@@ -93,9 +93,10 @@ async def test_more_requests_than_slots_wait_their_turn() -> None:
 async def test_a_model_that_is_kept_for_ever_is_listed_while_it_works() -> None:
     with FakeOllama() as fake:
         async with client(fake) as http:
+            await http.post("/api/chat", json=body("row-0", keep_alive=-1))
             fake.hold()
-            working = asyncio.create_task(http.post("/api/chat", json={**body("row-1"), "keep_alive": -1}))
-            await asyncio.to_thread(fake.wait_until, lambda ledger: ledger.count() == 1)
+            working = asyncio.create_task(http.post("/api/chat", json=body("row-1", keep_alive=-1)))
+            await asyncio.to_thread(fake.wait_until, lambda ledger: ledger.count() == 2)
             listed = await http.get("/api/ps")
             fake.release()
             await working
