@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Final, Protocol
 
 from ollama_batch._gate import Gate
@@ -29,6 +30,10 @@ log = logging.getLogger("ollama_batch.run")
 
 MEMORY: Final = "memory"
 GUARD: Final = "a memory guard"
+
+NO_RELOAD: Final = (
+    "a run does not load its model anew: where the pause does not help, start again with a smaller num_ctx"
+)
 
 GROWN_SHARE: Final = 0.01
 """Use within this share of all memory of what the run began with is no use of the run's."""
@@ -107,10 +112,12 @@ class Guarding:
 
     async def _carry_out(self, number: int, decision: GuardDecision, at: float) -> None:
         taken = self._usual and self._was_in_use(number, decision)
-        actions = [each for each in decision.actions if not (taken and each in TAKEN)]
+        actions = tuple(each for each in decision.actions if not (taken and each in TAKEN))
         if actions or decision.effects:
-            data = {**decision.to_dict(), "actions": actions}
-            await self._decide("memory_guard", f"{decision}", **data)
+            told = replace(decision, actions=tuple(each for each in actions if each != "reload_smaller"))
+            if told.actions != actions:
+                told = replace(told, notes=(*told.notes, NO_RELOAD))
+            await self._decide("memory_guard", str(told), **told.to_dict())
         for action in actions:
             match action:
                 case "pause":

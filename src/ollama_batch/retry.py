@@ -1,6 +1,7 @@
 """When a failed attempt is repeated: separate budgets by kind of trouble, waits with jitter.
 
-`RetryPolicy` is the setting; `RowRetry` applies it to one row through tenacity.
+`RetryPolicy` is the setting. To rows it is applied by the recovery ladder (`_recovery.py`), to questions of
+the run's own by `RowRetry`, through tenacity.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ class RetryPolicy:
 
 
 class RowRetry:
-    """The retries of one row: counts what each budget has spent and tells tenacity what to do.
+    """The retries of one question: counts what each budget has spent and tells tenacity what to do.
 
-    A row is given up as well once it has waited `patience_s` seconds in all for a busy engine: others are
+    It is given up as well once it has waited `patience_s` seconds in all for a busy engine: others are
     answered meanwhile, or the run would have been stopped.
     """
 

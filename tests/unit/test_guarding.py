@@ -153,6 +153,13 @@ async def test_a_pause_that_lasts_too_long_stops_the_run_and_says_why() -> None:
     assert "run again" in str(run.stop.reason)
 
 
+async def test_what_a_run_does_not_do_is_not_told_as_done() -> None:
+    run = Watched(VramGuard())
+    await run.see(0.2, seconds=40)
+    (asked,) = (note for note in run.notes if any("smaller num_ctx" in text for text in note["notes"]))
+    assert "reload_smaller" not in asked["actions"]
+
+
 async def test_memory_that_cannot_be_read_changes_nothing() -> None:
     run = Watched(VramGuard(), RamGuard())
     await run.see(None, seconds=30)
