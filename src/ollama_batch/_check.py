@@ -6,6 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Generic, TypeVar
 
 from ollama_batch._portal import AddressLimit
 from ollama_batch._settings import SendSettings
@@ -20,8 +22,18 @@ from ollama_batch.errors import (
 
 log = logging.getLogger("ollama_batch.run")
 
+T = TypeVar("T")
+
 HEALTH_S = 30.0
 """Seconds a health check may take before it counts as failed."""
+
+
+class Reply(Enum):
+    """What came of the question."""
+
+    NONE = "none"
+    REFUSED = "refused"
+    YES = "yes"
 
 
 class EngineCheck:
@@ -47,13 +59,18 @@ class EngineCheck:
         """What the engine says of its health, within `HEALTH_S`; True if it cannot be asked."""
         return await self._health.asked()
 
-    async def replies(self, within_s: float) -> bool:
-        """Whether a question of our own, or a row meanwhile, is answered within so many seconds."""
+    async def replies(self, within_s: float, *, of_use: bool = False) -> bool:
+        """Whether a question of our own, or a row meanwhile, is answered within so many seconds.
+
+        That memory does not hold the question, or that it is refused as rows are, is an answer, unless it is
+        to be `of_use`.
+        """
         asking = asyncio.ensure_future(self._reply.asked())
         answered = asyncio.ensure_future(self._answered.wait())
         try:
             await asyncio.wait((asking, answered), timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-            return answered.done() or (asking.done() and asking.result())
+            reply = asking.result() if asking.done() else None
+            return answered.done() or reply is Reply.YES or (reply is Reply.REFUSED and not of_use)
         finally:
             asking.cancel()
             answered.cancel()
@@ -71,7 +88,7 @@ class EngineCheck:
             log.debug("the engine is not healthy yet: %s", type(error).__name__)
             return False
 
-    async def _ask(self) -> bool:
+    async def _ask(self) -> Reply:
         try:
             async with self._limit:
                 deadline = time.monotonic() + self._settings.timeout_s
@@ -79,26 +96,26 @@ class EngineCheck:
         except EngineStoppedError:
             raise
         except (EngineAuthError, ModelNotFoundError, EngineOutOfMemoryError):
-            return True  # it is there; rows are told the same, and more can be done about those
+            return Reply.REFUSED  # it is there; rows are told the same, and more can be done about those
         except EngineError as error:
             log.debug("the test question was not answered: %s", type(error).__name__)
-            return error.row_caused
-        return True
+            return Reply.YES if error.row_caused else Reply.NONE
+        return Reply.YES
 
 
-class _Question:
-    """A yes or no that many may want at once: one asks, and whoever came meanwhile has the same answer."""
+class _Question(Generic[T]):
+    """What many may want to know at once: one asks, and whoever came meanwhile has the same answer."""
 
-    def __init__(self, ask: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
         self._ask = ask
         self._lock = asyncio.Lock()
         self._told = 0
-        self._yes = False
+        self._answer: T
 
-    async def asked(self) -> bool:
+    async def asked(self) -> T:
         told = self._told
         async with self._lock:
             if self._told == told:
-                self._yes = await self._ask()
+                self._answer = await self._ask()
                 self._told += 1
-            return self._yes
+            return self._answer

@@ -32,7 +32,8 @@ MEMORY: Final = "memory"
 GUARD: Final = "a memory guard"
 
 NO_RELOAD: Final = (
-    "a run does not load its model anew: where the pause does not help, start again with a smaller num_ctx"
+    "the model cannot be loaded with smaller buffers: where the pause does not help, start again with a "
+    "smaller num_ctx"
 )
 
 GROWN_SHARE: Final = 0.01
@@ -58,7 +59,8 @@ class Throttle(Protocol):
 class Guarding:
     """Shows each sample to the guards, and does what they say.
 
-    `usual` guards are those nobody asked for: memory that was in use when the run began, which the engine
+    `reload` has the model loaded with smaller buffers (to be awaited; None: there are none). `usual` guards
+    are those nobody asked for: memory that was in use when the run began, which the engine
     reserves as it loads, is no reason for them to slow the run down. A pause of more than `patience_s`
     seconds ends the run, resumably.
     """
@@ -72,6 +74,7 @@ class Guarding:
         gate: Gate,
         stop: Stop,
         trim: Callable[[], None] | None,
+        reload: Callable[[], Awaitable[None] | None],
         emit: Callable[[Event], None],
         decide: Callable[..., Awaitable[None]],
         patience_s: float,
@@ -82,6 +85,8 @@ class Guarding:
         self._gate = gate
         self._stop = stop
         self._trim = trim
+        self._reload = reload
+        self._reloading: asyncio.Future[None] | None = None
         self._emit = emit
         self._decide = decide
         self._patience_s = patience_s
@@ -103,8 +108,11 @@ class Guarding:
                 continue
             await self._carry_out(number, decision, sample.at)
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Take back what the guards have done; the phase is over."""
+        if self._reloading is not None:
+            self._reloading.cancel()
+            await asyncio.gather(self._reloading, return_exceptions=True)
         self._pausing.clear()
         self._capped.clear()
         self._gate.release(MEMORY)
@@ -113,10 +121,11 @@ class Guarding:
     async def _carry_out(self, number: int, decision: GuardDecision, at: float) -> None:
         taken = self._usual and self._was_in_use(number, decision)
         actions = tuple(each for each in decision.actions if not (taken and each in TAKEN))
-        if actions or decision.effects:
-            told = replace(decision, actions=tuple(each for each in actions if each != "reload_smaller"))
-            if told.actions != actions:
-                told = replace(told, notes=(*told.notes, NO_RELOAD))
+        told = replace(decision, actions=actions)
+        if "reload_smaller" in actions and not self._reloads():
+            actions = tuple(each for each in actions if each != "reload_smaller")
+            told = replace(decision, actions=actions, notes=(*decision.notes, NO_RELOAD))
+        if told.actions or told.notes != decision.notes or decision.effects:
             await self._decide("memory_guard", str(told), **told.to_dict())
         for action in actions:
             match action:
@@ -146,6 +155,16 @@ class Guarding:
                     "again to go on"
                 )
             )
+
+    def _reloads(self) -> bool:
+        """Whether the model is being loaded with smaller buffers from now on."""
+        if self._reloading is not None and not self._reloading.done():
+            return True
+        reload = self._reload()
+        if reload is None:
+            return False
+        self._reloading = asyncio.ensure_future(reload)
+        return True
 
     def _was_in_use(self, number: int, decision: GuardDecision) -> bool:
         """Whether no more is in use than was before the first request."""
@@ -187,7 +206,7 @@ async def guarded(
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await asyncio.to_thread(sampler.stop)  # a driver may take its time
-        guarding.end()
+        await guarding.end()
 
 
 async def _watch(guarding: Guarding, sampler: MemorySampler) -> None:

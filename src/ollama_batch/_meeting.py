@@ -17,7 +17,7 @@ from ollama_batch._sizes import next_bucket
 from ollama_batch._width import RunWidth
 from ollama_batch.concurrency import Concurrency
 from ollama_batch.control import LimitChange
-from ollama_batch.engines.base import Engine, Loadable
+from ollama_batch.engines.base import BatchSized, Engine, Loadable
 from ollama_batch.errors import ConfigError, EngineBusyError, EngineError, EngineLoadingError
 from ollama_batch.journal import RunJournal
 from ollama_batch.types import EngineInfo
@@ -290,3 +290,5 @@ async def part_from_engine(engine: Engine, model: str, *, num_ctx: int | None, u
             await engine.release(model, num_ctx=num_ctx, unload=unload)
         except EngineError as error:
             log.debug("the engine could not be told that the run is over: %s", type(error).__name__)
+    if isinstance(engine, BatchSized):
+        engine.limit_batch(None)  # after the goodbye, which must not load the model anew

@@ -55,13 +55,20 @@ async def send_rows(
     run, limit = job.run, portal().limit(job.engine.address)
     settings = SendSettings.of(options, model=model, meeting=meeting)
     steering = Steering(limit, info=meeting.info, emit=run._emit, note=journal.note, noticed=noticed)
+    relief = Relief(
+        job.engine,
+        model=model,
+        num_ctx=meeting.num_ctx,
+        supervision=run._supervision,
+        load_patience_s=options.load_timeout,
+    )
     recovery = Recovery(
         check=EngineCheck(job.engine, settings=settings, limit=limit),
         gate=run._gate,
         stop=run._stop,
         limit=limit,
         supervision=run._supervision,
-        relief=Relief(job.engine, model=model, supervision=run._supervision),
+        relief=relief,
         record=RecoveryRecord(troubles, emit=run._emit, note=journal.note),
         retry=retry,
         patience_s=options.recover_timeout,
@@ -137,6 +144,7 @@ async def send_rows(
         gate=run._gate,
         stop=run._stop,
         trim=None if run._lanes is None else run._lanes.trim_all,
+        reload=relief.reload_smaller,
         emit=run._emit,
         decide=decide,
         patience_s=settings.patience_s,

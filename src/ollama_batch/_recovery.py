@@ -16,12 +16,12 @@ from ollama_batch._gate import ENGINE, Gate
 from ollama_batch._portal import AddressLimit
 from ollama_batch._record import RecoveryRecord
 from ollama_batch._refusals import Refusals
-from ollama_batch._relief import Relief
+from ollama_batch._relief import DONE_ONCE, Relief
 from ollama_batch._row import Job
 from ollama_batch._stop import Abandoned, Stop
 from ollama_batch._supervision import Supervision
 from ollama_batch._turns import Turns
-from ollama_batch.control import Action, Do, Kind, Ladder, Rung, Trouble, decide, kind_of, probed
+from ollama_batch.control import Action, Do, Kind, Ladder, Rung, Trouble, decide, kind_of, probed, undo
 from ollama_batch.control.history import BREAKER_ANSWERS
 from ollama_batch.errors import EngineDownError, EngineError, EngineExitedError, EngineStoppedError
 from ollama_batch.events import Event, RowRetried
@@ -110,7 +110,7 @@ class Recovery:
             await self.turns.wait(row)
             return
         await self.turns.until(lambda: self._history.others_answered(row) or self._at_work <= self._alone)
-        if not self._history.others_answered(row) and await self._replies():
+        if not self._history.others_answered(row) and await self._replies(of_use=True):
             self._history = self._history.answered(None, time.monotonic())
         await self.turns.claim(row)
 
@@ -122,7 +122,7 @@ class Recovery:
         self._refusals.answered()
         self._supervision.answered()
         if self._history.rungs and self._history.clean >= BREAKER_ANSWERS:
-            self._history = self._history.undone()  # a thing done once, which may help once more
+            self._take_back()
 
     async def meet(self, job: Job, error: EngineError) -> None:
         """Do what the ladder says about `error`, which `job` has met; return when it is to be sent again,
@@ -242,10 +242,14 @@ class Recovery:
             self._broken(bug)
         raise Abandoned
 
-    async def _replies(self) -> bool:
-        """Whether the engine answers a question, or a row meanwhile. Raises as `_healthy` does."""
+    async def _replies(self, *, of_use: bool = False) -> bool:
+        """Whether the engine answers a question, or a row meanwhile (`of_use`: not with a refusal). Raises as
+        `_healthy` does.
+        """
         try:
-            return await self._stop.unless_draining(self._check.replies(self._ladder.patience_s))
+            return await self._stop.unless_draining(
+                self._check.replies(self._ladder.patience_s, of_use=of_use)
+            )
         except EngineStoppedError:
             return False
         except Abandoned:
@@ -255,6 +259,17 @@ class Recovery:
         raise Abandoned
 
     # Doing
+
+    def _take_back(self) -> None:
+        """Of the last rung, what may be undone by now."""
+        if self._history.rungs[-1] in DONE_ONCE:
+            self._history = self._history.undone()  # it may help once more
+            return
+        action = undo(self._history)
+        if action is not None and action.rung is not None and self._relief is not None:
+            self._history = self._history.undone()
+            self._relief.take_back(action.rung)
+            self._record.keep(action, self._history, None)
 
     async def _send_again(self, job: Job, trouble: Trouble, action: Action, error: EngineError) -> None:
         """Wait as long as the row is to wait, and say so."""

@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Sequence
+from typing import Final
 
 from ollama_batch._supervision import Supervision
-from ollama_batch.control import Rung
-from ollama_batch.engines.base import Engine, Unloading
+from ollama_batch.control import Rung, smaller_num_batch
+from ollama_batch.engines.base import BatchSized, Engine, Loadable, Unloading
 from ollama_batch.errors import EngineError
 
 log = logging.getLogger("ollama_batch.run")
 
 
-class Relief:
-    """Takes the rungs that help one engine."""
+DONE_ONCE: Final = frozenset({Rung.UNLOAD_OTHERS, Rung.RESTART})
+"""Rungs that leave nothing to be taken back: what they do may be done again."""
 
-    def __init__(self, engine: Engine, *, model: str, supervision: Supervision) -> None:
+
+class Relief:
+    """Takes the rungs that help one engine, and takes them back.
+
+    `num_ctx` is what the model is loaded with; a load may take `load_patience_s` seconds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        model: str,
+        num_ctx: int | None,
+        supervision: Supervision,
+        load_patience_s: float,
+    ) -> None:
         self._engine = engine
         self._model = model
+        self._num_ctx = num_ctx
         self._supervision = supervision
+        self._load_patience_s = load_patience_s
 
     @property
     def rungs(self) -> Sequence[Rung]:
         """Those there are at present, in the order to be taken."""
+        batch = (Rung.NUM_BATCH,) if self._smaller_batch() is not None else ()
         unload = (Rung.UNLOAD_OTHERS,) if isinstance(self._engine, Unloading) else ()
         restart = (Rung.RESTART,) if self._supervision.refuses() is None else ()
-        return (*unload, *restart)
+        return (*batch, *unload, *restart)
 
     async def take(self, rung: Rung, error: EngineError) -> None:
         """Take `rung`, because of `error`; what does not work is only logged: the next request tells."""
         if rung is Rung.RESTART:
             await self._supervision.restart_if_due(error, exited=True, unwell_s=0.0)
+        elif rung is Rung.NUM_BATCH:
+            self._limit_batch()
         elif rung is Rung.UNLOAD_OTHERS and isinstance(self._engine, Unloading):
             try:
                 gone = await self._engine.unload_others(self._model)
@@ -41,3 +63,36 @@ class Relief:
                 log.warning(
                     "had the engine unload %s", ", ".join(gone) or "nothing: no other model was loaded"
                 )
+
+    def take_back(self, rung: Rung) -> None:
+        """Undo `rung`; nothing is left of those that are `DONE_ONCE`."""
+        if rung is Rung.NUM_BATCH and isinstance(self._engine, BatchSized):
+            self._engine.limit_batch(None)
+            log.warning("num_batch is as it was: the model is loaded anew")
+
+    def reload_smaller(self) -> Awaitable[None] | None:
+        """Have the model unloaded and loaded with smaller buffers: to be awaited; None: there are none.
+
+        It is unloaded once nothing uses it; what does not work is only logged.
+        """
+        if not isinstance(self._engine, Loadable) or self._smaller_batch() is None:
+            return None
+        return self._reloaded(self._engine)
+
+    async def _reloaded(self, engine: Loadable) -> None:
+        deadline = time.monotonic() + self._load_patience_s
+        try:
+            await engine.release(self._model, num_ctx=self._num_ctx, unload=True)
+            self._limit_batch()
+            await engine.load(self._model, num_ctx=self._num_ctx, deadline=deadline)
+        except EngineError as failed:
+            log.warning("the model could not be loaded anew: %s", failed)
+
+    def _smaller_batch(self) -> int | None:
+        return smaller_num_batch(self._engine.num_batch) if isinstance(self._engine, BatchSized) else None
+
+    def _limit_batch(self) -> None:
+        smaller = self._smaller_batch()
+        if smaller is not None and isinstance(self._engine, BatchSized):
+            self._engine.limit_batch(smaller)
+            log.warning("num_batch %d from now on: the model is loaded anew", smaller)

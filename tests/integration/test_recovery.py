@@ -86,6 +86,46 @@ def test_other_models_are_unloaded_where_memory_does_not_hold_one_request(
     assert unloaded == ["other:1b"]
 
 
+def test_prompts_are_evaluated_in_smaller_pieces_where_memory_does_not_hold_one_request_and_then_again(
+    fake_ollama_factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ollama_batch.control.recovery.UNDO_AFTER", 50)
+    fake = fake_ollama_factory(
+        models=[FakeModel("toy:1b", size=GIB)],
+        slots=4,
+        speed=CostModel(latency_s=0.002),
+        memory=MemoryModel(card_bytes=2 * GIB + 3 * GIB // 8, batch_bytes=GIB // 1024, request_bytes=GIB),
+    )
+    recorder = Recorder()
+    report = quick_runner(fake, concurrency=2, hooks=[recorder], guards=()).run(rows(180))
+    assert (report.counts.ok, report.counts.failed) == (180, 0)
+    told = [(e.data["do"], e.data["rung"]) for e in recorder.all(Decision) if e.data.get("rung")]
+    # Halved first; then the pieces, which are tried large again after 50 answers, and after twice as many.
+    taken, undone = ("pause", "num_batch"), ("undo", "num_batch")
+    assert told == [("pause", "concurrency"), taken, undone, taken, undone, taken]
+    loads = [each.get("num_batch") for each in fake.ledger.load_settings()]
+    assert loads[-1] == 256  # nor does the goodbye load it anew
+    assert len(memory_faults(fake)) <= 8  # two at once, then a row and a question at the most, each time
+
+
+def test_a_run_whose_every_request_runs_out_of_memory_stops_and_fails_no_row(
+    fake_ollama_factory: Factory,
+) -> None:
+    fake = fake_ollama_factory(
+        models=[FakeModel("toy:1b", size=GIB)],
+        slots=4,
+        speed=CostModel(latency_s=0.002),
+        memory=MemoryModel(card_bytes=2 * GIB, request_bytes=2 * GIB),
+    )
+    recorder = Recorder()
+    with pytest.raises(EngineDownError, match="nothing left to give up") as stopped:
+        quick_runner(fake, concurrency=2, hooks=[recorder], guards=()).run(rows(20))
+    counts = stopped.value.report.counts
+    assert (counts.total, counts.ok, counts.failed) == (20, 0, 0)
+    told = [e.data["rung"] for e in recorder.all(Decision) if e.data.get("rung")]
+    assert told[:3] == ["concurrency", "num_batch", "unload_others"]
+
+
 def test_an_engine_whose_memory_grows_until_nothing_fits_is_restarted(fake_ollama_factory: Factory) -> None:
     fake = fake_ollama_factory(
         models=[FakeModel("toy:1b", size=GIB)],

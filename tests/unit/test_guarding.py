@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -34,10 +36,15 @@ class Width:
 class Watched:
     """A run's gate, stop, events and notes around guards that are shown GPUs with so much free."""
 
-    def __init__(self, *guards: Guard, usual: bool = False, patience_s: float = 60.0) -> None:
+    def __init__(
+        self, *guards: Guard, usual: bool = False, patience_s: float = 60.0, buffers: str = "small"
+    ) -> None:
         self.events: list[Event] = []
         self.notes: list[dict[str, Any]] = []
         self.trims = 0
+        self.buffers = buffers
+        self.loaded = asyncio.Event()
+        self.loads = 0
         self.width = Width()
         self.stop = Stop()
         self.gate = Gate(stop=self.stop, emit=self.events.append)
@@ -48,11 +55,22 @@ class Watched:
             gate=self.gate,
             stop=self.stop,
             trim=self._trim,
+            reload=self._reload,
             emit=self.events.append,
             decide=self._decide,
             patience_s=patience_s,
         )
         self.now = 0.0
+
+    def _reload(self) -> Awaitable[None] | None:
+        if self.buffers == "small":
+            return None
+        self.buffers = "small"
+        return self._load()
+
+    async def _load(self) -> None:
+        self.loads += 1
+        await self.loaded.wait()
 
     def _trim(self) -> None:
         self.trims += 1
@@ -160,6 +178,16 @@ async def test_what_a_run_does_not_do_is_not_told_as_done() -> None:
     assert "reload_smaller" not in asked["actions"]
 
 
+async def test_a_model_is_loaded_anew_with_smaller_buffers_once_as_long_as_that_takes() -> None:
+    run = Watched(VramGuard(), buffers="large", patience_s=1000)
+    await run.see(0.2, seconds=220)
+    told = [note for note in run.notes if "reload_smaller" in note["actions"]]
+    assert [note["notes"] for note in told] == [[], [], []]  # asked three times, still being done
+    await asyncio.sleep(0)
+    assert run.loads == 1
+    await run.guarding.end()
+
+
 async def test_memory_that_cannot_be_read_changes_nothing() -> None:
     run = Watched(VramGuard(), RamGuard())
     await run.see(None, seconds=30)
@@ -185,6 +213,6 @@ async def test_at_the_end_of_a_phase_nothing_is_left_of_what_guards_did() -> Non
     run = Watched(VramGuard())
     await run.see(0.2)
     assert run.paused
-    run.guarding.end()
+    await run.guarding.end()
     assert not run.paused
     assert run.width.caps[-1] is None

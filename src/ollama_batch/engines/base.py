@@ -110,6 +110,22 @@ class Unloading(Protocol):
 
 
 @runtime_checkable
+class BatchSized(Protocol):
+    """An engine whose requests say how many tokens of a prompt are evaluated at a time: fewer take less
+    memory. Answers stay what they are; the model is loaded anew.
+    """
+
+    @property
+    def num_batch(self) -> int | None:
+        """What its requests ask for now, in tokens; None: nothing, the server chooses."""
+        ...
+
+    def limit_batch(self, num_batch: int | None) -> None:
+        """Ask for `num_batch` tokens from the next request on; None: for what was asked at first."""
+        ...
+
+
+@runtime_checkable
 class MemoryReporting(Protocol):
     """An engine that tells how much memory a model takes."""
 

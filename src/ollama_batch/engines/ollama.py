@@ -72,6 +72,7 @@ class OllamaEngine:
         # People copy the address of the OpenAI routes; the native ones begin at the root.
         address = parse_ollama_host((host or "").strip().rstrip("/").removesuffix("/v1"))
         self._options = _checked_options(options or {})
+        self._load_options = self._options
         self._keep_alive = _checked_keep_alive(keep_alive)
         self._http = HttpClient(
             address, api_key=api_key, headers=headers, transport=transport, connect_timeout=connect_timeout
@@ -134,8 +135,21 @@ class OllamaEngine:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The frozen load options that every request carries."""
+        """The frozen load options that every request carries, but for `limit_batch`."""
         return self._options
+
+    @property
+    def num_batch(self) -> int | None:
+        """The `num_batch` of the requests, in tokens; None: Ollama chooses."""
+        return self._load_options.get("num_batch")
+
+    def limit_batch(self, num_batch: int | None) -> None:
+        """Have prompts evaluated in pieces of `num_batch` tokens from now on; None: as `options` say.
+
+        Ollama loads the model anew for it, at the next request.
+        """
+        limited = {} if num_batch is None else {"num_batch": num_batch}
+        self._load_options = MappingProxyType({**self._options, **limited})
 
     def check_params(self, body: Mapping[str, Any]) -> tuple[str, str] | None:
         """Whether Ollama can honour every field of an OpenAI chat `body`: None, or (field path, reason)."""
@@ -190,7 +204,7 @@ class OllamaEngine:
         """
         if wire.think_of(request):
             self._check_thinks(request.model)
-        body = wire.chat_body(request, options=self._options, keep_alive=self._keep_alive)
+        body = wire.chat_body(request, options=self._load_options, keep_alive=self._keep_alive)
         reply = await self._http.post("/api/chat", dump_json(body), deadline=deadline)
         decoded = self._decode(reply, request.model)
         return check_outcome(wire.completion_of(decoded, request.model))
@@ -201,7 +215,9 @@ class OllamaEngine:
         Give a `deadline` of minutes: the load of a large model is given up when its request ends.
         """
         info = await self.describe(model)
-        body = wire.preload_body(model, options=self._options, num_ctx=num_ctx, keep_alive=self._keep_alive)
+        body = wire.preload_body(
+            model, options=self._load_options, num_ctx=num_ctx, keep_alive=self._keep_alive
+        )
         loaded = await self._ask("POST", "/api/chat", body, model, deadline)
         if loaded.get("done") is not True:
             raise InvalidReplyError(f"{self.address} did not say that {model} is loaded", status=200)
@@ -216,7 +232,7 @@ class OllamaEngine:
         if not await self._is_loaded(model, deadline):
             return
         keep_alive: float | str = 0 if unload else "5m"
-        body = wire.preload_body(model, options=self._options, num_ctx=num_ctx, keep_alive=keep_alive)
+        body = wire.preload_body(model, options=self._load_options, num_ctx=num_ctx, keep_alive=keep_alive)
         await self._ask("POST", "/api/chat", body, model, deadline)
         if not unload:
             return

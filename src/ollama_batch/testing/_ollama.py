@@ -290,7 +290,7 @@ class Ollama:
                 if self._with_slots:
                     pool = SlotPool(self.config.slots, prefix_cache=speed is None or speed.prefix_cache)
                 num_ctx = int(given["num_ctx"])
-                size = self._card.loaded_bytes(model, num_ctx, self.config.slots)
+                size = self._card.loaded_bytes(model, num_ctx, self.config.slots, given.get("num_batch"))
                 runner = Runner(model, settings, num_ctx, pool, size)
                 self._make_room(runner)
                 self._runners[model.name] = runner

@@ -14,6 +14,8 @@ from ollama_batch.testing.config import FakeModel
 from ollama_batch.testing.faults import KINDS, RUNNER_ERROR, Fault
 from ollama_batch.testing.memory import OOM_KINDS, MemoryModel
 
+USUAL_BATCH = 512
+
 
 class Runner:
     """A loaded model: with its digest and load options in `settings`, a request for others loads anew.
@@ -67,9 +69,10 @@ class Card:
     def __init__(self, memory: MemoryModel | None) -> None:
         self._memory = MemoryModel() if memory is None else memory
 
-    def loaded_bytes(self, model: FakeModel, num_ctx: int, slots: int) -> int:
+    def loaded_bytes(self, model: FakeModel, num_ctx: int, slots: int, num_batch: int | None) -> int:
         """What a load takes in all, in bytes."""
-        return model.loaded_bytes(num_ctx, slots) + self._memory.overhead_bytes
+        buffers = self._memory.batch_bytes * (USUAL_BATCH if num_batch is None else num_batch)
+        return model.loaded_bytes(num_ctx, slots) + self._memory.overhead_bytes + buffers
 
     def fits(self, size: int, loaded: Iterable[Runner]) -> bool:
         """Whether a load of `size` bytes fits on the card beside those that are there."""

@@ -21,7 +21,8 @@ class MemoryModel:
     """How much memory the card of a fake server has, what takes it, and what happens when it is full.
 
     A loaded model takes its weights (`FakeModel.size`), K and V for the whole context of every slot, and
-    `overhead_bytes` (compute buffers). `card_bytes` is the card, None for one without limit; others than
+    `overhead_bytes`, and `batch_bytes` (compute buffers) for each token of num_batch, which is 512 where a
+    request does not say. `card_bytes` is the card, None for one without limit; others than
     this server have `others_bytes` of it. A load that does not fit sends idle models away first; then
     `too_big="spill"` leaves the rest in host memory, which `/api/ps` shows as a `size_vram` below `size`
     (llama.cpp's automatic fit), and "oom" fails the load with Ollama's words for it.
@@ -41,6 +42,7 @@ class MemoryModel:
     card_bytes: int | None = None
     others_bytes: int = 0
     overhead_bytes: int = 0
+    batch_bytes: int = 0
     request_bytes: int = 0
     growth_bytes: int = 0
     max_in_flight: int | None = None
