@@ -120,3 +120,18 @@ def test_memory_of_this_machine_is_in_the_metrics_of_every_run_unless_it_has_no_
 def test_what_is_no_guard_is_refused_by_name(fake_ollama: FakeOllama, wrong: Any) -> None:
     with pytest.raises(ConfigError, match="guards"):
         runner_on(fake_ollama, guards=wrong)
+
+
+def test_a_card_that_stays_full_has_the_model_loaded_anew_with_smaller_buffers(
+    fake_ollama_factory: Any, memory: Any, tmp_path: Path
+) -> None:
+    memory(Script(vram(0, 8), vram(1, 0.2), *[vram(40, 0.2)] * 20, *(vram(41 + n, 8) for n in range(12))))
+    fake = fake_ollama_factory(speed=CostModel(latency_s=0.01))
+    events = Events()
+    runner = runner_on(fake, hooks=[events], guards=[VramGuard()], concurrency=2)
+    report = runner.run(rows_file(tmp_path / "in.jsonl", 300), output=tmp_path / "out.jsonl")
+    assert (report.counts.ok, report.counts.failed) == (300, 0)
+    told = [action for each in events.of(Decision) for action in each.data.get("actions", ())]
+    assert told.count("reload_smaller") == 1
+    assert [each.get("num_batch") for each in fake.ledger.load_settings()] == [None, 256]
+    assert fake.ledger.count() == 300
