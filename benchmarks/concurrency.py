@@ -169,7 +169,7 @@ def part_engine(found: Any) -> Outcome:
     sweep_s = 3.0 if found.quick else found.sweep_seconds
     taken: list[dict[str, Any]] = []
     table: list[list[Any]] = []
-    ratios: dict[str, list[float]] = {"told": [], "hidden": []}
+    ratios: dict[str, list[float]] = {which: [] for which in found.slots_are}
     medians: list[float] = []
     shortest = math.inf
     for slots in found.slots:
@@ -184,7 +184,8 @@ def part_engine(found: Any) -> Outcome:
             toy_engine.toy_engine(kind=HiddenSlots, **options) as hidden,
         ):
             once(told, some_rows(4 * slots, found), slots)
-            once(hidden, some_rows(4 * slots, found), slots)
+            if "hidden" in found.slots_are:
+                once(hidden, some_rows(4 * slots, found), slots)
             pace, _ = once(told, some_rows(8 * slots, found), slots)
             rows = some_rows(max(8 * slots, math.ceil(pace * sweep_s)), found)
             rates = {number: once(told, rows, number)[0] for number in fixed_about(slots)}
@@ -192,9 +193,9 @@ def part_engine(found: Any) -> Outcome:
             print(f"{slots} slots, sweep: {rates}: best {best}", flush=True)
             taken += [{"slots": slots, "sweep": n, "rows_per_s": rate} for n, rate in rates.items()]
             rows = some_rows(max(8 * slots, math.ceil(1.05 * rates[best] * seconds)), found)
-            mine: dict[str, list[float]] = {"fixed": [], "told": [], "hidden": []}
+            mine: dict[str, list[float]] = {which: [] for which in ("fixed", *found.slots_are)}
             last: dict[str, Any] = {}
-            for pair, which in harness.alternate(["fixed", "told", "hidden"], pairs):
+            for pair, which in harness.alternate(list(mine), pairs):
                 engine = hidden if which == "hidden" else told
                 rate, report = once(engine, rows, best if which == "fixed" else "auto")
                 m = report.metrics
@@ -216,7 +217,7 @@ def part_engine(found: Any) -> Outcome:
                     }
                 )
                 print(f"{slots} slots, pair {pair + 1}/{pairs}: {taken[-1]}", flush=True)
-        for which in ("told", "hidden"):
+        for which in found.slots_are:
             each = [ours / fixed for ours, fixed in zip(mine[which], mine["fixed"], strict=True)]
             ratios[which] += each
             medians.append(harness.median(each))
@@ -263,6 +264,7 @@ def main() -> int:
     args.add_argument("--seconds", type=float, default=62.0, help="how long a run of a pair lasts at least")
     args.add_argument("--sweep-seconds", type=float, default=20.0, help="how long each fixed number is tried")
     args.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8])
+    args.add_argument("--slots-are", nargs="+", default=["told", "hidden"], choices=["told", "hidden"])
     args.add_argument("--answer", type=int, default=48, help="answer tokens of engine, on average")
     args.add_argument("--size-mib", type=int, default=10, help="the model of engine")
     return harness.run_parts(args, PARTS)
