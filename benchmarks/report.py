@@ -2,6 +2,7 @@
 
     <!-- figures:NAME -->  ...  <!-- /figures:NAME -->      the table of benchmark NAME
     <!-- goals -->         ...  <!-- /goals -->             every goal of every benchmark, one line each
+    <!-- headlines -->     ...  <!-- /headlines -->         those of `HEADLINES`, and every miss
 
 `--check` changes nothing and exits 1 if a document differs from the JSON files that are there.
 """
@@ -23,6 +24,23 @@ DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
 FIGURES = re.compile(r"(<!-- figures:(\w+) -->\n).*?(<!-- /figures:\2 -->)", re.DOTALL)
 GOAL_COLUMNS = ["benchmark", "goal", "measured", "wanted", "met"]
 GOALS = re.compile(r"(<!-- goals -->\n).*?(<!-- /goals -->)", re.DOTALL)
+HEADLINES = (
+    ("crash", "random moments: rows lost or doubled"),
+    ("crash", "random moments: kills"),
+    ("fault_mix", "calls per row"),
+    ("kills_embedded", "embedded: rows failed"),
+    ("engine_bound", "throughput against bare sockets"),
+    ("client_cpu", "CPU per request against"),
+    ("auto_simulated", "share of the best fixed number, worst seed"),
+    ("auto_engine", "rate against the best fixed number"),
+    ("prefix_heads", "tokens evaluated against input order"),
+    ("prefix_head", "reported cached tokens against"),
+    ("conversation", "evaluated against the original, head 350, exchanges of 1,200, by the replies"),
+    ("near_limit_fail", "rows answered from another prompt"),
+    ("calibration", "median error"),
+    ("scale", ""),
+)
+HEADLINE = re.compile(r"(<!-- headlines -->\n).*?(<!-- /headlines -->)", re.DOTALL)
 
 
 def load() -> dict[str, dict[str, Any]]:
@@ -71,14 +89,33 @@ def section(outcome: Mapping[str, Any]) -> str:
 
 def goals(kept: str, outcomes: Mapping[str, Mapping[str, Any]]) -> str:
     """The table of goals; what was not measured now keeps the rows that it has in the table `kept`."""
+    rows = goal_rows(kept)
+    for name, outcome in outcomes.items():
+        rows[name] = [[name, *goal_cells(goal)] for goal in outcome["goals"]]
+    return goal_table([cells for name in sorted(rows) for cells in rows[name]])
+
+
+def goal_rows(table: str) -> dict[str, list[list[str]]]:
+    """The rows of a table of goals, by benchmark."""
     rows: dict[str, list[list[str]]] = {}
-    for line in kept.splitlines():
+    for line in table.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if line.startswith("|") and cells != GOAL_COLUMNS and not set(line) <= set("|-"):
             rows.setdefault(cells[0], []).append(cells)
-    for name, outcome in outcomes.items():
-        rows[name] = [[name, *goal_cells(goal)] for goal in outcome["goals"]]
-    lines = [cells for name in sorted(rows) for cells in rows[name]]
+    return rows
+
+
+def headlines(table: str) -> str:
+    """Of a table of goals, what most people want to know, and what nobody should have to look for."""
+    rows = goal_rows(table)
+    lines: list[list[str]] = []
+    for name, text in HEADLINES:
+        lines += [cells for cells in rows.get(name, ()) if cells[1].startswith(text)]
+    lines += [cells for each in rows.values() for cells in each if cells[4] != "yes" and cells not in lines]
+    return goal_table(lines)
+
+
+def goal_table(lines: list[list[str]]) -> str:
     if not lines:
         return "\nNothing measured yet.\n\n"
     return "\n" + harness.markdown_table(GOAL_COLUMNS, lines) + "\n\n"
@@ -97,7 +134,15 @@ def render(text: str, outcomes: Mapping[str, Mapping[str, Any]], *, kept: str = 
     text = FIGURES.sub(fill, text)
     if not outcomes:
         return text
-    return GOALS.sub(lambda match: match[1] + goals(kept or match[0], outcomes) + match[2], text)
+    table = goals(kept or text_of(GOALS, text), outcomes)
+    text = GOALS.sub(lambda match: match[1] + table + match[2], text)
+    return HEADLINE.sub(lambda match: match[1] + headlines(table) + match[2], text)
+
+
+def text_of(pattern: re.Pattern[str], text: str) -> str:
+    """What `pattern` finds in `text`, or nothing."""
+    found = pattern.search(text)
+    return found[0] if found else ""
 
 
 def main() -> int:
@@ -105,10 +150,10 @@ def main() -> int:
     args.add_argument("--check", action="store_true")
     found = args.parse_args()
     stale = 0
-    known = GOALS.search(DOCUMENTS[0].read_text(encoding="utf-8"))
+    known = text_of(GOALS, DOCUMENTS[0].read_text(encoding="utf-8"))
     for path in DOCUMENTS:
         before = path.read_text(encoding="utf-8")
-        after = render(before, load(), kept=known[0] if known else "")
+        after = render(before, load(), kept=known)
         if after == before:
             continue
         stale += 1

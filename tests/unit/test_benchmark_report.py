@@ -71,3 +71,14 @@ def test_a_page_without_some_goals_gets_them_from_the_table_that_is_kept(report:
     kept = report.GOALS.search(PAGE)[0]
     names = [row[0] for row in goals_in(report.render(page, {"zeal": measured("seen", 1)}, kept=kept))]
     assert names == ["crash", "scale", "scale", "zeal"]
+
+
+def test_headlines_are_those_of_the_list_and_every_goal_that_is_not_met(report: ModuleType) -> None:
+    page = PAGE + "<!-- headlines -->\n<!-- /headlines -->\n"
+    filled = report.render(page, {"durability": measured("added", 9), "trimming": measured("window", 1)})
+    shown = goals_in(filled[filled.index("<!-- headlines -->") :])
+    assert [cells[:2] for cells in shown] == [
+        ["scale", "per row"],
+        ["scale", "resuming"],
+        ["durability", "added"],
+    ]
