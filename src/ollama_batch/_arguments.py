@@ -93,7 +93,9 @@ def _add_run(subparsers: Any, command: Command) -> None:
     run.add_argument("--no-partial", action="store_true", help="no OUT.partial.jsonl while running")
 
     engine = run.add_argument_group("engine")
-    engine.add_argument("--model", metavar="M", help="default: the one that the first row names")
+    engine.add_argument(
+        "--model", metavar="M", help="default: the one that the first row of a file, or of -, names"
+    )
     engine.add_argument(
         "--allow-model",
         action="append",

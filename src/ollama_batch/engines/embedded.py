@@ -99,6 +99,7 @@ class EmbeddedEngine:
             "gguf": path.name,
             "threads": threads,
             "cache_ram_mib": cache_ram_mib,
+            "extra_body": self._extra_body,
         }
         self._name = f"embedded:{self._model}#{next(_numbers)}"
         self._settings: dict[str, Any] = {
