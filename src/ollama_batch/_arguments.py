@@ -123,7 +123,11 @@ def _add_run(subparsers: Any, command: Command) -> None:
 
     asking = run.add_argument_group("requests")
     asking.add_argument(
-        "--num-ctx", type=_number_or_auto, default="auto", metavar="N|auto", help="context length in tokens"
+        "--num-ctx",
+        type=_number_or_auto,
+        default="auto",
+        metavar="N|auto",
+        help="context length in tokens; of a server that sets its own (--api openai): not sent, told to us",
     )
     asking.add_argument(
         "--max-tokens",

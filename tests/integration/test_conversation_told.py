@@ -177,8 +177,8 @@ def test_a_toys_context_is_said_to_be_its_own(tmp_path: Path) -> None:
     finally:
         asyncio.run(engine.aclose())
     said = (
-        'num_ctx="auto" is 2,048 here: the engine was started with it; an engine started with another num_ctx= '
-        "makes a new run (another output=, or overwrite=True)"
+        'num_ctx="auto" is 2,048 here: the engine was started with it; an engine started with another '
+        "num_ctx= makes a new run (another output=, or overwrite=True)"
     )
     assert said in report.notes
 
