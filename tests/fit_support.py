@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ollama_batch import EngineInfo
+from ollama_batch._context import Context
 from ollama_batch._gauge import PromptGauge
 from ollama_batch.errors import EngineError, OutputTruncatedError, RequestRejectedError
 from ollama_batch.tokens._texts import compact_json, texts_of
@@ -126,7 +127,7 @@ class Bench:
                 slots=None,
                 tokenizes=self.engine.counts_exactly,
             ),
-            context=context,
+            allowed=Context(context, "num_ctx" if kind == "ollama" else "told"),
             sure=sure,
             base=self.counter,
             state_dir=state_dir,

@@ -93,7 +93,9 @@ def _add_run(subparsers: Any, command: Command) -> None:
     run.add_argument("--no-partial", action="store_true", help="no OUT.partial.jsonl while running")
 
     engine = run.add_argument_group("engine")
-    engine.add_argument("--model", metavar="M", help="default: the one that the first row names")
+    engine.add_argument(
+        "--model", metavar="M", help="default: the one that the first row of a file, or of -, names"
+    )
     engine.add_argument(
         "--allow-model",
         action="append",
@@ -121,7 +123,11 @@ def _add_run(subparsers: Any, command: Command) -> None:
 
     asking = run.add_argument_group("requests")
     asking.add_argument(
-        "--num-ctx", type=_number_or_auto, default="auto", metavar="N|auto", help="context length in tokens"
+        "--num-ctx",
+        type=_number_or_auto,
+        default="auto",
+        metavar="N|auto",
+        help="context length in tokens; of a server that sets its own (--api openai): not sent, told to us",
     )
     asking.add_argument(
         "--max-tokens",

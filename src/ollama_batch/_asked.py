@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     from ollama_batch.trim import TrimStrategy
 
 TOY: Final = "toy"
+
+LOOKED_AT: Final = 100
+"""So many lines are looked at for one that names a model."""
 
 POLICY: Final = {
     "lanes": "lanes",
@@ -132,6 +138,70 @@ def body_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
             "json_schema": {"name": name, "schema": schema},
         }
     return defaults
+
+
+class StandardInput:
+    """Standard input as a binary file that can be looked at before it is read, without losing what was seen.
+
+    Not `sys.stdin`, which Python closes at its exit: that waits for, or dies of, a thread still reading it.
+    """
+
+    name = "<stdin>"
+
+    def __init__(self) -> None:
+        self._file = open(self.name, "rb", opener=lambda *_: os.dup(0))  # noqa: SIM115 - `close` is below
+        self._looking = self._reading = False
+        self._seen = io.BytesIO()
+
+    def model_of_first_row(self) -> tuple[str | None, str]:
+        """The model that the first row names, and where; waits for that row."""
+        from ollama_batch.jsonl import LineError, parse_line, read_lines
+
+        self._looking = True
+        found: tuple[str | None, str] = (None, "")
+        for line in islice(read_lines(self), LOOKED_AT):
+            with suppress(LineError):
+                found = parse_line(line.raw).params.get("model"), f"line {line.line} of {self.name}"
+                break
+            if line.too_long:
+                break
+        self._looking = False
+        self._seen.seek(0)
+        return found
+
+    def readline(self, size: int = -1, /) -> bytes:
+        """The next line with its newline, cut at `size` bytes; first those that were looked at."""
+        line = b"" if self._looking else self._seen.readline(size)
+        if not line.endswith(b"\n") and len(line) != size:
+            self._reading = True
+            line += self._file.readline(size - len(line) if size >= 0 else -1)
+            self._reading = False
+        if self._looking:
+            self._seen.write(line)
+        return line
+
+    def close(self) -> None:
+        """Close it, unless a thread still waits for a line: that would have to come first."""
+        if not self._reading:
+            self._file.close()
+
+    def __enter__(self) -> StandardInput:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def model_of_first_row(paths: Sequence[str]) -> tuple[str | None, str]:
+    """The model that the input names and where, if its first rows can be looked at."""
+    from ollama_batch.sources import FileSource, ScannedRow, open_sources
+
+    for source in open_sources(input_paths(paths))[:1]:
+        if isinstance(source, FileSource):
+            for row in islice(source.scan(), LOOKED_AT):
+                if isinstance(row, ScannedRow):
+                    return row.request.params.get("model"), f"line {row.line} of {source.name}"
+    return None, ""
 
 
 def input_paths(paths: Sequence[str]) -> list[Path]:

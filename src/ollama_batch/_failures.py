@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ollama_batch._summary import NEW_RUN
 from ollama_batch.errors import TooManyFailuresError
 from ollama_batch.types import BatchResult
+
+MENDED = f"other settings, or other rows, make {NEW_RUN}"
 
 HOPELESS_ROWS = 50
 """A run whose first rows all fail for one reason of their own is stopped after this many."""
@@ -34,10 +37,12 @@ class FailureWatch:
             self._ok += 1
             return None
         self._failed += 1
-        what = self._hopeless(error.code if error.row_caused else None)
+        what, mended = self._hopeless(error.code if error.row_caused else None), f"; {MENDED}"
         if self._max is not None:
-            what = self._too_many(self._max, total)
-        return None if what is None else TooManyFailuresError(f"{what} with {error.code}: {error.message}")
+            what, mended = self._too_many(self._max, total), ""
+        if what is None:
+            return None
+        return TooManyFailuresError(f"{what} with {error.code}: {error.message}{mended}")
 
     def _too_many(self, most: float, total: int | None) -> str | None:
         allowed = most

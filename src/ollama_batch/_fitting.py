@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
+from ollama_batch._context import either
 from ollama_batch._gauge import LARGE_BYTES, PromptGauge, Size, Tools
 from ollama_batch._gauge import Decide as Decide
 from ollama_batch.errors import ContextTooLargeError, EngineError, PromptTruncatedError
@@ -173,24 +174,23 @@ def too_large(
 
     `trimmed`: it was made as short as it can be. `conversation`: nothing can be left out of the row itself.
     """
-    context = "unknown" if gauge.context is None else f"{gauge.context:,}"
-    room = f"num_ctx {context} less max_tokens {chat.max_tokens:,}"
-    ways = (
-        "raise num_ctx" if gauge.sets_context else "give the server a larger context (and num_ctx=, if set)"
-    )
+    # Settings by their bare names: error files are read beside programs and beside command lines.
+    room = f"{gauge.allowed} less max_tokens {chat.max_tokens:,}"
+    ways = [gauge.allowed.more(size.tokens + chat.max_tokens, exact=size.exact), "lower max_tokens"]
     if limit != room_for_prompt(gauge, chat):
-        room, ways = "the limit of the ConversationPolicy", "raise that"
+        room, ways = "the conversation limit", ["raise the conversation limit"]
     if limit < 1:
-        what = f"there is no room for a prompt: {room} is {limit:,}; {ways} or lower max_tokens"
+        what = f"there is no room for a prompt: {room} is {limit:,}; {either(ways)}"
         return ContextTooLargeError(size.tokens, limit, what)
     told = "has" if size.exact else "may have"
     which = "what has to stay of the prompt" if trimmed else "the prompt"
-    last = " or lower max_tokens" if trimmed else ", lower max_tokens, or give trim="
-    if conversation:
-        last = ", lower max_tokens, or make the row shorter"
+    if conversation or trimmed:
+        ways.append("make the row shorter")
+    else:
+        ways.append("set trim")
     what = (
         f"{which} {told} {size.tokens:,} tokens (by {size.told_by}), there is room for {limit:,} ({room}): "
-        f"{ways}{last}"
+        f"{either(ways)}"
     )
     return ContextTooLargeError(size.tokens, limit, what)
 
@@ -201,7 +201,8 @@ async def refuse_cut(gauge: PromptGauge, prompt: Prompt, completion: Completion)
     if usage is not None and await gauge.was_cut(prompt.chat.messages, prompt.tools, prompt.size, usage):
         raise PromptTruncatedError(
             f"the server cut the prompt: it reports {usage.prompt_tokens:,} tokens of {prompt.size.tokens:,} "
-            f"at most (by {prompt.size.told_by}); give it a larger context, and its length as num_ctx=, "
-            "so that rows too long for it are not sent; or use an engine that sets it (OllamaEngine)",
+            f"at most (by {prompt.size.told_by}); give it a larger context; in a new run, say its length as "
+            "num_ctx, so that rows too long for it are not sent, or use Ollama's own API where it is one "
+            "(OllamaEngine, --api ollama)",
             completion,
         )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
+from ollama_batch._context import Context
 from ollama_batch._probes import Piece, counted, pieces_of
 from ollama_batch._screen import Screen
 from ollama_batch.errors import ContextTooLargeError, EngineError, OutcomeError
@@ -106,16 +107,16 @@ class Asking(Protocol):
 class PromptGauge:
     """What one phase of a run knows of its prompts' tokens.
 
-    `context` is the room of prompt and answer together, in tokens, None where nobody tells; `sure` says that
-    the server itself has it from us or told it, so that it cannot cut what fits. `base` is the counter to
-    correct (None: the best one on this machine, found when first needed).
+    `allowed` is the room of prompt and answer together; `sure` says that the server itself has it from us or
+    told it, so that it cannot cut what fits. `base` is the counter to correct (None: the best one on this
+    machine, found when first needed).
     """
 
     def __init__(
         self,
         *,
         info: EngineInfo,
-        context: int | None,
+        allowed: Context,
         sure: bool,
         base: TokenCounter | None,
         state_dir: StateDir,
@@ -123,7 +124,7 @@ class PromptGauge:
         asking: Asking,
         decide: Decide,
     ) -> None:
-        self.context = context
+        self.allowed = allowed
         self._sure = sure
         self._info = info
         self._base = base
@@ -144,9 +145,9 @@ class PromptGauge:
         self._evaluates = False
 
     @property
-    def sets_context(self) -> bool:
-        """Whether num_ctx= sets the engine's context, and does not just tell what the server was given."""
-        return self._info.engine in ("ollama", "embedded")
+    def context(self) -> int | None:
+        """The tokens that prompt and answer may have together; None where nobody tells."""
+        return self.allowed.tokens
 
     async def size(self, messages: Sequence[Message], tools: Tools, limit: int | None) -> Size:
         """The most tokens the prompt has; exact enough to say whether it fits `limit`.
@@ -219,7 +220,7 @@ class PromptGauge:
         """Learn from a prompt that the engine refused although it fits by what we know, and say what."""
         limit, told = error.limit, {"engine_tokens": error.tokens, "engine_limit": error.limit}
         if limit is not None and limit > 0 and (self.context is None or limit < self.context):
-            before, self.context = self.context, limit
+            before, self.allowed = self.context, Context(limit, "server")
             known = "was not known" if before is None else f"was taken to be {before:,}"
             await self._decide(
                 "context_learned",

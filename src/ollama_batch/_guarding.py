@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from ollama_batch._gate import Gate
 from ollama_batch._stop import Stop
+from ollama_batch._summary import NEW_RUN
 from ollama_batch.engines.base import Engine, MemoryReporting
 from ollama_batch.errors import EngineError, MemoryShortError
 from ollama_batch.events import Event, MemoryMeasured
@@ -32,8 +33,8 @@ MEMORY: Final = "memory"
 GUARD: Final = "a memory guard"
 
 NO_RELOAD: Final = (
-    "the model cannot be loaded with smaller buffers: where the pause does not help, start again with a "
-    "smaller num_ctx"
+    "the model cannot be loaded with smaller buffers: where the pause does not help, "
+    f"{NEW_RUN} with a smaller num_ctx= does"
 )
 
 GROWN_SHARE: Final = 0.01

@@ -186,7 +186,7 @@ class Lanes:
             self._noticed(
                 LEARNED,
                 f"prompts of more than {ceiling:,} tokens are not sent any more: longer ones were too long "
-                f"for the engine, although num_ctx is {self._gauge.context:,}",
+                f"for the engine, although it has {self._gauge.context:,}",
                 ceiling=ceiling,
             )
         await asyncio.to_thread(self._learned.save)
@@ -334,8 +334,8 @@ class Lanes:
         self._learned.failed(tokens)
         await self._decide(
             LEARNED,
-            f"a prompt of {tokens:,} tokens was too long for the engine ({error.code}), although num_ctx is "
-            f"{self._gauge.context:,}: conversations are now trimmed beyond {self._learned.ceiling:,} tokens",
+            f"a prompt of {tokens:,} tokens was too long for the engine ({error.code}), although it has "
+            f"{self._gauge.context:,}: conversations are now trimmed beyond {self._learned.ceiling:,}",
             ceiling=self._learned.ceiling,
             **self._learned.to_dict(),
         )

@@ -11,9 +11,11 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from ollama_batch import __version__
+from ollama_batch._context import UNKNOWN, Context
 from ollama_batch._intake import Intake
 from ollama_batch._options import RunnerOptions
 from ollama_batch._sizes import next_bucket
+from ollama_batch._summary import NEW_RUN
 from ollama_batch._width import RunWidth
 from ollama_batch.concurrency import Concurrency
 from ollama_batch.control import LimitChange
@@ -35,6 +37,15 @@ OPENAI_WIDTH = 16
 """For servers that batch continuously and tell no limit, as vLLM does."""
 
 
+NUM_CTX = "num_ctx"
+"""What every request carries, pinned in the journal."""
+
+TOLD = "told num_ctx"
+"""What was said of a server that sets its context itself: rows are fitted to it. Pinned as well."""
+
+EXTRA = "extra_body"
+"""The fields that an engine lays under every request, pinned too."""
+
 SLOTS_TIMES = 4
 """By itself a run never has more than so many requests out for each slot: more than any way there takes."""
 
@@ -48,8 +59,8 @@ class Meeting:
     info: EngineInfo
     num_ctx: int | None
     width: int
-    context: int | None = None
-    """The tokens that prompt and answer may have together; None where nobody tells."""
+    context: Context = UNKNOWN
+    """What prompt and answer may have together."""
     num_ctx_why: str | None = None
     """Why num_ctx="auto" is what it is; None where it was given."""
 
@@ -77,6 +88,20 @@ async def once_free(ask: Callable[[], Awaitable[T]], *, sleep: Sleep, patience_s
     return result
 
 
+def refuse_other_settings(journal: RunJournal, options: RunnerOptions, engine: Engine) -> None:
+    """Raise JournalMismatchError where num_ctx= or the engine's own fields are not what the run began with.
+
+    No engine is asked, so that it is said of a run as well that has nothing left to send.
+    """
+    began_with = journal.identity
+    for pin in (NUM_CTX, TOLD):
+        if pin in began_with and options.num_ctx != "auto":
+            journal.pin(pin, options.num_ctx)
+    extra = getattr(engine, "extra_body", None)  # engines that have it say so in their details as well
+    if EXTRA in began_with and extra is not None:
+        journal.pin(EXTRA, dict(extra))
+
+
 async def meet_engine(
     engine: Engine, models: Sequence[str], *, options: RunnerOptions, journal: RunJournal, intake: Intake
 ) -> dict[str, Meeting]:
@@ -91,15 +116,17 @@ async def meet_engine(
         _refuse_no_thinker(info, options)
         journal.pin("engine", info.engine)
         journal.pin(f"digest of {model}", info.digest)
-        if "extra_body" in info.details:
-            journal.pin("extra_body", info.details["extra_body"])
+        if EXTRA in info.details:
+            journal.pin(EXTRA, info.details[EXTRA])
         num_ctx = why = None
         if isinstance(engine, Loadable):
-            recorded = journal.identity.get("num_ctx")
+            recorded = journal.identity.get(NUM_CTX)
             num_ctx = choose_num_ctx(options, intake, info, recorded)
             why = why_num_ctx(options, intake, info, recorded)
-            journal.pin("num_ctx", num_ctx)
-        context = context_of(options, info, num_ctx)
+            journal.pin(NUM_CTX, num_ctx)
+        elif options.num_ctx != "auto" or TOLD not in journal.identity:
+            journal.pin(TOLD, options.num_ctx)
+        context = context_of(options, info, num_ctx, told=journal.identity.get(TOLD))
         meetings[model] = Meeting(info, num_ctx, choose_width(options, info), context, why)
     return meetings
 
@@ -175,17 +202,37 @@ def why_num_ctx(options: RunnerOptions, intake: Intake, info: EngineInfo, record
     return "holds the first rows, and one size more" if intake.total is None else "holds the rows"
 
 
+def tell_context(
+    intake: Intake, meeting: Meeting, *, options: RunnerOptions, noticed: Callable[..., None]
+) -> None:
+    """Say what is to be known of the context before rows are sent."""
+    tell_num_ctx(meeting, options=options, noticed=noticed)
+    tell_too_long(intake, meeting, options=options, noticed=noticed)
+
+
 def tell_num_ctx(meeting: Meeting, *, options: RunnerOptions, noticed: Callable[..., None]) -> None:
-    """Say what num_ctx="auto" has chosen, where the length of the rows did not decide it alone."""
-    fixed = meeting.info.context_fixed
-    if meeting.num_ctx is None or meeting.num_ctx_why is None or not (fixed or options.policy is not None):
+    """Say what num_ctx="auto" has chosen, where the length of the rows did not decide it alone, and that
+    the model takes less than num_ctx where that is so.
+    """
+    num_ctx, why, fixed = meeting.num_ctx, meeting.num_ctx_why, meeting.info.context_fixed
+    if num_ctx is None:
         return
-    other = "start the engine with another num_ctx=" if fixed else "num_ctx= sets another"
-    noticed(
-        "num_ctx",
-        f'num_ctx="auto" is {meeting.num_ctx:,} here: {meeting.num_ctx_why}; {other}',
-        num_ctx=meeting.num_ctx,
-    )
+    context = meeting.context
+    if context.source == "trained" and context.tokens is not None and context.tokens < num_ctx:
+        noticed(
+            "num_ctx",
+            f"num_ctx {num_ctx:,} is more than {meeting.info.model} was trained for: prompt and answer have "
+            f"{context.tokens:,} tokens together",
+            num_ctx=num_ctx,
+            context=context.tokens,
+        )
+    elif why is not None and (fixed or options.policy is not None):
+        other = "an engine started with another" if fixed else "another"
+        noticed(
+            "num_ctx",
+            f'num_ctx="auto" is {num_ctx:,} here: {why}; {other} num_ctx= makes {NEW_RUN}',
+            num_ctx=num_ctx,
+        )
 
 
 def tell_too_long(
@@ -200,9 +247,11 @@ def tell_too_long(
     longest = intake.sizes.longest[: min(beyond, TOO_LONG_NAMED)]
     named = ", ".join(f"{name} (up to {tokens:,} tokens)" for tokens, name in longest)
     more = f" and {beyond - len(longest)} more" if beyond > len(longest) else ""
-    fate = "fail if they do not fit (num_ctx= or trim= mends that)"
+    longer = meeting.context.source == "num_ctx"
+    fate = f"fail if they do not fit ({NEW_RUN} with {'num_ctx= or ' if longer else ''}trim= mends that)"
     if options.strategy is not None:
-        fate = "are trimmed if they do not fit (a larger num_ctx= avoids that)"
+        fate = "are trimmed if they do not fit"
+        fate += f" ({NEW_RUN} with a larger num_ctx= avoids that)" if longer else ""
     noticed(
         "too_long",
         f"{beyond:,} of {intake.sizes.rows:,} rows may need more than num_ctx {meeting.num_ctx:,}: "
@@ -213,21 +262,36 @@ def tell_too_long(
     )
 
 
-def context_of(options: RunnerOptions, info: EngineInfo, num_ctx: int | None) -> int | None:
-    """The room of prompt and answer: the least of what is sent, what the user says, and what the server was
-    started with or, where it is sent a num_ctx, can do at most (Ollama lowers what is beyond).
+def context_of(
+    options: RunnerOptions,
+    info: EngineInfo,
+    num_ctx: int | None,
+    *,
+    told: int | Literal["auto"] | None = None,
+) -> Context:
+    """The room of prompt and answer: the least of what is sent, what the user says (or has `told` when the
+    run began), and what the server was started with or, where it is sent a num_ctx, can do at most (Ollama
+    lowers what is beyond).
 
     Raises ConfigError in conversation mode if nobody knows.
     """
-    most = info.context_length if info.context_fixed or num_ctx is not None else None
-    said = None if options.num_ctx == "auto" else options.num_ctx
-    context = min((known for known in (num_ctx, said, most) if known is not None), default=None)
-    if context is None and options.mode == "conversation":
+    sent = num_ctx is not None
+    most = info.context_length if info.context_fixed or sent else None
+    said = num_ctx
+    if not sent:
+        given = told if options.num_ctx == "auto" else options.num_ctx
+        said = None if given == "auto" else given
+    own = sent and info.context_fixed  # it can be started with another num_ctx
+    if said is not None and (most is None or said < most or (own and said == most)):
+        return Context(said, "num_ctx" if sent else "told", None if own else most)
+    if most is not None:
+        return Context(most, "trained" if sent else "server")
+    if options.mode == "conversation":
         raise ConfigError(
             f"a conversation needs to know how long it may be, and {info.address} does not tell its context "
             "length: give num_ctx= as the server was started with"
         )
-    return context
+    return UNKNOWN
 
 
 def choose_width(options: RunnerOptions, info: EngineInfo) -> int:

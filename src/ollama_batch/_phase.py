@@ -95,7 +95,7 @@ async def send_rows(
 
     gauge = PromptGauge(
         info=meeting.info,
-        context=meeting.context,
+        allowed=meeting.context,
         sure=meeting.num_ctx is not None or meeting.info.context_fixed,
         base=options.counter,
         state_dir=options.state_dir,
@@ -168,7 +168,7 @@ def _conditions(meeting: Meeting) -> dict[str, Any]:
         "version": info.version,
         "model": info.model,
         "digest": info.digest,
-        "context": meeting.context,
+        "context": meeting.context.tokens,
         "slots": info.slots,
     }
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ollama_batch._activity import Activity
+from ollama_batch._context import UNKNOWN, Context
 from ollama_batch._intake import Intake
-from ollama_batch._meeting import Meeting
+from ollama_batch._meeting import NUM_CTX, TOLD, Meeting, context_of
 from ollama_batch._opening import discard_if_new
 from ollama_batch._options import RunnerOptions
 from ollama_batch._outputs import Place, Places
@@ -161,6 +162,7 @@ class Reporter:
                 resumed_failed=self._before.failed - self._again,
                 concurrency=0 if meeting is None else meeting.width,
                 num_ctx=None if meeting is None else meeting.num_ctx,
+                context=None if meeting is None else meeting.context.tokens,
                 max_tokens=self._options.max_tokens,
                 durable=journal.durable,
                 journal=None if journal.path is None else str(journal.path),
@@ -181,13 +183,15 @@ class Reporter:
         duration_s: float,
     ) -> BatchReport[Any]:
         counts, metrics, meeting = journal.counts(), self._run.metrics, self._meeting
-        engine = journal.get("engine") if meeting is None else None
+        told = journal.get("engine") if meeting is None else None
+        engine = meeting.info if meeting is not None else EngineInfo(**told) if told else None
+        context, policy = self._context(journal, engine), self._options.policy
         return BatchReport(
             outcome=outcome,
             reason=None if error is None else str(error),
             run_id=journal.run_id,
             model=self._options.model,
-            engine=meeting.info if meeting is not None else engine and EngineInfo(**engine),
+            engine=engine,
             counts=RowCounts(
                 total=counts.rows if self._complete else None,
                 ok=counts.ok,
@@ -200,10 +204,14 @@ class Reporter:
             journal=None if journal.path is None else str(journal.path),
             files=[_files(*each) for each in zip(self._names, self._places.sources, strict=True)],
             concurrency=None if meeting is None else (metrics.concurrency or meeting.width),
-            num_ctx=journal.identity.get("num_ctx") if meeting is None else meeting.num_ctx,
+            num_ctx=journal.identity.get(NUM_CTX) if meeting is None else meeting.num_ctx,
             num_ctx_why=None if meeting is None else meeting.num_ctx_why,
             max_tokens=self._options.max_tokens,
-            lanes=None if self._options.policy is None else self._options.policy.lanes,
+            context=context.tokens,
+            context_by=None if context.tokens is None else context.source,
+            trim=None if self._options.strategy is None else type(self._options.strategy).__name__,
+            lanes=None if policy is None else policy.lanes,
+            conversation_limit=None if policy is None else policy.limit,
             started_at=self._began_at,
             duration_s=duration_s,
             notes=tuple(dict.fromkeys((*self._notes, *self._restarts(), *self._hooks_that_raised()))),
@@ -213,6 +221,13 @@ class Reporter:
             ],
             read_results=lambda: read_results(journal),
         )
+
+    def _context(self, journal: RunJournal, engine: EngineInfo | None) -> Context:
+        """What prompt and answer may have, from an earlier session where none was needed in this one."""
+        if self._meeting is not None or engine is None:
+            return UNKNOWN if self._meeting is None else self._meeting.context
+        pins = journal.identity
+        return context_of(self._options, engine, pins.get(NUM_CTX), told=pins.get(TOLD))
 
     def _restarts(self) -> Iterator[str]:
         if self._activity.restarts is not None:

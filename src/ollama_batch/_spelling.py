@@ -10,6 +10,13 @@ _PHRASES: Final = {
     "overwrite=True": "--overwrite",
     "retry_failed=True": "--retry-failed",
     "think=True": "--think on",
+    "turn think off": "set --think off",
+    "raise num_ctx": "raise --num-ctx",
+    "lower max_tokens": "lower --max-tokens",
+    "raise max_tokens": "raise --max-tokens",
+    "set trim": "set --trim",
+    "raise the conversation limit": "raise --conversation-limit",
+    "(OllamaEngine, --api ollama)": "(--api ollama)",
     "use OllamaEngine": "use --api ollama",
 }
 

@@ -23,18 +23,30 @@ _LABEL_WIDTH = 11
 # A head is "far below the others" from this many rows on: of few rows, many come first in their slot.
 _ENOUGH_ROWS = 20
 
+NEW_RUN = "a new run (another output=, or overwrite=True)"
+"""Where what changes answers can be changed: a run that goes on keeps to what it began with."""
+
 _HINTS = {
-    "output_truncated": "answers were cut off: a new run (another output) with a larger max_tokens helps",
-    "context_length_exceeded": "prompts did not fit: a new run (another output) with a larger num_ctx helps, "
-    "or one that shortens them (trim=); a single message that is too long has to be made shorter",
+    "output_truncated": f"answers were cut off: {NEW_RUN} with a larger max_tokens= helps",
+    "unsupported_parameter": f"rows ask for what the engine cannot do: leave it out of them, or give them to "
+    f"{NEW_RUN} with a model or an engine that can",
 }
 
-_ROW_TOO_LONG = (
-    "rows did not fit, even at the beginning of a conversation: a new run (another output) with a larger "
-    "num_ctx helps; else they have to be made shorter"
-)
+_LARGER = {
+    "num_ctx": "a larger num_ctx=",
+    "told": "a server that has a larger context, and its length as num_ctx=,",
+    "trained": "a model that takes more than {context} tokens",
+    "server": "a server that has a larger context",
+}
+"""What would hold longer prompts, by what limits them."""
 
-_SAME_AGAIN = frozenset({"context_length_exceeded"})
+_CONTEXT_WHY = {
+    "told": "num_ctx as told, not sent: prompts are fitted to it",
+    "trained": "the model was trained for no more",
+    "server": "as the server has it",
+}
+
+_SAME_AGAIN = frozenset({"context_length_exceeded", "unsupported_parameter"})
 """Rows that fail in the same way however often this run sends them."""
 
 _MEND = (
@@ -103,11 +115,13 @@ def _what(report: BatchReport[Any]) -> list[Line]:
         who = f" on {engine.engine}{version} at {engine.address}"
     lines.append(("model", plain(f"{report.model}{who}", 120)))
     auto = "" if report.num_ctx_why is None else f" (auto: {plain(report.num_ctx_why, 80)})"
+    whose = f" ({_CONTEXT_WHY[report.context_by]})" if report.context_by in _CONTEXT_WHY else ""
     settings = [
         f"{name} {count(value)}{why}"
         for name, value, why in (
             ("concurrency", m.concurrency if m.concurrency_changes else report.concurrency, ""),
             ("num_ctx", report.num_ctx, auto),
+            ("context", report.context if report.context != report.num_ctx else None, whose),
             ("max_tokens", report.max_tokens, ""),
             ("lanes", report.lanes, ""),
         )
@@ -269,7 +283,8 @@ def _next(report: BatchReport[Any]) -> list[Line]:
             lines.append(("next", "start over with output=...: then a stopped run can be resumed"))
     elif counts.failed and report.durable:
         invalid = sum(example.count for example in report.error_examples if not example.valid)
-        again = counts.failed - invalid - sum(e.count for e in report.error_examples if e.code in _SAME_AGAIN)
+        same = sum(e.count for e in report.error_examples if e.valid and e.code in _SAME_AGAIN)
+        again = counts.failed - invalid - same
         if again:
             rows = "failed row" if again == 1 else f"{count(again)} failed rows"
             how = "retry_failed=True"
@@ -278,7 +293,27 @@ def _next(report: BatchReport[Any]) -> list[Line]:
             lines.append(("next", _MEND.format(count(invalid), "row is" if invalid == 1 else "rows are")))
     elif counts.failed:
         lines.append(("next", "give output=... next time: then failed rows can be sent again on their own"))
-    failed_by = {example.code for example in report.error_examples}
-    hints = _HINTS if report.lanes is None else {**_HINTS, "context_length_exceeded": _ROW_TOO_LONG}
-    lines += [("next", hint) for code, hint in hints.items() if code in failed_by]
+    failed_by = {example.code for example in report.error_examples if example.valid}
+    lines += [("next", hint) for code, hint in _HINTS.items() if code in failed_by]
+    if "context_length_exceeded" in failed_by:
+        lines.append(("next", _did_not_fit(report)))
     return lines
+
+
+def _did_not_fit(report: BatchReport[Any]) -> str:
+    """What helps rows that are too long for what it is that limits them here."""
+    context = 0 if report.context is None else report.context
+    larger = _LARGER[report.context_by or "num_ctx"].format(context=count(context))
+    limit = report.conversation_limit
+    if limit is not None and (report.context is None or limit <= context - (report.max_tokens or 0)):
+        larger = "a larger ConversationPolicy(limit=...)"
+    if report.lanes is not None:
+        what = "rows did not fit, even at the beginning of a conversation"
+    else:
+        what = "prompts did not fit" + ("" if report.trim is None else ", shortened as far as they can be")
+    if report.trim is None:
+        ways = f"{larger} or with trim=, which shortens them, helps"
+        last = "a single message that is too long has to be made shorter"
+    else:
+        ways, last = f"{larger} helps", "else they have to be made shorter"
+    return f"{what}: {NEW_RUN} with {ways}; {last}"

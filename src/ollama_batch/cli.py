@@ -14,21 +14,22 @@ import time
 import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from io import TextIOWrapper
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, cast
 
 from ollama_batch._arguments import THINK as THINK_LEVELS
 from ollama_batch._arguments import make_parser
 from ollama_batch._asked import (
+    StandardInput,
     api_key,
     body_defaults,
     conversation_policy,
     fallback_model,
     input_paths,
     make_engine,
+    model_of_first_row,
     row_models,
     trim_strategy,
 )
@@ -49,14 +50,13 @@ from ollama_batch.errors import (
 )
 
 if TYPE_CHECKING:
+    from ollama_batch.conversation import ConversationPolicy
     from ollama_batch.journal import ReadOnlyJournal
     from ollama_batch.sources import Source
 
 OK, SOME_FAILED, REFUSED, STOPPED, FAULT, INTERRUPTED = 0, 1, 2, 3, 70, 130
 
 WATCH_S = 2.0
-LOOKED_AT = 100
-"""So many lines are looked at for one that names a model."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,13 +103,17 @@ def exit_code(error: OllamaBatchError) -> int:
 
 
 def _run(arguments: Namespace) -> int:
+    policy = conversation_policy(arguments)
+    with StandardInput() if arguments.inputs == ["-"] else nullcontext() as stdin:
+        return _run_with(arguments, policy, stdin)
+
+
+def _run_with(arguments: Namespace, policy: ConversationPolicy | None, stdin: StandardInput | None) -> int:
     from ollama_batch.runner import BatchRunner
 
-    policy = conversation_policy(arguments)
-    stdin = arguments.inputs == ["-"]
     model, where = arguments.model, ""
-    if model is None and not stdin:
-        model, where = _model_of_first_row(arguments.inputs)
+    if model is None:
+        model, where = model_of_first_row(arguments.inputs) if stdin is None else stdin.model_of_first_row()
     engine = make_engine(arguments, model)
     try:
         runner = BatchRunner(
@@ -131,7 +135,7 @@ def _run(arguments: Namespace) -> int:
             progress=arguments.progress,
         )
         report = runner.run(
-            _standard_input() if stdin else input_paths(arguments.inputs),
+            input_paths(arguments.inputs) if stdin is None else cast("IO[bytes]", stdin),
             output=arguments.output,
             errors=arguments.errors,
             journal="auto" if arguments.journal is None else arguments.journal,
@@ -155,11 +159,6 @@ def _run(arguments: Namespace) -> int:
         asyncio.run(engine.aclose())
     _print_report(report)
     return OK if report.ok else SOME_FAILED
-
-
-def _standard_input() -> BinaryIO:
-    # Not `sys.stdin`, which Python closes at its exit: that waits for, or dies of, a thread still reading it.
-    return open("<stdin>", "rb", opener=lambda *_: os.dup(0))
 
 
 def _status(arguments: Namespace) -> int:
@@ -287,18 +286,6 @@ def _ids(source: Source) -> Iterator[str | None]:
     if not isinstance(source, FileSource):
         raise ConfigError(f"{source.name} is no regular file: verify reads the input once more")
     return (row.custom_id for row in source.scan())
-
-
-def _model_of_first_row(paths: Sequence[str]) -> tuple[str | None, str]:
-    """The model that the input names and where, if its first rows can be looked at."""
-    from ollama_batch.sources import FileSource, ScannedRow, open_sources
-
-    for source in open_sources(input_paths(paths))[:1]:
-        if isinstance(source, FileSource):
-            for row in islice(source.scan(), LOOKED_AT):
-                if isinstance(row, ScannedRow):
-                    return row.request.params.get("model"), f"line {row.line} of {source.name}"
-    return None, ""
 
 
 def _state_line(journal: ReadOnlyJournal) -> str:

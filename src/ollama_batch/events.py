@@ -20,7 +20,8 @@ class RunStarted:
     """The run begins to send.
 
     `total` is None while a stream's length is unknown; `resumed` rows were done before, `resumed_failed` of
-    them failed.
+    them failed. `num_ctx` is what every request carries (None: the server sets its own), `context` the tokens
+    that prompt and answer may have together (None: nobody tells).
     """
 
     run_id: str
@@ -35,6 +36,7 @@ class RunStarted:
     durable: bool
     journal: str | None
     output: str | None
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,7 +61,7 @@ class BatchMetrics:
     told or there is nothing to go by. It is part of no other figure.
 
     Context, in tokens of prompt and answer together: of the latest answer, the largest so far, and
-    `context_limit`, the num_ctx of the run. `trims` counts rows whose messages were shortened (a row
+    `context_limit`, what they may have. `trims` counts rows whose messages were shortened (a row
     with another head begins anew, which is no trim), `trim_saved_tokens` what that saved, as far as it was
     told.
 
@@ -260,9 +260,9 @@ class MetricsHook:
                 self._ending = event
             elif isinstance(event, Decision):
                 self._load.decided(event)
-                num_ctx = event.data.get("num_ctx")
-                if isinstance(num_ctx, int):
-                    self._context_limit = num_ctx
+                context = event.data.get("context", event.data.get("num_ctx"))
+                if isinstance(context, int):
+                    self._context_limit = context
             elif isinstance(event, RunFinished):
                 self._end = self._clock()
                 self._end_pause(self._end)
@@ -277,7 +277,7 @@ class MetricsHook:
         self._pause, self._ending = pause, ending
         self._total = event.total
         self._found = event.total or event.resumed
-        self._context_limit = event.num_ctx
+        self._context_limit = event.num_ctx if event.context is None else event.context
         self._load = LoadTally(event.concurrency)
 
     def _end_pause(self, now: float) -> None:

@@ -74,11 +74,15 @@ class BatchReport(Generic[ParsedT]):
     """What became of a run. `print(report)` shows it; notebooks render it.
 
     `outcome` is "completed" (every row has a result), "stopped" or "interrupted", both resumable if
-    `durable`; `reason` says why it did not complete. `num_ctx_why` says what chose `num_ctx` where that was
-    "auto". `lanes` is the number of conversations, None for
-    independent rows. `counts` are of the whole run, `metrics` and
-    `duration_s` (seconds) of this session. `started_at` has a time zone. `notes` are decisions and warnings,
-    one sentence each. `read_results` opens the results in input order; `results()` is the way to call it.
+    `durable`; `reason` says why it did not complete. `num_ctx` is what every request carried, None where
+    the server sets its own; `num_ctx_why` says what chose it where that was "auto". `context`: the tokens
+    that prompt and answer may have together; `context_by`: whose limit that is, "num_ctx", "told" (num_ctx=
+    was said of a server that sets its own: not sent, prompts are fitted to it), "trained" (the model takes
+    no more) or "server". `trim` names the strategy. `lanes` is the number of conversations,
+    `conversation_limit` that of their policy, None for independent rows. `counts` are of the whole run,
+    `metrics` and `duration_s` (seconds) of this session. `started_at` has a time zone. `notes` are decisions
+    and warnings, one sentence each. `read_results` opens the results in input order; `results()` is the way
+    to call it.
     """
 
     outcome: str
@@ -97,7 +101,11 @@ class BatchReport(Generic[ParsedT]):
     num_ctx: int | None = None
     num_ctx_why: str | None = None
     max_tokens: int | None = None
+    context: int | None = None
+    context_by: str | None = None
+    trim: str | None = None
     lanes: int | None = None
+    conversation_limit: int | None = None
     notes: Sequence[str] = ()
     error_examples: Sequence[ErrorExample] = ()
     read_results: Callable[[], Iterator[BatchResult[ParsedT]]] | None = field(default=None, compare=False)

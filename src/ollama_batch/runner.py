@@ -22,8 +22,8 @@ from ollama_batch._meeting import (
     meet_engine,
     once_free,
     part_from_engine,
-    tell_num_ctx,
-    tell_too_long,
+    refuse_other_settings,
+    tell_context,
 )
 from ollama_batch._opening import begin_anew, discard_if_new, open_journal, sources_of_run
 from ollama_batch._options import (
@@ -342,6 +342,7 @@ class BatchRunner:
 
     async def _work(self, job: Job, journal: RunJournal, reporter: Reporter) -> None:
         """Take the input in, meet the engine if there is something to send, send it model by model."""
+        refuse_other_settings(journal, self.options, job.engine)
         stop, check = job.run._stop, row_check(self.options, job.engine.check_params)
         intake = await stop.unless_draining(
             take_in(
@@ -389,8 +390,7 @@ class BatchRunner:
                 meeting = await stop.unless_draining(revived(loading))
                 feed.keep_to(meeting.info)
                 reporter.met(meeting)
-                tell_num_ctx(meeting, options=self.options, noticed=reporter.noticed)
-                tell_too_long(intake, meeting, options=self.options, noticed=reporter.noticed)
+                tell_context(intake, meeting, options=self.options, noticed=reporter.noticed)
                 await self._replay(job, journal)
                 await send_rows(
                     model,

@@ -245,7 +245,7 @@ def test_no_prompt_is_longer_than_the_limit_of_the_policy(
     assert failed.custom_id == "r4"
     assert failed.error is not None
     assert failed.error.code == "context_length_exceeded"
-    assert "70 (the limit of the ConversationPolicy)" in failed.error.message
+    assert "70 (the conversation limit): raise the conversation limit or" in failed.error.message
     assert fake.ledger.count("r4") == 0
     sent = [prompts.of(name) for name in NAMES if name != "r4"]
     assert 40 < max(sum(len(each["content"].split()) for each in prompt) for prompt in sent) <= 70

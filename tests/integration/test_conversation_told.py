@@ -148,7 +148,8 @@ def test_the_context_that_a_conversation_gets_is_said_with_its_reason(
     assert report.num_ctx_why == "room for several rows and their answers in one conversation"
     assert f"num_ctx {report.num_ctx:,} (auto: {report.num_ctx_why})" in str(report)
     (note,) = report.notes
-    assert note == f'num_ctx="auto" is {report.num_ctx:,} here: {report.num_ctx_why}; num_ctx= sets another'
+    other = "another num_ctx= makes a new run (another output=, or overwrite=True)"
+    assert note == f'num_ctx="auto" is {report.num_ctx:,} here: {report.num_ctx_why}; {other}'
     given = talker(fake, **{**options, "num_ctx": 8192, "hooks": []}).run(source, output=tmp_path / "2.jsonl")
     assert (given.num_ctx_why, given.notes) == (None, ())
     assert "num_ctx 8,192, " in str(given)
@@ -176,7 +177,8 @@ def test_a_toys_context_is_said_to_be_its_own(tmp_path: Path) -> None:
     finally:
         asyncio.run(engine.aclose())
     said = (
-        'num_ctx="auto" is 2,048 here: the engine was started with it; start the engine with another num_ctx='
+        'num_ctx="auto" is 2,048 here: the engine was started with it; an engine started with another '
+        "num_ctx= makes a new run (another output=, or overwrite=True)"
     )
     assert said in report.notes
 
@@ -276,4 +278,4 @@ def test_a_row_that_is_too_long_alone_is_not_told_of_trim(fake: FakeOllama, tmp_
     assert failed.error.code == "context_length_exceeded"
     assert "make the row shorter" in failed.error.message
     assert "num_ctx 4,096 less max_tokens 32" in failed.error.message
-    assert "trim=" not in failed.error.message + str(report)
+    assert "trim" not in failed.error.message + str(report)

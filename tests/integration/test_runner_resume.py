@@ -22,7 +22,13 @@ from ollama_batch import (
     SlidingWindowTrim,
     _points,
 )
-from ollama_batch.errors import EngineError, InputError, JournalMismatchError, RunCancelledError
+from ollama_batch.errors import (
+    EngineError,
+    InputError,
+    JournalMismatchError,
+    RunCancelledError,
+    TooManyFailuresError,
+)
 from ollama_batch.journal import RunJournal, set_aside
 from ollama_batch.testing import FakeModel, FakeOllama, Fault
 from runner_support import Events, files_in, ids, line, names, rows_file, runner_on, write_lines
@@ -168,6 +174,66 @@ def test_auto_num_ctx_stays_what_it_was(fake: FakeOllama, tmp_path: Path) -> Non
     fake.inject(Fault("context", match="large"))
     assert runner.run(source, output=output).num_ctx == 4096
     assert {load["num_ctx"] for load in fake.ledger.load_settings()} == {4096}
+
+
+@pytest.mark.parametrize("began", [4096, "auto"])
+def test_another_num_ctx_is_refused_of_a_finished_run_too(
+    fake: FakeOllama, tmp_path: Path, began: Any
+) -> None:
+    """Rule: what changes answers is compared however much is left to send."""
+    source, output = rows_file(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    runner_on(fake, num_ctx=began).run(source, output=output)
+    asked = len(list(fake.ledger.records()))
+    with pytest.raises(JournalMismatchError, match="num_ctx was 4096, is 8192") as caught:
+        runner_on(fake, num_ctx=8192).run(source, output=output)
+    assert caught.value.differences == {"num_ctx": (4096, 8192)}
+    for same in (began, "auto", 4096):
+        assert runner_on(fake, num_ctx=same).run(source, output=output).counts.sent == 0
+    assert len(list(fake.ledger.records())) == asked, "none of it needs the engine"
+    anew = runner_on(fake, num_ctx=8192).run(source, output=output, overwrite=True)
+    assert (anew.num_ctx, anew.counts.sent) == (8192, 3)
+
+
+@pytest.mark.parametrize("limit", [2, None], ids=["unfinished", "finished"])
+def test_what_was_told_of_a_server_is_compared_as_well(
+    fake: FakeOllama, tmp_path: Path, limit: int | None
+) -> None:
+    """Of a server that sets its own context, num_ctx= decides which rows fit and how they are trimmed."""
+    source = rows_file(tmp_path / "in.jsonl", 4)
+
+    def run(began: str, num_ctx: Any, top_k: int = 5, **options: Any) -> BatchReport:
+        engine = OpenAIEngine(fake.url, extra_body={"top_k": top_k})
+        try:
+            runner = runner_on(fake, engine=engine, num_ctx=num_ctx)
+            return runner.run(source, output=tmp_path / f"{began}.jsonl", **options)
+        finally:
+            asyncio.run(engine.aclose())
+
+    run("told", 4096, limit=limit)
+    run("auto", "auto", limit=limit)
+    with pytest.raises(JournalMismatchError, match="told num_ctx was 4096, is 2048"):
+        run("told", 2048)
+    with pytest.raises(JournalMismatchError, match='told num_ctx was "auto", is 2048'):
+        run("auto", 2048)
+    with pytest.raises(JournalMismatchError, match=r"extra_body.top_k was 5, is 6"):
+        run("told", 4096, top_k=6)
+    assert run("auto", "auto").counts.ok == 4
+    report = run("told", "auto")
+    assert (report.counts.ok, report.context, report.context_by) == (4, 4096, "told")
+
+
+def test_what_a_hopeless_run_advises_is_not_refused_when_it_is_done(fake: FakeOllama, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [line(name, "word " * 6000) for name in names(60)])
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(TooManyFailuresError, match="raise num_ctx") as stopped:
+        runner_on(fake, num_ctx=4096, state_dir=None).run(source, output=output)
+    advised = "a new run (another output=, or overwrite=True)"
+    assert str(stopped.value).endswith(f"other settings, or other rows, make {advised}")
+    assert f"{advised} with a larger num_ctx= or with trim=" in str(stopped.value.report)
+    with pytest.raises(JournalMismatchError):
+        runner_on(fake, num_ctx=16_384, state_dir=None).run(source, output=output)
+    again = runner_on(fake, num_ctx=16_384, state_dir=None).run(source, output=output, overwrite=True)
+    assert (again.counts.ok, again.counts.resumed) == (60, 0)
 
 
 @pytest.mark.parametrize("as_file", [True, False])

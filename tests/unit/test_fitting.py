@@ -94,7 +94,7 @@ async def test_a_row_that_may_be_too_long_fails_by_its_figures_and_the_ways_out(
     assert error.limit == CONTEXT - ANSWER
     counted = "by our count, corrected by what the engine reported before"
     assert f"the prompt may have {error.tokens:,} tokens ({counted}), there is room for 3,000" in str(error)
-    assert "(num_ctx 3,500 less max_tokens 500): raise num_ctx, lower max_tokens, or give trim=" in str(error)
+    assert "(num_ctx 3,500 less max_tokens 500): raise num_ctx, lower max_tokens, or set trim" in str(error)
     assert error.row_caused
     assert not error.retryable
 
@@ -139,7 +139,7 @@ async def test_what_cannot_be_trimmed_enough_fails_and_says_what_had_to_stay() -
     with pytest.raises(ContextTooLargeError) as caught:
         await Desk(strategy=SlidingWindowTrim()).compose(words(9000))
     assert "what has to stay of the prompt may have" in str(caught.value)
-    assert str(caught.value).endswith("raise num_ctx or lower max_tokens")
+    assert str(caught.value).endswith("raise num_ctx, lower max_tokens, or make the row shorter")
     assert caught.value.limit == CONTEXT - ANSWER
 
 
@@ -186,7 +186,7 @@ async def test_an_answer_to_a_cut_prompt_is_an_error_that_says_what_to_do() -> N
     with pytest.raises(PromptTruncatedError) as caught:
         await desk.fitter.check(prompt, answer(2050, "half"))
     assert "it reports 2,050 tokens of" in str(caught.value)
-    assert "its length as num_ctx=" in str(caught.value)
+    assert "in a new run, say its length as num_ctx" in str(caught.value)
     assert "OllamaEngine" in str(caught.value)
     assert caught.value.completion.output == "half"
     await desk.fitter.check(prompt, answer(true_tokens(words(6000))))

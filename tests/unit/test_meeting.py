@@ -80,32 +80,44 @@ def test_an_explicit_num_ctx_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_ctx", "engine", "sent", "room"),
+    ("num_ctx", "engine", "sent", "room", "whose"),
     [
-        ("auto", info(), 8192, 8192),
-        ("auto", info(context=4096), 8192, 4096),  # Ollama lowers what the model was not trained for
-        (8192, info(context=4096), 8192, 4096),
-        (2048, info("embedded", context=8192, fixed=True), 2048, 2048),
-        ("auto", info("openai", context=8192, fixed=True), None, 8192),
-        (4096, info("openai", context=8192, fixed=True), None, 4096),
-        (16384, info("openai", context=8192, fixed=True), None, 8192),
-        (4096, info("openai"), None, 4096),
-        (4096, info("openai", context=2048), None, 4096),  # trained for, which limits nothing
-        ("auto", info("openai"), None, None),
-        ("auto", info("openai", context=2048), None, None),
+        ("auto", info(), 8192, 8192, "num_ctx"),
+        ("auto", info(context=131_072), 8192, 8192, "num_ctx"),
+        ("auto", info(context=4096), 8192, 4096, "trained"),  # Ollama lowers what it was not trained for
+        (8192, info(context=4096), 8192, 4096, "trained"),
+        (4096, info(context=4096), 4096, 4096, "trained"),  # a larger num_ctx would change nothing
+        (2048, info("embedded", context=8192, fixed=True), 2048, 2048, "num_ctx"),
+        (8192, info("embedded", context=8192, fixed=True), 8192, 8192, "num_ctx"),
+        (400_000, info("embedded", context=131_072, fixed=True), 400_000, 131_072, "trained"),
+        ("auto", info("openai", context=8192, fixed=True), None, 8192, "server"),
+        (4096, info("openai", context=8192, fixed=True), None, 4096, "told"),
+        (16384, info("openai", context=8192, fixed=True), None, 8192, "server"),
+        (4096, info("openai"), None, 4096, "told"),
+        (4096, info("openai", context=2048), None, 4096, "told"),  # trained for, which limits nothing
+        ("auto", info("openai"), None, None, "num_ctx"),
+        ("auto", info("openai", context=2048), None, None, "num_ctx"),
     ],
 )
 def test_the_room_is_the_least_of_what_is_sent_told_and_said(
-    num_ctx: Any, engine: EngineInfo, sent: int | None, room: int | None
+    num_ctx: Any, engine: EngineInfo, sent: int | None, room: int | None, whose: str
 ) -> None:
-    assert context_of(RunnerOptions(model="m", num_ctx=num_ctx), engine, sent) == room
+    context = context_of(RunnerOptions(model="m", num_ctx=num_ctx), engine, sent)
+    assert (context.tokens, context.source) == (room, whose)
+
+
+def test_what_was_told_when_the_run_began_counts_where_auto_is_asked_later() -> None:
+    server = info("openai")
+    assert context_of(OPTIONS, server, None, told=4096).tokens == 4096
+    assert context_of(OPTIONS, server, None, told="auto").tokens is None
+    assert context_of(RunnerOptions(model="m", num_ctx=2048), server, None, told="auto").tokens == 2048
 
 
 def test_a_conversation_with_nobody_knowing_its_room_is_refused() -> None:
     options = RunnerOptions(model="m", mode="conversation")
     with pytest.raises(ConfigError, match="give num_ctx= as the server was started with"):
         context_of(options, info("openai"), None)
-    assert context_of(options, info(), 4096) == 4096
+    assert context_of(options, info(), 4096).tokens == 4096
 
 
 class Notices:
@@ -125,7 +137,8 @@ def test_rows_that_auto_num_ctx_leaves_out_are_named_longest_first() -> None:
     assert kind == "too_long"
     assert "4 of 5,004 rows may need more than num_ctx 4,096: r5001 (up to 70,000 tokens), r5000" in message
     assert "and 1 more" in message
-    assert "fail if they do not fit (num_ctx= or trim= mends that)" in message
+    assert "fail if they do not fit (a new run (another output=, or overwrite=True) with num_ctx=" in message
+    assert message.endswith("or trim= mends that)")
     assert data == {"rows": 4, "num_ctx": 4096, "longest": ["r5001", "r5000", "r5003", "r5002"]}
 
 

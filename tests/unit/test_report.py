@@ -138,7 +138,8 @@ def test_a_partly_failed_run_says_which_rows_and_how_to_send_them_again() -> Non
         "  errors     results.errors.jsonl\n"
         "  journal    results.jsonl.run.db\n"
         "  next       to send the 3 failed rows again: retry_failed=True\n"
-        "             answers were cut off: a new run (another output) with a larger max_tokens helps"
+        "             answers were cut off: a new run (another output=, or overwrite=True) with a larger "
+        "max_tokens= helps"
     )
     assert "  cached     not reported by the engine\n" in text
 

@@ -13,7 +13,14 @@ CASES = [
     ("num_ctx=512, max_tokens=1024: the context", "--num-ctx 512, --max-tokens 1024: the context"),
     ("timeout=-1.0: must be", "--timeout -1.0: must be"),
     ("or give trim=", "or give --trim"),
-    ("raise num_ctx, or lower max_tokens", "raise num_ctx, or lower max_tokens"),
+    (
+        "raise num_ctx, lower max_tokens, or set trim",
+        "raise --num-ctx, lower --max-tokens, or set --trim",
+    ),
+    ("raise the conversation limit or", "raise --conversation-limit or"),
+    ("(num_ctx 4,096 less max_tokens 32)", "(num_ctx 4,096 less max_tokens 32)"),
+    ("turn think off or raise max_tokens", "set --think off or raise --max-tokens"),
+    ("its own API instead (OllamaEngine, --api ollama)", "its own API instead (--api ollama)"),
     ("give another output=, or say overwrite=True: then", "give another -o, or say --overwrite: then"),
     ("start over with output=...: then", "start over with -o ...: then"),
     (

@@ -114,6 +114,8 @@ _LIMIT: Final = (
     re.compile(r"maximum context length is (\d+)"),
 )
 _NO_SUPPORT: Final = re.compile(r"does not support (\w+)")
+_NO_INPUT: Final = re.compile(r"(image|audio) input is not supported")
+"""What llama.cpp says, with status 500, of a model that cannot see or hear."""
 
 
 def classify(reply: Reply, *, missing_model: str) -> EngineError:
@@ -150,6 +152,11 @@ def classify(reply: Reply, *, missing_model: str) -> EngineError:
         return EngineLoadingError(f"{shown}: loading the model was cancelled", status=status)
     if status == 404 or status == 405:
         return InvalidReplyError(f"{shown}: nothing answers at this path; check base_url", status=status)
+    senseless = _NO_INPUT.search(lower.partition("\n")[0])
+    if senseless:
+        takes_no = "images" if senseless[1] == "image" else "audio"
+        shown = f"the model takes no {takes_no}: {shown}"
+        return UnsupportedParamError(shown, status=status, param="messages")
     if status < 500:
         return _rejected(shown, lower, status, detail)
     if any(mark in lower or mark in kind for mark in STOPPED):
@@ -246,7 +253,7 @@ def check_outcome(completion: Completion) -> Completion:
         if not content or (isinstance(content, str) and not _without_thinking(content).strip()):
             thought = completion.reasoning or (content and content.strip())
             raise EmptyOutputError(
-                "the answer has only reasoning, no text: set think=False or raise max_tokens"
+                "the answer has only reasoning, no text: turn think off or raise max_tokens"
                 if thought
                 else "the answer has no text and no tool call",
                 completion,

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from ollama_batch.engines import _embedded_server
@@ -99,6 +100,7 @@ class EmbeddedEngine:
             "gguf": path.name,
             "threads": threads,
             "cache_ram_mib": cache_ram_mib,
+            "extra_body": self._extra_body,
         }
         self._name = f"embedded:{self._model}#{next(_numbers)}"
         self._settings: dict[str, Any] = {
@@ -163,6 +165,11 @@ class EmbeddedEngine:
     def model(self) -> str:
         """The name of the model it serves."""
         return self._model
+
+    @property
+    def extra_body(self) -> Mapping[str, Any]:
+        """The fields laid under every request."""
+        return MappingProxyType(self._extra_body)
 
     @property
     def url(self) -> str | None:

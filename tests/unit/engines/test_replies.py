@@ -41,6 +41,10 @@ OLLAMA: list[tuple[int, str, type[e.EngineError]]] = [
     (400, '"m" does not support chat', e.UnsupportedParamError),
     (400, '"m" does not support thinking', e.UnsupportedParamError),
     (400, "registry.ollama.ai/library/m does not support tools", e.UnsupportedParamError),
+    # What llama.cpp's server says, and Ollama passes on.
+    (500, "image input is not supported - hint: you may need to provide the mmproj", e.UnsupportedParamError),
+    (500, "audio input is not supported", e.UnsupportedParamError),
+    (500, "boom\nwarn: image input is not supported", e.EngineServerError),
     (503, "server busy, please try again.  maximum pending requests exceeded", e.EngineBusyError),
     (499, "request canceled", e.EngineLoadingError),
     (500, "llama-server process has terminated: exit status 1: boom", e.EngineCrashedError),
