@@ -49,10 +49,9 @@ _CONTEXT_WHY = {
 _SAME_AGAIN = frozenset({"context_length_exceeded", "unsupported_parameter"})
 """Rows that fail in the same way however often this run sends them."""
 
-_MEND = (
-    "{} {} no valid requests: run the mended lines as a file of their own, "
-    "because a mended file is another input"
-)
+_MEND = "{} {}: run the mended lines as a file of their own, because a mended file is another input"
+
+_NO_REQUEST = ("row is no valid request", "rows are no valid requests")
 
 Line = tuple[str, str]
 
@@ -290,7 +289,7 @@ def _next(report: BatchReport[Any]) -> list[Line]:
             how = "retry_failed=True"
             lines.append(("next", f"to send the {rows} again: {how}"))
         if invalid:
-            lines.append(("next", _MEND.format(count(invalid), "row is" if invalid == 1 else "rows are")))
+            lines.append(("next", _MEND.format(count(invalid), _NO_REQUEST[invalid != 1])))
     elif counts.failed:
         lines.append(("next", "give output=... next time: then failed rows can be sent again on their own"))
     failed_by = {example.code for example in report.error_examples if example.valid}

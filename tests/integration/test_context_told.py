@@ -186,7 +186,7 @@ def test_rows_that_were_no_requests_are_not_counted_as_refused_ones(
     report = runner_on(fake_ollama).run(source, output=tmp_path / "out.jsonl", on_invalid="skip")
     assert [(each.code, each.valid) for each in report.error_examples] == [("unsupported_parameter", False)]
     assert "the engine cannot do" not in str(report)
-    assert "no valid requests: run the mended lines as a file of their own" in str(report)
+    assert "no valid request: run the mended lines as a file of their own" in str(report)
 
 
 def test_a_notice_of_the_context_is_one_of_the_run(small: FakeOllama, tmp_path: Path) -> None:
