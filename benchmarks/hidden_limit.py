@@ -25,7 +25,7 @@ from ollama_batch import BatchRequest, BatchRunner
 from ollama_batch._limits import LearnedLimit
 from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.errors import RunStoppedError
-from ollama_batch.events import Decision, Event, RowFinished
+from ollama_batch.events import Event, RowFinished
 from ollama_batch.run import Run
 from ollama_batch.testing import FakeModel, FakeOllama, FakeReply
 from ollama_batch.testing.faults import KINDS
@@ -69,9 +69,8 @@ class Probes:
         self._most = most
 
     def on_event(self, event: Event) -> None:
-        refused = isinstance(event, Decision) and event.kind == "limit_learned"
-        cut = isinstance(event, RowFinished) and (event.result.trim or {}).get("why") == "high"
-        self.count += refused or cut
+        trim = (event.result.trim or {}) if isinstance(event, RowFinished) else {}
+        self.count += trim.get("why") in ("high", "refused")
         if self.run is not None and self.count == self._most:
             self.run.cancel()
 

@@ -17,6 +17,7 @@ from ollama_batch.errors import (
     EngineError,
     EngineOutOfMemoryError,
     EngineStoppedError,
+    EngineTimeoutError,
     ModelNotFoundError,
 )
 
@@ -39,7 +40,8 @@ class Reply(Enum):
 class EngineCheck:
     """Asks the engine on behalf of all rows: who wants to know while it is asked has the same answer.
 
-    Both questions raise EngineStoppedError if the engine is gone.
+    Both questions raise EngineStoppedError if the engine is gone. The one that is to be answered has as much
+    time as a row; after each that was not answered in that, twice as much, until a row is answered.
     """
 
     def __init__(self, engine: Engine, *, settings: SendSettings, limit: AddressLimit) -> None:
@@ -48,10 +50,12 @@ class EngineCheck:
         self._limit = limit
         self._health = _Question(self._ask_health)
         self._reply = _Question(self._ask)
+        self._ask_s = settings.timeout_s
         self._answered = asyncio.Event()
 
     def answered(self) -> None:
         """A row was answered: whoever waits for a question's answer needs none any more."""
+        self._ask_s = self._settings.timeout_s
         self._answered.set()
         self._answered = asyncio.Event()
 
@@ -91,12 +95,17 @@ class EngineCheck:
     async def _ask(self) -> Reply:
         try:
             async with self._limit:
-                deadline = time.monotonic() + self._settings.timeout_s
+                deadline = time.monotonic() + self._ask_s
                 await self._engine.complete(self._settings.test_chat(), deadline=deadline)
         except EngineStoppedError:
             raise
         except (EngineAuthError, ModelNotFoundError, EngineOutOfMemoryError):
             return Reply.REFUSED  # it is there; rows are told the same, and more can be done about those
+        except EngineTimeoutError:
+            # A model that is loaded anew may need more, and Ollama gives a load up that nobody waits for.
+            self._ask_s = max(self._ask_s, min(2 * self._ask_s, self._settings.patience_s))
+            log.debug("the test question was not answered in time: the next may take %g s", self._ask_s)
+            return Reply.NONE
         except EngineError as error:
             log.debug("the test question was not answered: %s", type(error).__name__)
             return Reply.YES if error.row_caused else Reply.NONE

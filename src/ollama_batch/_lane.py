@@ -142,7 +142,7 @@ def to_decision(why: str, lane: Lane, head: int, result: TrimResult) -> dict[str
 
 
 def anew(why: str) -> dict[str, Any]:
-    """The decision to begin a new conversation."""
+    """The decision to begin another conversation, which leaves nothing out of the one before."""
     return {"why": why, "kept": [], "clipped": []}
 
 

@@ -12,6 +12,7 @@ from ollama_batch._lane import Lane
 from ollama_batch.errors import ContextTooLargeError
 from ollama_batch.tokens import CalibratedCounter, TokenCounter
 from ollama_batch.trim import SlidingWindowTrim, TrimResult
+from ollama_batch.trim.units import split_units
 from ollama_batch.types import Message
 
 MARGIN: Final = 1.03
@@ -98,14 +99,39 @@ def last_messages(messages: Sequence[Message], most: int, counter: TokenCounter)
         result = SlidingWindowTrim().trim(messages, budget=most, counter=counted)
     except ContextTooLargeError as error:  # the last exchange alone has more
         result = SlidingWindowTrim().trim(messages, budget=error.tokens or most, counter=counted)
-    changed = len(messages) if result.first_changed_index is None else result.first_changed_index
+    after = counter.count_messages(result.messages)
     return dataclasses.replace(
         result,
         strategy="last_messages",
         tokens_before=counter.count_messages(messages),
-        tokens_after=counter.count_messages(result.messages),
-        reused_prefix_tokens=counter.count_messages(messages[:changed]),
+        tokens_after=after,
+        reused_prefix_tokens=_reused(messages, result.first_changed_index, after, counter),
     )
+
+
+def begun_anew(messages: Sequence[Message], counter: TokenCounter) -> TrimResult:
+    """The head alone: all that was said behind it is left out."""
+    head, units = split_units(messages)
+    kept = list(messages[:head])
+    changed = None if head == len(messages) else head
+    after = counter.count_messages(kept)
+    return TrimResult(
+        strategy="anew",
+        messages=kept,
+        messages_before=len(messages),
+        kept_units=(),
+        dropped_units=tuple(range(len(units))),
+        kept_ranges=((0, head),) if head else (),
+        tokens_before=counter.count_messages(messages),
+        tokens_after=after,
+        reused_prefix_tokens=_reused(messages, changed, after, counter),
+        first_changed_index=changed,
+    )
+
+
+def _reused(messages: Sequence[Message], changed: int | None, after: int, counter: TokenCounter) -> int:
+    """Tokens of the messages before the first changed one; what a prompt costs beside them is not theirs."""
+    return after if changed is None else min(after, sum(map(counter.count_message, messages[:changed])))
 
 
 def _scale(lane: Lane, head: Sequence[Message], base: TokenCounter) -> float | None:

@@ -2,19 +2,21 @@
 
 Everything that is decided for a lane follows from that lane alone (its messages and what the engine counted
 for them), never from what another lane or the clock did: answers then depend on the input and the number of
-lanes, not on which request was faster.
+lanes, not on which request was faster. A limit of the engine's that is met on the way is the exception: it
+holds for all lanes, once it is proven (`_evidence`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from ollama_batch._fitting import TRIMS, Decide, Prompt, ToChat, room_for_prompt, too_large
+from ollama_batch._evidence import LEARNED, Evidence, told_tokens
+from ollama_batch._fitting import TRIMS, Decide, Prompt, ToChat, too_large
 from ollama_batch._gauge import PromptGauge, Size, Tools
 from ollama_batch._lane import (
     Decision,
@@ -30,6 +32,7 @@ from ollama_batch._lane import (
 from ollama_batch._lane_counts import (
     MARGIN,
     ScaledCounter,
+    begun_anew,
     expected_tokens,
     lane_counter,
     last_messages,
@@ -45,12 +48,13 @@ from ollama_batch.errors import (
     PromptTruncatedError,
 )
 from ollama_batch.journal import RunJournal
+from ollama_batch.tokens import byte_bound
 from ollama_batch.tokens._texts import compact_json
 from ollama_batch.trim import AggressiveTrim, TrimResult, TrimStrategy
 from ollama_batch.types import BatchRequest, BatchResult, ChatRequest, Completion, Message, RowRecord
 
-LEARNED: Final = "limit_learned"
-"""The note about a prompt that was too long for the engine although it fits num_ctx."""
+KEPT_FEWER: Final = "kept_fewer"
+"""The note that what `keep_messages` asks to keep did not fit."""
 
 CUT_SHARE: Final = 0.6
 """A report below so much of the fewest tokens a prompt can have says that the server has cut it."""
@@ -58,7 +62,12 @@ CUT_SHARE: Final = 0.6
 
 @dataclass(slots=True, kw_only=True)
 class TurnPrompt(Prompt):
-    """A row behind its conversation: `said` of the lane, then the row's `own` messages."""
+    """A row behind its conversation: `said` of the lane, then the row's `own` messages.
+
+    In tokens: for a prompt there is `room`, this one has no fewer than `least_tokens` and no more than
+    `at_most`, whatever the row is made of. `left_out`: about so many more had the one before it, of which
+    the engine's refusal has proven nothing as yet; None if there was none.
+    """
 
     lane: Lane
     head: list[Message]
@@ -66,6 +75,9 @@ class TurnPrompt(Prompt):
     own: list[Message]
     decision: Decision
     least_tokens: float
+    at_most: int
+    room: int
+    left_out: int | None = None
 
 
 class Lanes:
@@ -91,11 +103,15 @@ class Lanes:
         self._strategy = strategy
         self._learned = learned
         self._to_chat = to_chat
-        self._decide = decide
         self._noticed = noticed
+        context = gauge.context
+        assert context is not None  # noqa: S101 - conversations need a known one
+        self._evidence = Evidence(learned, context=context, decide=decide, noticed=noticed)
+        self._context = context
         self._lanes: dict[int, Lane] = {}
         self._begun: dict[int, Decision] = {}
         self._asked: set[int] = set()
+        self._said_fewer = False
 
     async def open(self) -> None:
         """Take the conversations up where earlier sessions of the run have left them."""
@@ -133,16 +149,25 @@ class Lanes:
         known = isinstance(error, ContextTooLargeError | EngineOutOfMemoryError)
         if not known or not prompt.said or prompt.shortened >= TRIMS:
             return None
-        await self._note_limit(prompt, error)
+        # As it is most likely, not at most. Of a conversation that goes on, the engine has counted most.
+        tokens = prompt.size.tokens if prompt.decision is None else round(prompt.size.tokens / MARGIN)
+        tokens = min(tokens, told_tokens(error) or tokens)
+        proven = await self._evidence.refused(error, at_most=prompt.at_most, room=prompt.room)
+        if not proven and prompt.shortened == TRIMS - 1:
+            tokens = 1  # the last try: without the conversation, which shows whether the row fits at all
         chat = self._to_chat(prompt.chat.custom_id, prompt.request)
         try:
-            decision = await self._decision(prompt.lane, prompt.row, prompt.request, chat, why="refused")
+            decision = await self._decision(prompt.lane, prompt.row, prompt.request, chat, refused=tokens)
         except ContextTooLargeError:
             return None
         shorter = await self._begin(prompt.lane, prompt.row, prompt.request, chat, decision)
         if len(shorter.said) >= len(prompt.said) and shorter.size.tokens >= prompt.size.tokens:
             return None
         shorter.shortened = prompt.shortened + 1
+        counter = await self._counter(prompt.lane, prompt.head)
+        if told_tokens(error) is None and counter.measured:
+            before, after = map(counter.count_messages, (prompt.chat.messages, shorter.chat.messages))
+            shorter.left_out = round((before - after) / MARGIN)
         return shorter
 
     async def check(self, prompt: Prompt, completion: Completion) -> None:
@@ -159,7 +184,8 @@ class Lanes:
                 f"about {prompt.size.tokens:,}",
                 completion,
             )
-        self._learned.worked(usage.prompt_tokens)
+        if usage.source != "estimate":
+            await self._evidence.answered(usage.prompt_tokens, left_out=prompt.left_out, room=prompt.room)
 
     def settled(self, prompt: Prompt, result: BatchResult[Any]) -> None:
         """An answered row becomes part of its lane; a failed one leaves it as it was."""
@@ -181,15 +207,7 @@ class Lanes:
 
     async def close(self) -> None:
         """Keep what was learned for the next run, and say it."""
-        ceiling = self._learned.ceiling
-        if ceiling is not None:
-            self._noticed(
-                LEARNED,
-                f"prompts of more than {ceiling:,} tokens are not sent any more: longer ones were too long "
-                f"for the engine, although it has {self._gauge.context:,}",
-                ceiling=ceiling,
-            )
-        await asyncio.to_thread(self._learned.save)
+        await self._evidence.close()
         await self._gauge.save()
 
     # How it decides
@@ -209,11 +227,17 @@ class Lanes:
             tokens = expected_tokens(lane, head, own, counter)
         else:
             tokens = counter.count_messages(messages)
+        tools = _tools(counter, chat)
+        bound = byte_bound(messages, tools=chat.params.get("tools") or None)
+        if counter.measured:
+            # The engine has counted all but what comes now.
+            known = tokens - sum(map(counter.count_message, own)) + tools
+            bound = min(bound, known + byte_bound(own))
         return TurnPrompt(
             row=row,
             request=request,
             chat=dataclasses.replace(chat, messages=messages),
-            size=Size(tokens + _tools(counter, chat), "conversation"),
+            size=Size(tokens + tools, "conversation"),
             trim=None if decision is None else _figures(decision),
             lane=lane,
             head=head,
@@ -221,23 +245,34 @@ class Lanes:
             own=own,
             decision=decision,
             least_tokens=least_tokens(messages, tokens, counter),
+            at_most=bound,
+            room=self._room_for(chat),
         )
 
     async def _decision(
-        self, lane: Lane, row: RowRecord, request: BatchRequest, chat: ChatRequest, why: str = ""
+        self,
+        lane: Lane,
+        row: RowRecord,
+        request: BatchRequest,
+        chat: ChatRequest,
+        *,
+        refused: int | None = None,
     ) -> Decision:
-        """What of the lane's conversation the row is to be sent behind; `why` it must be cut, if it must."""
+        """What of the lane's conversation the row is to be sent behind.
+
+        `refused`: so many tokens were too many for the engine just now, so that it must be shorter.
+        """
         head, own = split_head(request.messages)
-        room = room_for_prompt(self._gauge, chat)
-        assert room is not None  # noqa: S101 - conversations need a known context
-        room = min(room, self._policy.limit or room)
+        room = min(self._room_for(chat), self._policy.limit or self._room_for(chat))
         if lane.said and lane.head != head_of(row.order):
             await self._refuse_too_large(Lane(lane.number), head, own, chat, room)
             return anew("head")
         counter = await self._counter(lane, head)
         tools = _tools(counter, chat)
-        marks = self._policy.marks(room, ceiling=self._learned.ceiling)
-        why = why or self._why(lane, expected_tokens(lane, head, own, counter) + tools, marks)
+        ceiling = self._learned.ceiling if refused is None else self._learned.ceiling_below(refused)
+        marks = self._policy.marks(room, ceiling=ceiling)
+        tokens = expected_tokens(lane, head, own, counter) + tools
+        why = "refused" if refused is not None else self._why(lane, tokens, marks)
         self._asked.discard(lane.number)
         if not lane.said or not why:
             await self._refuse_too_large(lane, head, own, chat, room)
@@ -245,10 +280,16 @@ class Lanes:
         spare = tools + sum(map(counter.count_message, own[:-1]))
         # Asked to be short, a lane keeps a quarter of what it may have; see AggressiveTrim.
         budget, most = (marks.high // 4 if why == "asked" else marks.low) - spare, room - spare
-        result = self._trimmed(lane, head, own[-1:], why, budget=budget, most=most, counter=counter)
-        if result is None or not await self._fits(result.messages, own, chat, counter, marks, room):
+        messages = [*head, *(each.message for each in lane.said)]
+        cuts = self._cuts(messages, len(head), own[-1:], why, budget=budget, most=most, counter=counter)
+        for result in cuts:
+            if await self._fits(result.messages, own, chat, counter, marks, room):
+                break
+        else:
             await self._refuse_too_large(Lane(lane.number), head, own, chat, room)
-            return anew(why)
+            result = begun_anew(messages, counter)
+        if result.changed:
+            self._say_if_fewer(row, why, len(result.messages) - len(head), result.strategy)
         return to_decision(why, lane, len(head), result) if result.changed else None
 
     def _why(self, lane: Lane, tokens: int, marks: Marks) -> str:
@@ -259,35 +300,48 @@ class Lanes:
             return "every"
         return "asked" if lane.number in self._asked else ""
 
-    def _trimmed(
+    def _cuts(
         self,
-        lane: Lane,
-        head: list[Message],
-        upcoming: list[Message],
+        messages: Sequence[Message],
+        head: int,
+        upcoming: Sequence[Message],
         why: str,
         *,
         budget: int,
         most: int,
         counter: ScaledCounter,
-    ) -> TrimResult | None:
-        """The conversation cut to `budget` or, where what must stay needs more, to that, up to `most`.
-
-        None where not even that fits.
+    ) -> Iterator[TrimResult]:
+        """The conversation cut, the way that is wanted most first: to the last messages, if the policy says
+        so, else to `budget` or, where what must stay needs more than that, to that, up to `most`.
         """
-        messages = [*head, *(each.message for each in lane.said)]
         if self._policy.keep_messages is not None and why != "refused":
-            result = last_messages(messages, len(head) + self._policy.keep_messages, counter)
+            result = last_messages(messages, head + self._policy.keep_messages, counter)
             if result.tokens_after + sum(map(counter.count_message, upcoming)) <= most:
-                return result
+                yield result
         strategy = AggressiveTrim(share=1.0) if why == "asked" else self._strategy
         trim = partial(strategy.trim, messages, counter=counter, upcoming=upcoming[0] if upcoming else None)
         try:
-            return trim(budget=budget)
+            yield trim(budget=budget)
         except ContextTooLargeError as error:
-            if error.tokens is None or error.tokens > most:
-                return None
-            needed = error.tokens
-        return trim(budget=needed)
+            if error.tokens is not None and error.tokens <= most:
+                yield trim(budget=error.tokens)
+
+    def _say_if_fewer(self, row: RowRecord, why: str, kept: int, strategy: str) -> None:
+        """Say it, once, where the policy keeps the last messages and they do not fit."""
+        wanted = self._policy.keep_messages
+        if wanted is None or why == "refused" or strategy == "last_messages" or self._said_fewer:
+            return
+        self._said_fewer = True
+        name = row.custom_id if row.custom_id is not None else str(row.index)
+        self._noticed(
+            KEPT_FEWER,
+            f"the last messages of a conversation do not all fit together with the next row, as "
+            f"keep_messages={wanted} asks: {kept} were kept before {name}, and so it goes wherever they do "
+            "not fit; ask for fewer, or give more room (num_ctx=, and the limit of the ConversationPolicy)",
+            custom_id=name,
+            keep_messages=wanted,
+            kept=kept,
+        )
 
     async def _fits(
         self,
@@ -323,23 +377,9 @@ class Lanes:
     async def _counter(self, lane: Lane, head: list[Message]) -> ScaledCounter:
         return lane_counter(lane, head, await self._gauge.base())
 
-    async def _note_limit(self, prompt: TurnPrompt, error: EngineError) -> None:
-        """Remember that a prompt of this length was too long here."""
-        # As it is most likely, not at most. Of a conversation that goes on, the engine has counted most.
-        tokens = prompt.size.tokens if prompt.decision is None else round(prompt.size.tokens / MARGIN)
-        if isinstance(error, ContextTooLargeError):
-            tokens = error.tokens or tokens
-            if error.limit is not None:
-                tokens = min(tokens, error.limit + 1)
-        self._learned.failed(tokens)
-        await self._decide(
-            LEARNED,
-            f"a prompt of {tokens:,} tokens was too long for the engine ({error.code}), although it has "
-            f"{self._gauge.context:,}: conversations are now trimmed beyond {self._learned.ceiling:,}",
-            ceiling=self._learned.ceiling,
-            **self._learned.to_dict(),
-        )
-        await asyncio.to_thread(self._learned.save)
+    def _room_for(self, chat: ChatRequest) -> int:
+        """The tokens a prompt may have by num_ctx."""
+        return self._context - chat.max_tokens
 
 
 def _tools(counter: ScaledCounter, chat: ChatRequest) -> int:

@@ -13,7 +13,7 @@ from ollama_batch.tokens.state import read_state, state_file, write_state
 
 log = logging.getLogger("ollama_batch.run")
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 KNOWN_WITHIN: Final = 0.02
 """The limit lies between what worked and what failed; that near to each other, what worked is the limit."""
 
@@ -58,10 +58,30 @@ class LearnedLimit:
         """The longest prompt to try next, in tokens; None while nothing has failed."""
         if self._failed is None:
             return None
-        near = self._failed - self._worked <= max(1, KNOWN_WITHIN * self._failed)
-        if near or self._without_news >= SETTLED:
-            return max(1, math.floor((1 - FORESEEN_WITHIN) * self._worked))
-        return max(1, (self._worked + self._failed) // 2)
+        return self._below(self._failed, settled=self._without_news >= SETTLED)
+
+    @property
+    def longest(self) -> int:
+        """The longest prompt that worked, in tokens; 0 if none has."""
+        return self._worked
+
+    @property
+    def too_long(self) -> int | None:
+        """The shortest prompt that was too long, in tokens; None while nothing has failed."""
+        return self._failed
+
+    def ceiling_below(self, tokens: int) -> int:
+        """The longest prompt to try after one of so many tokens has failed, if that were a proof.
+
+        It changes nothing: what a single row meets is not always a limit of all.
+        """
+        return self._below(tokens if self._failed is None else min(tokens, self._failed))
+
+    def _below(self, failed: int, *, settled: bool = False) -> int:
+        worked = min(self._worked, failed - 1)
+        if settled or failed - worked <= max(1, KNOWN_WITHIN * failed):
+            return max(1, math.floor((1 - FORESEEN_WITHIN) * worked))
+        return max(1, (worked + failed) // 2)
 
     def worked(self, tokens: int) -> None:
         """A prompt of so many tokens was answered."""
@@ -76,7 +96,10 @@ class LearnedLimit:
             self._failed = self._worked + 1 if little else None
 
     def failed(self, tokens: int) -> None:
-        """A prompt of so many tokens was too long for the engine, whatever its context length says."""
+        """A prompt of so many tokens is proven too long for the engine, whatever its context length says.
+
+        What counts as a proof is `_evidence`'s to say.
+        """
         self._failed = tokens if self._failed is None else min(self._failed, tokens)
         self._failed_at = self._now()
         self._without_news = 0

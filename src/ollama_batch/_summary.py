@@ -169,7 +169,8 @@ def _figures(report: BatchReport[Any]) -> list[Line]:
             lines.append(("heads", _heads(m)))
         limit = "" if m.context_limit is None else f" of {count(m.context_limit)}"
         cuts = "1 trim" if m.trims == 1 else f"{count(m.trims)} trims"
-        trims = f"; {cuts} saved {count(m.trim_saved_tokens)} tokens" if m.trims else ""
+        saved = "" if m.trim_saved_tokens is None else f" saved {count(m.trim_saved_tokens)} tokens"
+        trims = f"; {cuts}{saved}" if m.trims else ""
         lines.append(("context", f"{count(m.context_peak or 0)}{limit} tokens at most{trims}"))
     if m.latency_mean_s is not None:
         parts = (

@@ -311,7 +311,8 @@ def _mode_line(journal: ReadOnlyJournal) -> str:
         return line
     trims = journal.trims()
     rows = "1 row" if trims.rows == 1 else f"{trims.rows:,} rows"
-    return f"{line}; {rows} trimmed, {trims.tokens:,} tokens left out"
+    left_out = "" if trims.tokens is None else f", {trims.tokens:,} tokens left out"
+    return f"{line}; {rows} trimmed{left_out}"
 
 
 def _why(reason: str, message: str) -> str:

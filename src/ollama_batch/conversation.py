@@ -26,8 +26,10 @@ class ConversationPolicy:
     longer than `high` is trimmed to `low` before it is sent. `every`: trim also after so many answers.
     `lanes`: so many conversations, a number of the run, so that answers do not depend on the hardware;
     row by row they take turns. `keep_messages`: keep just so many of the last messages (whole exchanges)
-    instead of going down to `low`. `limit`: the limit in tokens, where it is to be smaller than num_ctx
-    allows; a row that is longer by itself fails. Raises ConfigError.
+    instead of going down to `low`; where they do not fit together with the row, it is as if this were not
+    given, so that fewer stay, or none, and the run says so once (a note `kept_fewer`). `limit`: the limit in
+    tokens, where it is to be smaller than num_ctx allows; a row that is longer by itself fails. Raises
+    ConfigError.
     """
 
     high: float = 0.875
@@ -59,7 +61,7 @@ class ConversationPolicy:
         """The rule of the batch server this library grew out of, for comparison.
 
         One conversation, a limit of 32,768 tokens; trimmed after every 50 requests and beyond 87.5 % of
-        the limit; each time the last 40 messages stay.
+        the limit; each time the last 40 messages stay, or fewer where those do not fit (see `keep_messages`).
         """
         return cls(high=0.875, low=0.875, every=50, lanes=1, keep_messages=40, limit=32_768)
 

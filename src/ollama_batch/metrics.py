@@ -63,7 +63,7 @@ class BatchMetrics:
     Context, in tokens of prompt and answer together: of the latest answer, the largest so far, and
     `context_limit`, what they may have. `trims` counts rows whose messages were shortened (a row
     with another head begins anew, which is no trim), `trim_saved_tokens` what that saved, as far as it was
-    told.
+    told (None: of no trim).
 
     Load: `concurrency` is how many requests may be out now, between `concurrency_min` and `concurrency_max`
     so far; `concurrency_changes` counts the run's own decisions about it, `concurrency_decisions` has the
@@ -127,7 +127,7 @@ class BatchMetrics:
     context_peak: int | None = None
     context_limit: int | None = None
     trims: int = 0
-    trim_saved_tokens: int = 0
+    trim_saved_tokens: int | None = 0
 
     concurrency: int | None = None
     concurrency_min: int | None = None
@@ -215,7 +215,7 @@ class MetricsHook:
         self._load = LoadTally()
         self._trouble = TroubleTally(self._clock)
         self._context_limit: int | None = None
-        self._trims = self._trim_saved = 0
+        self._trims = self._trims_told = self._trim_saved = 0
         self._latency = LogHistogram()
         self._minute = Minute()
         self._pause: RunPaused | None = None
@@ -310,7 +310,9 @@ class MetricsHook:
             self._latency.add(result.latency_s)
         if result.trim and result.trim.get("why") != "head":
             self._trims += 1
-            self._trim_saved += saved_tokens(result.trim) or 0
+            saved = saved_tokens(result.trim)
+            self._trims_told += saved is not None
+            self._trim_saved += saved or 0
         self._minute.add(now - self._start, prompt, completion)
 
     def snapshot(self) -> BatchMetrics:
@@ -352,7 +354,7 @@ class MetricsHook:
                 **self._trouble.fields(now),
                 context_limit=self._context_limit,
                 trims=self._trims,
-                trim_saved_tokens=self._trim_saved,
+                trim_saved_tokens=None if self._trims and not self._trims_told else self._trim_saved,
                 elapsed_s=elapsed,
                 paused_s=paused_s,
                 eta_s=self._eta(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ from ollama_batch.errors import RunCancelledError
 from ollama_batch.events import Noticed
 from ollama_batch.journal import RunJournal, TrimCounts
 from ollama_batch.jsonl import parse_output_line
+from ollama_batch.records import encode_result
 from ollama_batch.testing import FakeOllama
+from ollama_batch.types import BatchResult, RowRecord
 from runner_support import Events, line, names, read_lines, rows_file, runner_on, write_lines
 
 Factory = Callable[..., FakeOllama]
@@ -125,6 +128,32 @@ def test_a_row_with_another_head_begins_anew_and_was_not_trimmed(fake: FakeOllam
     assert report.metrics.trims == 0
     with RunJournal.open_readonly(tmp_path / "out.jsonl.run.db") as journal:
         assert journal.trims() == TrimCounts(0, 0)
+
+
+def test_what_earlier_releases_left_out_and_did_not_tell_is_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ollama_batch.cli import main
+
+    path = tmp_path / "out.jsonl.run.db"
+    journal = RunJournal.open(path, identity={"mode": "conversation", "trim": "hybrid"})
+
+    async def work() -> None:
+        await journal.add_rows([RowRecord(index, 0, index + 1, f"r{index}", b"") for index in range(2)])
+        for index in range(2):
+            told: BatchResult[Any] = BatchResult(
+                custom_id=f"r{index}", ok=True, output="yes", index=index, trim={"why": "high"}
+            )
+            await journal.commit(encode_result(told))
+
+    try:
+        asyncio.run(work())
+    finally:
+        journal.close()
+    with RunJournal.open_readonly(path) as reader:
+        assert reader.trims() == TrimCounts(2, None)
+    main(["status", str(path)])
+    assert "mode conversation; 2 rows trimmed\n" in capsys.readouterr().out
 
 
 # What was chosen, and what cannot work

@@ -333,12 +333,24 @@ def test_openai_models_are_listed(gpt: openai.OpenAI) -> None:
     assert gpt.models.retrieve("toy:1b").owned_by == "library"
 
 
-CALL = FakeReply(tool_calls=({"name": "add", "arguments": {"a": 1}},))
+ADD = {"name": "add", "arguments": {"a": 1}}
+ADD_AS_TEXT = {"name": "add", "arguments": '{"a": 1}'}
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_tool_calls_come_in_the_form_of_each_route(stream: bool) -> None:
-    with FakeOllama(reply=CALL) as fake, httpx.Client(base_url=fake.url, trust_env=False) as http:
+@pytest.mark.parametrize(
+    ("call", "told_id"),
+    [
+        (ADD, "call_0"),
+        ({"function": ADD}, "call_0"),
+        ({"type": "function", "function": ADD_AS_TEXT}, "call_0"),
+        ({"id": "c7", "type": "function", "function": ADD_AS_TEXT}, "c7"),
+    ],
+    ids=["plain", "ollama", "openai", "openai with id"],
+)
+def test_tool_calls_come_in_the_form_of_each_route(call: Any, told_id: str, stream: bool) -> None:
+    reply = FakeReply(tool_calls=[call])
+    with FakeOllama(reply=reply) as fake, httpx.Client(base_url=fake.url, trust_env=False) as http:
         body = {"model": "toy:1b", "messages": USER, "stream": stream}
         native = http.post("/api/chat", json=body).text.splitlines()[-1]
         assert json.loads(native)["message"]["tool_calls"] == [
@@ -347,7 +359,9 @@ def test_tool_calls_come_in_the_form_of_each_route(stream: bool) -> None:
         if not stream:
             choice = http.post("/v1/chat/completions", json=body).json()["choices"][0]
             assert choice["finish_reason"] == "tool_calls"
-            assert choice["message"]["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a":1}'}
+            (told,) = choice["message"]["tool_calls"]
+            assert told["function"] == {"name": "add", "arguments": '{"a":1}'}
+            assert told["id"] == told_id
 
 
 def test_a_reply_may_be_a_function_of_the_body() -> None:

@@ -233,6 +233,41 @@ def test_an_engine_that_is_killed_every_half_second_fails_no_row(fake_ollama_fac
     assert set(results.values()) == {1}
 
 
+@pytest.mark.parametrize("dies", ["the runner", "the server"])
+def test_a_model_that_is_loaded_anew_takes_its_time_and_costs_no_row(
+    fake_ollama_factory: Factory, dies: str
+) -> None:
+    """The load takes longer than a row may, and ends only if whoever asked for it stays."""
+    timeout_s = 0.4
+    faults = [Fault("runner_dies", when=12)] if dies == "the runner" else []
+    fake = fake_ollama_factory(slots=4, speed=CostModel(latency_s=0.01, load_s=0.6), faults=faults)
+
+    def restart() -> None:
+        fake.stop()
+        fake.restart()
+
+    recorder = Recorder()
+    runner = quick_runner(
+        fake,
+        timeout=timeout_s,
+        recover_timeout=10.0,
+        supervisor=Supervisor(restart, after_s=0.1, wait_s=0.01) if dies == "the server" else None,
+        hooks=[recorder],
+        guards=(),
+    )
+    run = runner.start(rows(200))
+    if dies == "the server":
+        fake.wait_until(lambda ledger: ledger.answered() >= 20)
+        fake.stop()
+    report = run.wait(30)
+    assert (report.counts.ok, report.counts.failed) == (200, 0)
+    assert bool(recorder.all(EngineRestarted)) == (dies == "the server")
+    assert len(fake.ledger.load_settings()) == 2
+    assert len(fake.ledger.aborted_loads()) == 1, "the second question waits twice as long as the first"
+    assert "request_timeout" not in {event.code for event in recorder.all(RowRetried)}
+    assert max(result.attempts for result in report.results()) <= 2
+
+
 # Hangs
 
 

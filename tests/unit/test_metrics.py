@@ -147,6 +147,16 @@ def test_trims_and_the_tokens_they_saved_are_counted() -> None:
     assert (m.trims, m.trim_saved_tokens) == (3, 110)
 
 
+def test_what_trims_saved_is_unknown_where_none_told_and_nothing_where_there_was_none() -> None:
+    metrics = hook(FakeClock())
+    metrics.on_event(finished())
+    before = metrics.snapshot()
+    assert (before.trims, before.trim_saved_tokens) == (0, 0)
+    metrics.on_event(finished(trim={"why": "high"}))
+    after = metrics.snapshot()
+    assert (after.trims, after.trim_saved_tokens) == (1, None)
+
+
 def test_latency_is_of_answered_rows_only() -> None:
     metrics = hook(FakeClock())
     for latency in (1.0, 2.0, 3.0):

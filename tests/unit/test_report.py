@@ -48,6 +48,23 @@ def measured(
     return metrics.snapshot()
 
 
+@pytest.mark.parametrize(
+    ("trims", "said"),
+    [
+        ([], None),
+        ([{"why": "high"}, {"why": "every"}], "2 trims"),
+        ([{"why": "high", "tokens_saved": 1234}], "1 trim saved 1,234 tokens"),
+    ],
+)
+def test_unknown_savings_of_trims_are_not_told_as_none(trims: list[dict[str, Any]], said: str | None) -> None:
+    metrics = hook(FakeClock())
+    metrics.on_event(finished())
+    for trim in trims:
+        metrics.on_event(finished(trim=trim))
+    (line,) = (each for each in str(report(metrics=metrics.snapshot())).splitlines() if "at most" in each)
+    assert line.partition("at most")[2] == ("" if said is None else f"; {said}")
+
+
 def with_heads(*heads: tuple[str, int, int | None]) -> str:
     """The line on heads of a report, from (name, rows, cached tokens of each row of 1,000 tokens)."""
     metrics = hook(FakeClock())

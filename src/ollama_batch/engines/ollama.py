@@ -44,6 +44,15 @@ UNLOAD_S: Final = 60.0
 POLL_S: Final = 0.25
 
 
+class _Managed:
+    """Gives the class of a managed engine, whose arguments are said there alone, once it is asked for."""
+
+    def __get__(self, engine: object, owner: type | None = None) -> type[ManagedOllama]:
+        from ollama_batch.engines.managed import ManagedOllama
+
+        return ManagedOllama
+
+
 class OllamaEngine:
     """Answers with the models of an Ollama server, by `/api/chat`.
 
@@ -55,7 +64,11 @@ class OllamaEngine:
     (num_batch, num_gpu, main_gpu, use_mmap, num_thread, draft_num_predict), frozen here. `keep_alive` is in
     seconds (negative: for ever) or a Go duration such as "10m". `api_key` is sent as a bearer token.
     A `transport` of your own stays yours to close. Raises ConfigError for a wrong option.
+
+    `OllamaEngine.managed(...)` makes one with an `ollama serve` of its own.
     """
+
+    managed = _Managed()
 
     def __init__(
         self,
@@ -78,52 +91,6 @@ class OllamaEngine:
             address, api_key=api_key, headers=headers, transport=transport, connect_timeout=connect_timeout
         )
         self._capabilities: dict[str, frozenset[str]] = {}
-
-    @staticmethod
-    def managed(
-        *,
-        num_parallel: int = 4,
-        kv_cache_type: str | None = None,
-        flash_attention: bool | None = None,
-        context_length: int | None = None,
-        models: str | os.PathLike[str] | None = None,
-        max_loaded_models: int | None = None,
-        env: Mapping[str, str] | None = None,
-        binary: str | os.PathLike[str] = "ollama",
-        log: str | os.PathLike[str] | None = None,
-        start_timeout: float = 60.0,
-        options: Mapping[str, Any] | None = None,
-        keep_alive: float | str = -1,
-    ) -> ManagedOllama:
-        """An engine with an `ollama serve` of its own, on a free port of 127.0.0.1, with these settings.
-
-        It starts on first use and ends with `aclose`, with this object or with this process, however that
-        ends (Linux: whatever it has started ends with it); a run restarts it when it dies. `num_parallel` is
-        the slots of each model. `kv_cache_type`: "f16", "q8_0" or "q4_0", which need flash attention and turn
-        it on. `context_length`, in tokens, is for requests that carry none; those of a run do. `models` is
-        the folder of the models, `max_loaded_models` how many stay in memory, `env` any other variable;
-        what is not given is as in the environment. `binary` is the program. `log` is the file of its log, 8
-        MiB at most and as much of before (None: in the user's state folder). It must answer within
-        `start_timeout` seconds. `options` and `keep_alive` as with any OllamaEngine.
-
-        Raises ConfigError for a wrong setting, and where there is no such program.
-        """
-        from ollama_batch.engines.managed import ManagedOllama
-
-        return ManagedOllama(
-            num_parallel=num_parallel,
-            kv_cache_type=kv_cache_type,
-            flash_attention=flash_attention,
-            context_length=context_length,
-            models=models,
-            max_loaded_models=max_loaded_models,
-            env=env,
-            binary=binary,
-            log=log,
-            start_timeout=start_timeout,
-            options=options,
-            keep_alive=keep_alive,
-        )
 
     def __repr__(self) -> str:
         return f"OllamaEngine({self.address!r})"

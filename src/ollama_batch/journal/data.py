@@ -54,13 +54,14 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class TrimCounts:
-    """Rows whose prompt was trimmed, and the tokens that were left out, as far as that was told.
+    """Rows whose prompt was trimmed, and the tokens that were left out, as far as that was told (None: of
+    no row).
 
     A row that begins a conversation anew because its head is another one was not trimmed.
     """
 
     rows: int = 0
-    tokens: int = 0
+    tokens: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,11 +114,12 @@ def count_trims(con: sqlite3.Connection) -> TrimCounts:
     """Rows that say they were trimmed; reads every line, and decodes those that may say so."""
     trim = f"json_extract(CAST(line AS TEXT), '$.{EXTENSION}.trim')"
     found = con.execute(
-        f"SELECT count(*), ifnull(sum(json_extract({trim}, '$.tokens_saved')), 0) FROM answers "  # noqa: S608 - a constant of ours
+        f"SELECT count(*), sum(json_extract({trim}, '$.tokens_saved')) FROM answers "  # noqa: S608 - a constant of ours
         f"WHERE instr(line, CAST('\"trim\":{{' AS BLOB)) AND {trim} IS NOT NULL "
         f"AND ifnull(json_extract({trim}, '$.why'), '') <> 'head'"
     )
-    return TrimCounts(*found.fetchone())
+    rows, tokens = found.fetchone()
+    return TrimCounts(rows, tokens if rows else 0)
 
 
 def check_pair(columns: Columns, path: Path | None) -> Pair:

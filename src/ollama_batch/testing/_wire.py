@@ -104,7 +104,7 @@ def _tool_call(ask: Ask, index: int, call: Mapping[str, Any]) -> dict[str, Any]:
         return {"function": {"name": call["name"], "arguments": dict(call["arguments"])}}
     arguments = orjson.dumps(call["arguments"]).decode()
     function = {"name": call["name"], "arguments": arguments}
-    return {"id": f"call_{index}", "index": index, "type": "function", "function": function}
+    return {"id": call.get("id", f"call_{index}"), "index": index, "type": "function", "function": function}
 
 
 def _native(ask: Ask, answer: Answer) -> dict[str, Any]:

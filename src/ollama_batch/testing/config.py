@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib import import_module
 from typing import Any, Literal, TypeAlias
 
+from ollama_batch.testing._tool_calls import checked_calls
 from ollama_batch.testing.faults import Fault
 from ollama_batch.testing.memory import MemoryModel
 
@@ -104,11 +105,16 @@ class FakeReply:
 
     `body` replaces the whole response body (an object is sent as JSON, text as it is), with `status`.
     `done_reason` "" leaves the field out. `delay_s` is waited before the answer is sent.
+
+    Each of `tool_calls` is `{"name": "add", "arguments": {"a": 1}}`, or as OpenAI has it: `{"id": "call_7",
+    "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}`, where `id` and `type` may be
+    left out and the arguments may be an object. They are kept in the first form, and each route answers
+    them in its own. Raises ValueError for anything else.
     """
 
     text: str | None = None
     thinking: str | None = field(default=None, kw_only=True)
-    tool_calls: tuple[Mapping[str, Any], ...] = field(default=(), kw_only=True)
+    tool_calls: Sequence[Mapping[str, Any]] = field(default=(), kw_only=True)
     done_reason: str | None = field(default=None, kw_only=True)
     done: bool = field(default=True, kw_only=True)
     prompt_tokens: int | None = field(default=None, kw_only=True)
@@ -117,6 +123,9 @@ class FakeReply:
     delay_s: float = field(default=0.0, kw_only=True)
     body: str | Mapping[str, Any] | None = field(default=None, kw_only=True)
     status: int = field(default=200, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tool_calls", checked_calls(self.tool_calls))
 
 
 Reply: TypeAlias = FakeReply | Callable[[Mapping[str, Any]], "str | FakeReply | None"]
@@ -190,7 +199,7 @@ class FakeConfig:
             module, _, name = reply.partition(":")
             values["reply"] = getattr(import_module(module), name)
         elif reply is not None:
-            values["reply"] = FakeReply(**{**reply, "tool_calls": tuple(reply["tool_calls"])})
+            values["reply"] = FakeReply(**reply)
         return cls(**values)
 
 

@@ -35,8 +35,9 @@ class TrimResult:
     `messages` is a new list of the very messages that were given, clipped ones aside. Units are named by
     their position in the conversation, from 0 (see `split_units`). All figures are tokens by the counter
     that was given; `upcoming` is in none of them but `upcoming_tokens`. `first_changed_index` is the first
-    message that is no longer what it was, None if nothing changed; `reused_prefix_tokens` are the tokens
-    before it, which an engine's prefix cache can still give. `kept_ranges` are the messages that stayed.
+    message that is no longer what it was, None if nothing changed; `reused_prefix_tokens` are the tokens of
+    the messages before it, `tokens_after` at most, which an engine's prefix cache can still give (all, if
+    nothing changed). `kept_ranges` are the messages that stayed.
     """
 
     strategy: str

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +33,8 @@ from ollama_batch.control import (
     smaller_num_ctx,
     undo,
 )
+from ollama_batch.control.history import BREAKER_ANSWERS
+from ollama_batch.control.recovery import UNDO_AFTER
 
 NOW = 10_000.0
 LADDER = Ladder()
@@ -417,6 +421,16 @@ def test_rungs_are_taken_back_one_at_a_time() -> None:
             undone.append((answer + 1, action.rung))
             history = history.undone()
     assert undone == [(500, Rung.NUM_CTX), (1000, Rung.NUM_BATCH)]
+
+
+def test_the_design_note_says_after_how_many_answers_rungs_are_taken_back_and_by_whom() -> None:
+    root = Path(__file__).parents[3]
+    note = " ".join((root / "docs/design/control.md").read_text().split())
+    assert f"after {BREAKER_ANSWERS} clean answers (`BREAKER_ANSWERS`)" in note
+    assert f"after {UNDO_AFTER} clean answers (`UNDO_AFTER`)" in note
+    modules = (root / "src/ollama_batch").glob("*.py")
+    asks = [path.name for path in modules if re.search(r"\bundo\b", path.read_text())]
+    assert ("No run asks it yet" in note) == (not asks), asks
 
 
 # The record

@@ -57,6 +57,29 @@ def test_settings_that_make_no_sense_are_refused(make: Any) -> None:
         make()
 
 
+@pytest.mark.parametrize(
+    ("calls", "where"),
+    [
+        ({"name": "f", "arguments": {}}, "tool_calls is"),
+        ("f()", "tool_calls is"),
+        (["f()"], "tool_calls[0] is"),
+        ([{"name": "f", "arguments": {}}, {"arguments": {}}], "tool_calls[1]['name'] is None"),
+        ([{"name": ""}], "tool_calls[0]['name']"),
+        ([{"name": "f", "arguments": [1]}], "tool_calls[0]['arguments']"),
+        ([{"name": "f", "arguments": "{"}], "tool_calls[0]['arguments']"),
+        ([{"function": "f"}], "tool_calls[0]['function']"),
+        ([{"function": {"name": "f", "arguments": "[]"}}], "tool_calls[0]['function']['arguments']"),
+        ([{"id": 7, "function": {"name": "f"}}], "tool_calls[0]['id']"),
+        ([{"type": "custom", "custom": {"name": "f"}}], "tool_calls[0]['type']"),
+    ],
+)
+def test_what_is_no_tool_call_is_refused_where_it_is_made(calls: Any, where: str) -> None:
+    with pytest.raises(ValueError, match=r"FakeReply\.") as refused:
+        FakeReply(tool_calls=calls)
+    assert where in str(refused.value)
+    assert "body=" in str(refused.value)
+
+
 def test_importing_the_testing_package_loads_no_http_library() -> None:
     heavy = ("aiohttp", "httpx", "pytest")
     code = f"import sys, ollama_batch.testing; print([m for m in {heavy} if m in sys.modules])"
