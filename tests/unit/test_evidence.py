@@ -128,7 +128,7 @@ def test_a_shorter_prompt_that_is_answered_proves_how_long_the_refused_one_was()
     assert "a prompt of about 10,000 tokens was too long" in decided
     assert noticed == (
         "conversations are cut beyond 8,000 tokens: the longest prompt that worked had 6,000, and 10,000 are "
-        "too many for the engine, although num_ctx is 16,384"
+        "too many for the engine, although it has 16,384"
     )
 
 
