@@ -29,6 +29,7 @@ from ollama_batch._asked import (
     fallback_model,
     input_paths,
     make_engine,
+    metrics_hooks,
     row_models,
     trim_strategy,
 )
@@ -49,6 +50,7 @@ from ollama_batch.errors import (
 )
 
 if TYPE_CHECKING:
+    from ollama_batch.hooks.prometheus import PrometheusHook
     from ollama_batch.journal import ReadOnlyJournal
     from ollama_batch.sources import Source
 
@@ -111,7 +113,9 @@ def _run(arguments: Namespace) -> int:
     if model is None and not stdin:
         model, where = _model_of_first_row(arguments.inputs)
     engine = make_engine(arguments, model)
+    hooks: Sequence[PrometheusHook] = ()
     try:
+        hooks = metrics_hooks(arguments)
         runner = BatchRunner(
             model=model or fallback_model(arguments),
             engine=engine,
@@ -128,6 +132,7 @@ def _run(arguments: Namespace) -> int:
             concurrency=arguments.concurrency,
             timeout=arguments.timeout,
             on_length=arguments.on_length,
+            hooks=hooks,
             progress=arguments.progress,
         )
         report = runner.run(
@@ -153,6 +158,8 @@ def _run(arguments: Namespace) -> int:
         ) from error
     finally:
         asyncio.run(engine.aclose())
+        for hook in hooks:
+            hook.close()
     _print_report(report)
     return OK if report.ok else SOME_FAILED
 
