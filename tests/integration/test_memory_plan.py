@@ -40,10 +40,12 @@ async def engine() -> AsyncIterator[OllamaEngine]:
         await engine.aclose()
 
 
-async def planned(engine: OllamaEngine, name: str, num_ctx: int) -> tuple[MemoryPlan, int]:
+async def planned(
+    engine: OllamaEngine, name: str, num_ctx: int, *, num_batch: int | None = None
+) -> tuple[MemoryPlan, int]:
     """The plan of a load, and the bytes that the server says it took."""
     shape = ModelShape.from_metadata(name, await engine.metadata(name))
-    plan = plan_memory(shape, num_ctx=num_ctx, slots=SLOTS)
+    plan = plan_memory(shape, num_ctx=num_ctx, slots=SLOTS, num_batch=num_batch)
     await engine.load(name, num_ctx=num_ctx, deadline=soon())
     loaded = await engine.loaded(name)
     assert loaded is not None
@@ -67,7 +69,7 @@ async def test_a_plan_is_within_5_percent_of_what_is_reported(name: str, num_ctx
     buffers = round(258.5 * 2**20)
     with FakeOllama(models=MODELS, slots=SLOTS, memory=MemoryModel(overhead_bytes=buffers)) as fake:
         engine = OllamaEngine(fake.url)
-        plan, reported = await planned(engine, name, num_ctx)
+        plan, reported = await planned(engine, name, num_ctx, num_batch=512)
         await engine.aclose()
     assert plan.engine_bytes == pytest.approx(reported, rel=0.05)
 
