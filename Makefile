@@ -59,6 +59,7 @@ bench: $(STAMP) ## The benchmarks, then their figures into docs/benchmarks.md
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/client_cpu.py
 	$(BIN)/python benchmarks/durability.py
+	$(BIN)/python benchmarks/guard_cost.py
 	$(BIN)/python benchmarks/engine_bound.py
 	$(BIN)/python benchmarks/trimming.py
 	$(BIN)/python benchmarks/prefix.py

@@ -18,6 +18,7 @@ from ollama_batch.control import Supervisor, SystemdUnit
 from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.doctor import Diagnosis, Finding, diagnose
 from ollama_batch.engines.ollama import OllamaEngine
+from ollama_batch.hooks import CommandHook, Notice, OpenTelemetryHook, PrometheusHook, WebhookHook
 from ollama_batch.memory import GuardDecision, MemoryPlan, MemorySample, RamGuard, VramGuard
 from ollama_batch.metrics import BatchMetrics
 from ollama_batch.retry import RetryPolicy
@@ -148,6 +149,18 @@ def told() -> str:
     return table(("event", "what happened", "fields"), rows)
 
 
+def hooks() -> str:
+    """The ready-made hooks with their arguments, and what they tell."""
+    parts = []
+    for hook in (PrometheusHook, OpenTelemetryHook, CommandHook, WebhookHook):
+        rows = []
+        for name, parameter in inspect.signature(hook).parameters.items():
+            preset = "required" if parameter.default is parameter.empty else default(parameter.default)
+            rows.append((f"`{name}`", "the Notice as JSON" if name == "body" else preset))
+        parts.append(f"### {hook.__name__}\n\n{prose(hook)}\n\n{table(('argument', 'default'), rows)}")
+    return "\n\n".join([*parts, classes(Notice)()])
+
+
 def faults() -> str:
     """Every kind of fault of the fake servers."""
     rows = [
@@ -181,6 +194,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         types.EngineInfo, types.ChatRequest, types.Completion, types.Timings, types.LoadedModel
     ),
     "events": told,
+    "hooks": hooks,
     "trim": classes(TrimResult),
     "restarts": restarts,
     "memory": memory,

@@ -223,6 +223,12 @@ def _add_run(subparsers: Any, command: Command) -> None:
         default="auto",
         help="auto (default): a live bar in a terminal, elsewhere a line now and then",
     )
+    going.add_argument(
+        "--metrics-port",
+        type=_port,
+        metavar="N",
+        help="serve figures for Prometheus on this port of 127.0.0.1 while the run goes on",
+    )
 
 
 def _add_status(subparsers: Any, command: Command) -> None:
@@ -314,6 +320,12 @@ def _number_or_auto(text: str) -> Any:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor auto") from None
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: a whole number from 1 to 65,535")
+    return int(text)
 
 
 def _count(text: str) -> int:

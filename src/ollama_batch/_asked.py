@@ -19,6 +19,7 @@ from ollama_batch.errors import ConfigError
 if TYPE_CHECKING:
     from ollama_batch.conversation import ConversationPolicy
     from ollama_batch.engines.base import Engine
+    from ollama_batch.hooks.prometheus import PrometheusHook
     from ollama_batch.trim import TrimStrategy
 
 TOY: Final = "toy"
@@ -115,6 +116,18 @@ def fallback_model(arguments: argparse.Namespace) -> str:
     if arguments.gguf is not None:
         return Path(arguments.gguf).stem
     raise ConfigError("say which model answers, as in --model gemma3:12b")
+
+
+def metrics_hooks(arguments: argparse.Namespace) -> Sequence[PrometheusHook]:
+    """What serves figures of the run, to be closed by the caller; nothing unless it is asked for.
+
+    Raises ConfigError if the port cannot be had, and MissingExtraError.
+    """
+    if arguments.metrics_port is None:
+        return ()
+    from ollama_batch.hooks.prometheus import PrometheusHook
+
+    return (PrometheusHook(arguments.metrics_port),)
 
 
 def body_defaults(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from ollama_batch._restraint import Restraint
@@ -39,7 +40,8 @@ def result_of(future: concurrent.futures.Future[T]) -> T:
 class AddressLimit:
     """How many requests may be out to one address at a time: the widest of the runs that use it.
 
-    Waiters are served in the order they came, so runs that share an address share it fairly. Runs that find
+    Waiters are served in the order they came, so runs that share an address share it fairly. One that is to
+    be `alone` waits until nothing is out, and holds up those behind it. Runs that find
     their width by themselves share one `QueueTarget`: what waits at the server are the requests of all of
     them, and each alone would take the others' for a slower engine. It is told what came back for any of
     them, and lives as long as one of them does.
@@ -53,7 +55,9 @@ class AddressLimit:
         self._caps: dict[str, int] = {}
         self._restraint = Restraint()
         self._out = 0
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._taken_alone = False
+        self._lost: deque[tuple[float, object]] = deque(maxlen=256)
+        self._queue: deque[tuple[asyncio.Future[None], bool]] = deque()
 
     @property
     def width(self) -> int:
@@ -97,6 +101,7 @@ class AddressLimit:
             self._bound()
         if not self._widths:
             self._restraint = Restraint()
+            self._lost.clear()
 
     def cap(self, limit: int | None, reason: str) -> None:
         """Never more than `limit` out, whatever the runs want, until told otherwise for the same `reason`;
@@ -144,10 +149,24 @@ class AddressLimit:
         self._restraint.crashed()
         self._restrain("the engine crashed", before)
 
+    def lost(self, at: float, run: object) -> None:
+        """A connection of `run` broke in mid-answer, at this moment of the monotonic clock."""
+        self._lost.append((at, run))
+
+    def others_lost(self, since: float, run: object) -> int:
+        """How many connections of other runs than `run` have broken since then; counts to 256."""
+        return sum(at >= since and each is not run for at, each in self._lost)
+
     def refused(self, retry_after_s: float | None) -> None:
         """The engine was too busy for a request that still counts as out."""
         if self._target is not None:
             self._target.on_busy(retry_after_s, in_flight=self._out)
+            self.follow()
+
+    def accepted(self, sent_at: float) -> None:
+        """A request that was sent then, after others were refused, was not: it is worked on."""
+        if self._target is not None:
+            self._target.on_accepted(sent_at)
             self.follow()
 
     def timed_out(self) -> None:
@@ -200,31 +219,60 @@ class AddressLimit:
         if new is not None:
             new.follow(self._followed)
 
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """A place for a request beside which nothing else is out, of any run; it waits in line."""
+        await self._enter(alone=True)
+        try:
+            yield
+        finally:
+            self._leave_place()
+
     async def __aenter__(self) -> None:
-        if self._out < self.width and not self._queue:
-            self._out += 1
+        await self._enter(alone=False)
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._leave_place()
+
+    async def _enter(self, *, alone: bool) -> None:
+        if not self._queue and self._has_room(alone):
+            self._take(alone)
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
+        waiting = (turn, alone)
+        self._queue.append(waiting)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._out -= 1  # the place was ours already: pass it on
-                self._wake()
-            elif turn in self._queue:  # else it was passed over already: one that is cancelled counts as done
-                self._queue.remove(turn)
+                self._leave_place()  # it was ours already: pass it on
+            elif (
+                waiting in self._queue
+            ):  # else it was passed over already: one that is cancelled counts as done
+                self._queue.remove(waiting)
+                self._wake()  # there may be room for those behind
             raise
 
-    async def __aexit__(self, *exc_info: object) -> None:
+    def _has_room(self, alone: bool) -> bool:
+        return not self._out if alone else self._out < self.width and not self._taken_alone
+
+    def _take(self, alone: bool) -> None:
+        self._out += 1
+        self._taken_alone = alone
+
+    def _leave_place(self) -> None:
         self._out -= 1
+        self._taken_alone = False  # whoever had it alone was the only one
         self._wake()
 
     def _wake(self) -> None:
-        while self._queue and self._out < self.width:
-            turn = self._queue.popleft()
+        while self._queue:
+            turn, alone = self._queue[0]
+            if not turn.done() and not self._has_room(alone):
+                return
+            self._queue.popleft()
             if not turn.done():
-                self._out += 1
+                self._take(alone)
                 turn.set_result(None)
 
 

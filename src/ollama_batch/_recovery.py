@@ -64,7 +64,7 @@ class Recovery:
         self._record = record
         self._emit = emit
         self.turns = Turns(stop)
-        self._refusals = Refusals(stop)
+        self._refusals = Refusals(stop, sent_at=self.turns.sent_at, accepted=limit.accepted)
         self._ladder = Ladder(
             rungs=() if relief is None else relief.rungs,
             timeouts=retry.timeout,
@@ -152,7 +152,7 @@ class Recovery:
         if action.do is Do.SHORTEN:  # how often that is of use is the composer's to say
             job.refusal = error
             return
-        if trouble.kind is Kind.OUT_OF_MEMORY and len(trouble.out) == 1:
+        if trouble.kind is Kind.OUT_OF_MEMORY and trouble.alone:
             job.refusal = error
         await self._send_again(job, trouble, action, error)
 
@@ -192,11 +192,13 @@ class Recovery:
             self._refusals.left(job.index)
         if kind is Kind.LOST:
             self._lost[job.index] = now
+            self._limit.lost(now, self)
         return Trouble(
             kind=kind,
             at=now,
             row=job.index,
             in_flight=job.beside if job.prompt is not None else self.turns.out,
+            others=max(0, job.out - len(job.beside)),
             sent_at=job.sent_at,
             spent=job.spent[kind, error.budget],
             refused_since=job.refused_since,
@@ -214,7 +216,12 @@ class Recovery:
                 await self._stop.sleep(SETTLE_S)
             healthy = await self._healthy()
             lost = frozenset(row for row in trouble.in_flight if self._lost.get(row, 0.0) >= trouble.at)
-            trouble = replace(trouble, healthy=healthy, lost_too=lost - {trouble.row})
+            trouble = replace(
+                trouble,
+                healthy=healthy,
+                lost_too=lost - {trouble.row},
+                others_lost=self._limit.others_lost(trouble.at - SETTLE_S, self),
+            )
             action = decide(trouble, self._history, ladder)
         if action.do is Do.ASK:
             await self._gate.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from ollama_batch._stop import Stop
 
@@ -13,6 +14,8 @@ SCOUT_S = 5.0
 ACCEPTED_S = 2.0
 """A refusal comes at once: one that asks and hears nothing for so long has been let in."""
 
+ROUNDING_S = 0.001
+
 STREAK = 2
 """So many refusals of the one that asks, without an answer between: its answer then lets all others go."""
 
@@ -20,10 +23,20 @@ STREAK = 2
 class Refusals:
     """Where refused rows wait. While nothing is answered only one of them asks again, the scout; after an
     answer the others follow, each when its own wait is over, or at once if nothing was answered for long.
+    `sent_at` says since when a row is out, None if it is not; `accepted` is told when the request was sent
+    that the engine took again, as soon as that is known.
     """
 
-    def __init__(self, stop: Stop) -> None:
+    def __init__(
+        self,
+        stop: Stop,
+        *,
+        sent_at: Callable[[int], float | None],
+        accepted: Callable[[float], None],
+    ) -> None:
         self._stop = stop
+        self._sent_at = sent_at
+        self._tell = accepted
         self._scout: int | None = None
         self._streak = 0
         self._ended_streak = 0
@@ -52,7 +65,7 @@ class Refusals:
             if self._nobody_asks() and self._answers == before:
                 self._scout = row
         await self._stop.sleep(max(least_s, min(wait_s, SCOUT_S)))
-        self._timer = asyncio.get_running_loop().call_later(ACCEPTED_S, self._accepted, row)
+        self._look_in(ACCEPTED_S, row)
 
     def answered(self) -> None:
         """Something was answered."""
@@ -61,10 +74,23 @@ class Refusals:
             self._scout = None
             self._wake()
 
-    def _accepted(self, row: int) -> None:
-        """The one that asks was not refused: that is as good as an answer."""
-        if self._scout == row:
-            self.answered()
+    def _look_in(self, seconds: float, row: int) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look, row)
+
+    def _look(self, row: int) -> None:
+        """Whether the one that asks was not refused: that is as good as an answer."""
+        if self._scout != row:
+            return
+        sent_at = self._sent_at(row)
+        if sent_at is None:
+            self.left(row)  # it waits for its turn, or for a place, and perhaps for those that wait here
+            return
+        left_s = sent_at + ACCEPTED_S - time.monotonic()
+        if left_s > ROUNDING_S:
+            self._look_in(left_s, row)
+            return
+        self._tell(sent_at)
+        self.answered()
 
     def left(self, row: int) -> None:
         """`row` is refused no more, whatever became of it: another one asks in its place."""

@@ -67,7 +67,8 @@ class Sender:
         while True:
             await self._gate.wait()
             await recovery.wait_turn(job.index)
-            async with self._limit:
+            # Alone at the address, too: another run's row may be what kills the engine.
+            async with self._limit.alone() if recovery.turns.is_alone(job.index) else self._limit:
                 if self._gate.open and recovery.turns.may_go(job.index) and not self._stop.draining.is_set():
                     return await self._attempt(job)
                 # Runs that share an address wait for each other, and the gate may have closed meanwhile.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from ollama_batch._stop import Stop
@@ -17,7 +18,7 @@ class Turns:
         self._stop = stop
         self._moved = asyncio.Event()
         self._waiting = 0
-        self._out: set[int] = set()
+        self._out: dict[int, float] = {}
         self._alone: int | None = None
 
     @property
@@ -30,6 +31,10 @@ class Turns:
         if self._alone is None:
             return True
         return self._alone == row and not self._out
+
+    def is_alone(self, row: int) -> bool:
+        """Whether `row` is to be the only one that is out."""
+        return self._alone == row
 
     async def wait(self, row: int) -> None:
         """Return when `row` may be sent; raises Abandoned when the run is to end."""
@@ -54,11 +59,15 @@ class Turns:
 
     def sent(self, row: int) -> None:
         """`row` is out."""
-        self._out.add(row)
+        self._out[row] = time.monotonic()
+
+    def sent_at(self, row: int) -> float | None:
+        """Since when `row` is out; None if it is not."""
+        return self._out.get(row)
 
     def back(self, row: int) -> None:
         """`row` is out no more."""
-        self._out.discard(row)
+        self._out.pop(row, None)
         self.move()
 
     def move(self) -> None:

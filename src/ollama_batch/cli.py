@@ -29,6 +29,7 @@ from ollama_batch._asked import (
     fallback_model,
     input_paths,
     make_engine,
+    metrics_hooks,
     model_of_first_row,
     row_models,
     trim_strategy,
@@ -51,6 +52,7 @@ from ollama_batch.errors import (
 
 if TYPE_CHECKING:
     from ollama_batch.conversation import ConversationPolicy
+    from ollama_batch.hooks.prometheus import PrometheusHook
     from ollama_batch.journal import ReadOnlyJournal
     from ollama_batch.sources import Source
 
@@ -115,7 +117,9 @@ def _run_with(arguments: Namespace, policy: ConversationPolicy | None, stdin: St
     if model is None:
         model, where = model_of_first_row(arguments.inputs) if stdin is None else stdin.model_of_first_row()
     engine = make_engine(arguments, model)
+    hooks: Sequence[PrometheusHook] = ()
     try:
+        hooks = metrics_hooks(arguments)
         runner = BatchRunner(
             model=model or fallback_model(arguments),
             engine=engine,
@@ -132,6 +136,7 @@ def _run_with(arguments: Namespace, policy: ConversationPolicy | None, stdin: St
             concurrency=arguments.concurrency,
             timeout=arguments.timeout,
             on_length=arguments.on_length,
+            hooks=hooks,
             progress=arguments.progress,
         )
         report = runner.run(
@@ -157,6 +162,8 @@ def _run_with(arguments: Namespace, policy: ConversationPolicy | None, stdin: St
         ) from error
     finally:
         asyncio.run(engine.aclose())
+        for hook in hooks:
+            hook.close()
     _print_report(report)
     return OK if report.ok else SOME_FAILED
 

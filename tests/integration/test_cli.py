@@ -153,6 +153,7 @@ OPTIONS: list[tuple[list[str], str, str, Any]] = [
     (["--trim", "aggressive"], "made", "trim", AggressiveTrim()),
 ]
 ELSEWHERE = {"--help", "--base-url", "--api", "--api-key-env", "--embedded", "--gguf", "--toy", "--schema"}
+ELSEWHERE |= {"--metrics-port"}  # in test_monitoring.py
 
 
 class Seen:
@@ -216,6 +217,7 @@ def test_without_options_the_library_gets_its_own_defaults(
         "concurrency": own.options.concurrency,
         "timeout": own.options.timeout,
         "on_length": own.options.on_length,
+        "hooks": (),
         "progress": "auto",
     }
 

@@ -19,7 +19,7 @@ from ollama_batch.memory import (
     plan_memory,
     recommend,
 )
-from ollama_batch.testing import FakeModel, FakeOllama
+from ollama_batch.testing import FakeModel, FakeOllama, MemoryModel
 
 GIB = 2**30
 SLOTS = 4
@@ -40,10 +40,12 @@ async def engine() -> AsyncIterator[OllamaEngine]:
         await engine.aclose()
 
 
-async def planned(engine: OllamaEngine, name: str, num_ctx: int) -> tuple[MemoryPlan, int]:
+async def planned(
+    engine: OllamaEngine, name: str, num_ctx: int, *, num_batch: int | None = None
+) -> tuple[MemoryPlan, int]:
     """The plan of a load, and the bytes that the server says it took."""
     shape = ModelShape.from_metadata(name, await engine.metadata(name))
-    plan = plan_memory(shape, num_ctx=num_ctx, slots=SLOTS)
+    plan = plan_memory(shape, num_ctx=num_ctx, slots=SLOTS, num_batch=num_batch)
     await engine.load(name, num_ctx=num_ctx, deadline=soon())
     loaded = await engine.loaded(name)
     assert loaded is not None
@@ -58,6 +60,18 @@ async def test_a_plan_differs_from_what_is_reported_by_no_more_than_its_buffers(
 ) -> None:
     plan, reported = await planned(engine, name, num_ctx)
     assert abs(plan.engine_bytes - reported) <= plan.compute_bytes
+
+
+@pytest.mark.parametrize("name", ["llama:8b", "wide:12b", "spilled:70b"])
+@pytest.mark.parametrize("num_ctx", [2048, 8192, 32768])
+async def test_a_plan_is_within_5_percent_of_what_is_reported(name: str, num_ctx: int) -> None:
+    """The buffers are what llama.cpp logs for Llama 3 8B at a batch of 512 (258.50 MiB)."""
+    buffers = round(258.5 * 2**20)
+    with FakeOllama(models=MODELS, slots=SLOTS, memory=MemoryModel(overhead_bytes=buffers)) as fake:
+        engine = OllamaEngine(fake.url)
+        plan, reported = await planned(engine, name, num_ctx, num_batch=512)
+        await engine.aclose()
+    assert plan.engine_bytes == pytest.approx(reported, rel=0.05)
 
 
 @pytest.mark.parametrize("name", NAMES)

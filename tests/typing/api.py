@@ -18,6 +18,7 @@ from ollama_batch import (
     SystemdUnit,
 )
 from ollama_batch.engines import EmbeddedEngine, Restartable
+from ollama_batch.hooks import CommandHook, Notice, OpenTelemetryHook, PrometheusHook, WebhookHook
 
 
 class Counting:
@@ -26,7 +27,14 @@ class Counting:
     def on_event(self, event: Event) -> None: ...
 
 
+def text(notice: Notice) -> dict[str, str]:
+    """What a service of the user's wants."""
+    return {"text": notice.message}
+
+
 hook: Hook = Counting()
+hooks: list[Hook] = [PrometheusHook(9464), OpenTelemetryHook(rows=False)]
+hooks += [CommandHook(["notify-send", "{message}"]), WebhookHook("https://example.org", body=text)]
 runner = BatchRunner(model="gemma3:12b", defaults={"temperature": 0}, hooks=[hook])
 assert_type(runner.run("requests.jsonl", output="results.jsonl", max_failures=0.1), BatchReport[Any])
 assert_type(runner.start([BatchRequest.chat("Hello", system="Be brief")]), Run)

@@ -74,6 +74,8 @@ def server(
     fake, bin_ = fake_ollama_factory(models=(FakeModel(MODEL),)), tmp_path_factory.mktemp("bin")
     monkeypatch.setenv("OLLAMA_HOST", fake.url)
     stand_in_ollama(bin_)
+    (bin_ / "notify-send").write_text("#!/bin/sh\n")
+    (bin_ / "notify-send").chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("STAND_IN", str(bin_))
     monkeypatch.setenv("STAND_IN_MODEL", MODEL)

@@ -84,6 +84,90 @@ async def test_all_may_be_cancelled_at_once() -> None:
     assert log[-2:] == ["later", "last"]
 
 
+async def held_alone(limit: AddressLimit, log: list[str], name: str, leave: asyncio.Event) -> None:
+    async with limit.alone():
+        log.append(name)
+        await leave.wait()
+
+
+async def test_one_that_is_to_be_alone_waits_until_nothing_is_out_and_holds_up_those_behind() -> None:
+    limit, log = AddressLimit(), list[str]()
+    first, alone, last = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    limit.join(4)
+    tasks = [asyncio.create_task(held(limit, log, name, first)) for name in "ab"]
+    tasks.append(asyncio.create_task(held_alone(limit, log, "alone", alone)))
+    tasks += [asyncio.create_task(held(limit, log, name, last)) for name in "cd"]
+    await settle()
+    assert log == ["a", "b"]
+    first.set()
+    await settle()
+    assert log == ["a", "b", "alone"]
+    assert limit.out == 1
+    alone.set()
+    await settle()
+    assert log == ["a", "b", "alone", "c", "d"]
+    last.set()
+    await asyncio.gather(*tasks)
+    assert limit.out == 0
+
+
+async def test_two_that_are_to_be_alone_go_one_after_the_other() -> None:
+    limit, log, leave = AddressLimit(), list[str](), [asyncio.Event(), asyncio.Event()]
+    limit.join(4)
+    tasks = [asyncio.create_task(held_alone(limit, log, str(n), leave[n])) for n in range(2)]
+    await settle()
+    assert log == ["0"]
+    leave[0].set()
+    await settle()
+    assert log == ["0", "1"]
+    leave[1].set()
+    await asyncio.gather(*tasks)
+
+
+async def test_one_that_was_to_be_alone_and_waits_no_more_lets_those_behind_go() -> None:
+    limit, log, leave = AddressLimit(), list[str](), asyncio.Event()
+    limit.join(4)
+    tasks = [asyncio.create_task(held(limit, log, "a", leave))]
+    await settle()
+    tasks.append(asyncio.create_task(held_alone(limit, log, "alone", leave)))
+    await settle()
+    tasks.append(asyncio.create_task(held(limit, log, "b", leave)))
+    await settle()
+    tasks[1].cancel()
+    await settle()
+    assert log == ["a", "b"]
+    leave.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_place_alone_that_comes_with_the_cancellation_is_passed_on() -> None:
+    limit, log, leave = AddressLimit(), list[str](), asyncio.Event()
+    limit.join(4)
+    tasks = [asyncio.create_task(held(limit, log, "a", leave))]
+    await settle()
+    tasks.append(asyncio.create_task(held_alone(limit, log, "alone", leave)))
+    await settle()
+    tasks.append(asyncio.create_task(held(limit, log, "b", asyncio.Event())))
+    await settle()
+    await limit.__aexit__()  # a's place goes to the second, who is cancelled before it runs
+    tasks[1].cancel()
+    await settle()
+    assert tasks[1].cancelled()
+    assert log == ["a", "b"]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_what_other_runs_have_lost_is_counted_apart() -> None:
+    limit, mine, other = AddressLimit(), object(), object()
+    for at, run in ((1.0, other), (2.0, mine), (3.0, other), (3.5, other)):
+        limit.lost(at, run)
+    assert limit.others_lost(2.0, mine) == 2
+    assert limit.others_lost(2.0, other) == 1
+    assert limit.others_lost(4.0, mine) == 0
+
+
 def test_there_is_one_portal_and_it_knows_its_own_thread() -> None:
     assert portal() is portal()
     assert not portal().is_here

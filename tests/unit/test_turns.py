@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
@@ -103,8 +104,16 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waits
 
 
+def made(
+    sent_at: Callable[[int], float | None] = lambda row: 0.0,
+    accepted: Callable[[float], None] = lambda at: None,
+) -> Refusals:
+    """Rows are sent long ago, unless told otherwise."""
+    return Refusals(Stop(), sent_at=sent_at, accepted=accepted)
+
+
 async def test_of_many_that_are_refused_one_asks_again(slept: list[float]) -> None:
-    refusals = Refusals(Stop())
+    refusals = made()
     waiting = [asyncio.create_task(refusals.wait(row, 1.0, least_s=0.0)) for row in range(8)]
     await settled()
     assert [task.done() for task in waiting] == [True] + [False] * 7
@@ -119,7 +128,7 @@ async def test_of_many_that_are_refused_one_asks_again(slept: list[float]) -> No
 
 
 async def test_where_others_are_answered_each_waits_its_own_time(slept: list[float]) -> None:
-    refusals = Refusals(Stop())
+    refusals = made()
     waiting = [asyncio.create_task(refusals.wait(row, 20.0, least_s=0.0)) for row in range(3)]
     await settled()
     refusals.answered()
@@ -129,7 +138,7 @@ async def test_where_others_are_answered_each_waits_its_own_time(slept: list[flo
 
 
 async def test_when_the_one_that_asks_is_gone_another_does(slept: list[float]) -> None:
-    refusals = Refusals(Stop())
+    refusals = made()
     waiting = [asyncio.create_task(refusals.wait(row, 1.0, least_s=0.0)) for row in range(3)]
     await settled()
     refusals.left(0)
@@ -141,7 +150,7 @@ async def test_when_the_one_that_asks_is_gone_another_does(slept: list[float]) -
 
 
 async def test_no_row_goes_before_the_server_has_asked_it_to(slept: list[float]) -> None:
-    refusals = Refusals(Stop())
+    refusals = made()
     await refusals.wait(0, 300.0, least_s=300.0)
     assert slept == [300.0]
 
@@ -150,7 +159,31 @@ async def test_one_that_asks_and_is_not_refused_lets_the_others_go_before_its_an
     slept: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_refusals, "ACCEPTED_S", 0.005)
-    refusals = Refusals(Stop())
+    refusals = made()
     waiting = [asyncio.create_task(refusals.wait(row, 1.0, least_s=0.0)) for row in range(4)]
     await asyncio.wait_for(asyncio.gather(*waiting), 5)
     assert len(slept) == 4
+
+
+async def test_when_the_engine_took_a_request_again_is_told(
+    slept: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_refusals, "ACCEPTED_S", 0.02)
+    sent, told = time.monotonic() + 0.01, list[float]()
+    refusals = made(lambda row: sent, told.append)
+    waiting = [asyncio.create_task(refusals.wait(row, 1.0, least_s=0.0)) for row in range(2)]
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    assert told == [sent]
+    assert time.monotonic() >= sent + 0.02 - _refusals.ROUNDING_S  # not before it could have been refused
+
+
+async def test_one_that_is_to_ask_and_waits_for_something_else_has_another_ask(
+    slept: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may wait for an answer to one of those that wait for it."""
+    monkeypatch.setattr(_refusals, "ACCEPTED_S", 0.005)
+    told = list[float]()
+    refusals = made(lambda row: None if row == 0 else 7.0, told.append)
+    waiting = [asyncio.create_task(refusals.wait(row, 1.0, least_s=0.0)) for row in range(3)]
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    assert told == [7.0]  # the second one asked and was not refused

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ollama_batch.control._climb import Climb
+from ollama_batch.control._refused import Refused
 from ollama_batch.control._round import Round
 
 ROUND: Final = 8
@@ -138,6 +139,7 @@ class QueueTarget:
         self._grown: tuple[int, float] | None = None  # the limit before it grew, and the pace then
         self.spare = True
         """Whether a small queue is to stand behind the slots."""
+        self._before: Refused | None = None
         self._memory: int | None = None  # what fits, as far as failures have shown
         self._memory_rounds = MEMORY_ROUNDS
         self._rounds_there = 0
@@ -185,6 +187,7 @@ class QueueTarget:
         nothing is told of the queue.
         """
         now = self._clock()
+        self.on_accepted(now - latency_s)
         if now < self._cooling_until or now - latency_s < self._since - ROUNDING_S:
             return
         self._round.add(
@@ -204,7 +207,23 @@ class QueueTarget:
 
     def on_busy(self, retry_after_s: float | None = None, *, in_flight: int | None = None) -> None:
         """The engine refused a request (429, 503); `in_flight` counts it as well."""
+        if self._clock() < self._cooling_until:
+            return
+        if self._before is None:
+            self._before = Refused(self._limit, self._held)
+        elif in_flight == 1:
+            self._before.all_since = True
         self._cut("the engine is busy", retry_after_s, in_flight)
+
+    def on_accepted(self, sent_at: float) -> None:
+        """A request that was sent then has been answered, or is worked on: it was not refused."""
+        before = self._before
+        if before is None or sent_at < self._since - ROUNDING_S:
+            return
+        self._before = None
+        if before.all_since:
+            self._held = before.ceiling
+            self._set(max(self._limit, before.limit), "the engine takes requests again", self._clock())
 
     def on_timeout(self) -> None:
         """A request got no answer in time: no growth this round; two in one round count as a refusal."""
@@ -224,12 +243,14 @@ class QueueTarget:
         self._rounds_there = 0
         self._probed_at = now
         self._climb.restart()
+        self._before = None
         self._set(min(self._limit // 2, self._proven), "the engine ran out of memory", now)
 
     def on_crash(self) -> None:
         """The engine was gone and is back: begin with one request, and double."""
         self._doubling = True
         self._climb.restart()
+        self._before = None
         self._set(1, "the engine crashed", self._clock())
 
     def cap(self, limit: int | None, reason: str) -> None:

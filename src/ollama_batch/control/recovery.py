@@ -188,13 +188,13 @@ def _crash(trouble: Trouble, history: History, ladder: Ladder) -> Action:
     out = trouble.out
     if history.covers(trouble):
         if memory and history.crashes and not history.crashes[-1].memory:
-            return _lack_of_memory(out, history, ladder, Action(do=Do.PAUSE, reason="it was memory"))
+            return _lack_of_memory(trouble, history, ladder, Action(do=Do.PAUSE, reason="it was memory"))
         return Action(do=Do.WAIT, reason="recovery from the crash is under way")
     suspected = {row: history.suspicion_after(row) for row in out}
     poison = frozenset(
         row
         for row, each in suspected.items()
-        if len(out) == 1 and each.crashes >= POISON and history.answers > each.answers
+        if trouble.alone and each.crashes >= POISON and history.answers > each.answers
     )
     if not poison and _breaks(trouble, history):
         reason = f"{BREAKER_CRASHES} crashes and fewer than {BREAKER_ANSWERS} answers between"
@@ -208,13 +208,14 @@ def _crash(trouble: Trouble, history: History, ladder: Ladder) -> Action:
         quarantined=poison,
         alone=frozenset(row for row, each in suspected.items() if each.crashes >= SUSPECT) - poison,
     )
-    return pause if poison or not memory else _lack_of_memory(out, history, ladder, pause)
+    return pause if poison or not memory else _lack_of_memory(trouble, history, ladder, pause)
 
 
-def _lack_of_memory(out: frozenset[int], history: History, ladder: Ladder, pause: Action) -> Action:
+def _lack_of_memory(trouble: Trouble, history: History, ladder: Ladder, pause: Action) -> Action:
     """`pause`, with the next rung; where none is left the row runs alone, and the third time ends it."""
     rung: Rung | None = Rung.CONCURRENCY
-    if len(out) == 1:
+    out = trouble.out
+    if trouble.alone:
         rung = next((each for each in ladder.rungs if each not in history.rungs), None)
     if rung is None:
         if all(history.suspicion_after(row).crashes < POISON for row in out):

@@ -79,29 +79,37 @@ class Trouble:
     """One row met trouble: what, when, and what was out at that moment.
 
     `at` and `sent_at` are seconds of one monotonic clock. `row` is its index; `in_flight` holds those of all
-    rows that were out, `row` among them. `spent` is how many times this row has been sent again for this kind
-    of trouble already, `refused_since` when it was first refused (busy, loading) without anything else having
-    come of it since, `retry_after_s` what the server asked to wait. After a `PROBE`, the same trouble is told
-    again with `healthy`, the answer, and `lost_too`: other rows of `in_flight` whose connection has broken
-    meanwhile; after an `ASK`, with `replied`.
+    rows of the run that were out, `row` among them, `others` counts what else was out at the address. `spent`
+    is how many times this row has been sent again for this kind of trouble already, `refused_since` when it
+    was first refused (busy, loading) without anything else having come of it since, `retry_after_s` what the
+    server asked to wait. After a `PROBE`, the same trouble is told again with `healthy`, the answer,
+    `lost_too`: other rows of `in_flight` whose connection has broken meanwhile, and `others_lost`: how many
+    of other runs have, at about the same time; after an `ASK`, with `replied`.
     """
 
     kind: Kind
     at: float
     row: int
     in_flight: frozenset[int] = frozenset()
+    others: int = 0
     sent_at: float | None = None
     spent: int = 0
     refused_since: float | None = None
     retry_after_s: float | None = None
     healthy: bool | None = None
     lost_too: frozenset[int] = frozenset()
+    others_lost: int = 0
     replied: bool | None = None
 
     @property
     def refused_s(self) -> float:
         """For how long the row has been refused."""
         return 0.0 if self.refused_since is None else self.at - self.refused_since
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing else was out, as far as this process knows."""
+        return len(self.out) == 1 and not self.others
 
     @property
     def out(self) -> frozenset[int]:

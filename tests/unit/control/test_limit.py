@@ -142,8 +142,8 @@ def test_a_minute_of_refusals_is_over_ten_seconds_after_it_has_ended(slots: int)
     assert rate(120, 160) == 0
     assert outcome.refused <= 2 * 60
     assert rate(170, 200) >= 0.9 * rate(60, 100)
-    since = sum(at < 160 for at, _ in outcome.finished)
-    assert min(outcome.limits[since:]) == 1
+    since, until = (sum(at < moment for at, _ in outcome.finished) for moment in (100, 160))
+    assert min(outcome.limits[until:]) >= min(outcome.limits[since // 2 : since])
     assert max(outcome.limits[since : since + 2 * slots]) >= int(0.7 * slots)
 
 
@@ -309,7 +309,17 @@ def test_refusals_that_go_on_are_no_news_of_what_fits() -> None:
         client.target.on_busy(in_flight=client.target.limit)
         client.now += COOLDOWN_S
     assert client.target.limit == 1
-    for _ in range(4):
+    client.answers(1)
+    assert client.target.limit == 20
+
+
+def test_refusals_beside_requests_that_are_worked_on_say_what_fits() -> None:
+    client = settled(20)
+    for _ in range(3):
+        client.target.on_busy(in_flight=client.target.limit)
+        client.now += COOLDOWN_S
+    assert client.target.limit == 6
+    for _ in range(2):
         client.answers(max(2, client.target.limit))
     assert client.target.limit == 14
 

@@ -191,6 +191,32 @@ TABLE = [
         Do.PAUSE,
         {"alone": ONE},
     ),
+    Case(
+        "lost alone, a suspect, well, and requests of other runs go on: no crash",
+        alone(Kind.LOST, healthy=True, others=3),
+        replace(FRESH, suspicions=suspected(1)),
+        Do.AGAIN,
+    ),
+    Case(
+        "lost alone, well, and another run's with it: a crash, and back already",
+        alone(Kind.LOST, healthy=True, others_lost=1),
+        FRESH,
+        Do.PAUSE,
+        {"returned": ONE},
+    ),
+    Case(
+        "lost alone, well, with one of three of other runs: a crash",
+        alone(Kind.LOST, healthy=True, others=3, others_lost=1),
+        FRESH,
+        Do.PAUSE,
+        {"returned": ONE},
+    ),
+    Case(
+        "lost alone, well, with one of four of other runs: again",
+        alone(Kind.LOST, healthy=True, others=4, others_lost=1),
+        FRESH,
+        Do.AGAIN,
+    ),
     # Replies that are none.
     Case("reply: again", trouble(Kind.REPLY), FRESH, Do.AGAIN, {"wait_s": 0.5}),
     Case("reply, the fourth, others answered: fails", trouble(Kind.REPLY, spent=3), BESIDE, Do.FAIL),
@@ -259,6 +285,13 @@ TABLE = [
         Do.PAUSE,
         {"quarantined": frozenset(), "alone": ONE},
     ),
+    Case(
+        "crash, the third, alone in its run, but requests of others were out: it runs alone",
+        alone(Kind.CRASH, others=1),
+        replace(FRESH, suspicions=suspected(2, since=99)),
+        Do.PAUSE,
+        {"quarantined": frozenset(), "alone": ONE},
+    ),
     # The breaker.
     Case(
         "crash, the fifth in 10 minutes with 19 answers between: stops",
@@ -297,6 +330,13 @@ TABLE = [
         "memory, several out again: still fewer",
         trouble(Kind.OUT_OF_MEMORY),
         replace(FRESH, rungs=(Rung.NUM_BATCH,)),
+        Do.PAUSE,
+        {"rung": Rung.CONCURRENCY},
+    ),
+    Case(
+        "memory, one out, and requests of other runs: fewer at a time",
+        alone(Kind.OUT_OF_MEMORY, others=3),
+        FRESH,
         Do.PAUSE,
         {"rung": Rung.CONCURRENCY},
     ),
