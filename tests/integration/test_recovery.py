@@ -312,36 +312,24 @@ def slow_row(body: Any) -> Any:
 # Refusals
 
 
-@pytest.mark.parametrize(
-    ("concurrency", "back_s"), [(16, 1.5), pytest.param("auto", 10.0, marks=pytest.mark.slow)]
-)
-def test_a_server_that_refuses_everything_is_asked_by_one_row_and_soon_as_busy_as_before(
-    fake_ollama_factory: Factory, concurrency: Any, back_s: float
+@pytest.mark.parametrize("concurrency", ["auto", 16])
+def test_a_server_that_refuses_everything_is_asked_by_one_row_and_then_goes_on(
+    fake_ollama_factory: Factory, concurrency: Any
 ) -> None:
-    """Waits are a fifth of the usual ones, 0.5 to 5 s. What `auto` does about refusals lasts 5 s, or more."""
-    busy_s = 4.0
+    """Waits are a fifth of the usual ones. How soon all is as before: see tests/unit/test_refusals.py."""
+    busy_s = 2.0
     fake = fake_ollama_factory(slots=8, speed=CostModel(latency_s=0.01))
     runner = quick_runner(fake, concurrency=concurrency, retry=RetryPolicy(wait_s=0.1, wait_max_s=1.0))
-    run = runner.start(rows(10_000))
+    run = runner.start(rows(1000))
     fake.wait_until(lambda ledger: ledger.answered() >= 300)
     fake.inject(Fault("busy"))
-    refused_from = time.monotonic()
     time.sleep(busy_s)
     fake.clear_faults()
-    free_at = time.monotonic()
-    time.sleep(back_s + 1.0)
-    run.cancel(now=True)
-    with pytest.raises(RunCancelledError) as stopped:
-        run.wait(60)
-    assert stopped.value.report.counts.failed == 0
+    report = run.wait(60)
+    assert (report.counts.ok, report.counts.failed) == (1000, 0)
     refused = [each for each in fake.ledger.completions() if each.outcome == "fault:busy"]
-    # What was out, some of it twice, and the one that asks, once in 0.5 to 1 s; each by itself: over 100.
+    # What was out, some of it twice, and the one that asks, once in 0.5 to 1 s; each by itself: over 50.
     assert len(refused) <= 2 * 16 + 8 + 2 * busy_s
-    answered = [each.at for each in fake.ledger.completions() if each.outcome == "answered"]
-    before = [at for at in answered if at < refused_from]
-    rate = 200 / (before[-1] - before[-201])
-    soon = [at for at in answered if back_s <= at - free_at < back_s + 1.0]
-    assert len(soon) >= 0.9 * rate
 
 
 def test_a_server_that_stays_busy_stops_the_run_with_every_row_pending(fake_ollama_factory: Factory) -> None:
