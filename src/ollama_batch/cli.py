@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ollama_batch._arguments import THINK as THINK_LEVELS
 from ollama_batch._arguments import make_parser
+from ollama_batch._aris_command import convert
 from ollama_batch._asked import (
     api_key,
     body_defaults,
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "export-failed": _export_failed,
         "verify": _verify,
         "doctor": _doctor,
+        "aris": convert,
         "demo": _demo,
     }
     arguments = make_parser(commands).parse_args(argv)
