@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _HARMLESS = re.compile(r"[\w.,;:/&()+#'%!?*|-]+(?: [\w.,;:/&()+#'%!?*|-]+)*")
+_DIGIT = re.compile(r"\d")
 _INVISIBLE = re.compile(
     # Controls, marks and overrides of direction, zero-width characters (not the joiners that scripts
     # and emoji need), tags: nobody sees them, and a model reads them.
@@ -27,10 +28,10 @@ def clean(text: object, limit: int) -> str:
     looks like a tag (`</profile>`, `<|im_end|>`) loses its "<" to U+2039, so that no field can end the
     profile or speak for somebody else. E-mail addresses and phone numbers become "[e-mail]", "[phone]".
     """
-    if not text:
+    if text is None or text == "":
         return ""
     line = text if isinstance(text, str) else str(text)
-    if len(line) <= limit and _HARMLESS.fullmatch(line):
+    if len(line) <= limit and _HARMLESS.fullmatch(line) and not _DIGIT.search(line):
         return line
     line = line[: 4 * limit]
     cut = len(line) < len(text) if isinstance(text, str) else False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from functools import lru_cache
 
 _DATE = re.compile(r"\s*(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?(?:[T ].*)?\s*", re.ASCII | re.DOTALL)
 _YEARS = range(1900, 2200)
@@ -17,6 +18,7 @@ def stands_for_unknown(text: str) -> bool:
     return text.lstrip()[:10] in EPOCH
 
 
+@lru_cache(maxsize=4096)  # the same few hundred months come again and again
 def known_month(text: str | None) -> str | None:
     """`text` ("2021-03-15", "2021-03", "2021") as "2021-03" or "2021"; None if unknown or no date.
 

@@ -6,6 +6,7 @@ ijson keeps the whole path to every level: 400 KB of "[" would take it 100 GB.
 from __future__ import annotations
 
 _MARKS = b'[]{}"'
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _OTHERS = bytes(byte for byte in range(256) if byte not in _MARKS)
 
 
@@ -31,7 +32,7 @@ class NestingWatch:
             chunk = chunk.replace(b"\\\\", b"").replace(b'\\"', b"")
         # Only brackets and quotes are left, then only the brackets outside of strings. Two quotes side by
         # side go whatever they are: every other mark stays on its side of the strings.
-        marks = chunk.translate(None, _OTHERS)
+        marks = chunk.translate(_ONE_KIND, _OTHERS)
         if self._in_string:
             marks = b'"' + marks
         marks = marks.replace(b'""', b"")
@@ -39,12 +40,11 @@ class NestingWatch:
         if b'"' in marks:
             marks = b"".join(marks.split(b'"')[::2])
         for _ in range(self._limit + 1):
-            fewer = marks.replace(b"{}", b"").replace(b"[]", b"")
+            fewer = marks.replace(b"[]", b"")  # one level less
             if len(fewer) == len(marks):
                 break
             marks = fewer
         else:
             return True
-        closed = marks.count(b"}") + marks.count(b"]")
-        self._depth += len(marks) - 2 * closed
+        self._depth += len(marks) - 2 * marks.count(b"]")
         return self._depth > self._limit
