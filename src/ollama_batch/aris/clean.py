@@ -15,7 +15,10 @@ _INVISIBLE = re.compile(
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TAG = re.compile(r"<(?=[|/!?_A-Za-z])|\[(?=/?INST\])")
 _MAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+")
-_PHONE = re.compile(r"(?<![\w+])(?:\+\d|\(\d{2,5}\)|00\d)[\d ()./-]{6,18}\d(?!\w)")
+_PHONE = re.compile(
+    # With a country code, or in the North American form: years and amounts are to stay.
+    r"(?<![\w+])(?:\+|00)[1-9][\d ()./-]{6,18}\d(?!\w)|(?<!\w)(?:\(\d{3}\) ?|\d{3}[-.])\d{3}[-.]\d{4}(?!\w)"
+)
 
 CUT = " [...]"
 """Stands where the rest of a text was left out."""

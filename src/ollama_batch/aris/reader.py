@@ -234,7 +234,7 @@ def read_candidates(
     """Read the candidates of an Aris export, one at a time, in memory that does not grow with the file.
 
     `export` is a path or a file open in binary mode: the one document `{"candidates": [...]}`, a bare list,
-    or a candidate in each line; packed by gzip or not. (About 100 bytes a candidate are kept: its id.)
+    or a candidate in each line; packed by gzip or not. (About 130 bytes a candidate are kept, for its id.)
 
     A broken candidate (no object, no or a repeated aristotleId, a list where a text belongs ...) is never
     handed out. With "fail" the first one ends the handing out; the rest is still checked, and InputError

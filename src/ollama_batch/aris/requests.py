@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
 from ollama_batch.aris.candidate import Candidate
-from ollama_batch.aris.reader import read_candidates
+from ollama_batch.aris.reader import CandidateReader, read_candidates
 from ollama_batch.aris.template import PraxisTemplate
 from ollama_batch.errors import ConfigError
 from ollama_batch.types import BatchRequest
@@ -61,6 +61,8 @@ class RequestStream(Iterator[BatchRequest], Generic[ItemT]):
 
     def __next__(self) -> BatchRequest:
         if self._limit is not None and self._made >= self._limit:
+            if isinstance(self.items, CandidateReader):
+                self.items.close()
             raise StopIteration
         for item in self._iterator:
             if self._skip_evaluated and getattr(item, "evaluated", False):
@@ -102,13 +104,14 @@ def to_requests(
 
     `items` are candidates, the path of an Aris export (which is then read with `read_candidates`), or
     whatever `adapter` takes (None: `PraxisTemplate()`). `skip_evaluated` leaves out items whose `evaluated`
-    is true: candidates with an earlier analysis. `limit`: at most so many requests. Raises ConfigError.
+    is true: candidates with an earlier analysis. `limit`: at most so many requests; a reading ends there.
+    Raises ConfigError, and what `read_candidates` raises.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: must be 1 or more")
-    if isinstance(items, str | os.PathLike):
-        items = read_candidates(items)
     template = PraxisTemplate() if adapter is None else adapter
     if not callable(getattr(template, "request", None)):
         raise ConfigError(f"adapter: must have a method request(item), which {type(template).__name__} lacks")
+    if isinstance(items, str | os.PathLike):
+        items = read_candidates(items)
     return RequestStream(items, template, skip_evaluated=skip_evaluated, limit=limit)

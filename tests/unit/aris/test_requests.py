@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,12 @@ def test_who_was_evaluated_before_is_left_out_when_asked_and_who_says_nothing_al
     assert [request.custom_id for request in stream] == ["a", "c"]
     assert stream.counts == RequestCounts(made=2, evaluated=1, empty=1)
     assert [request.custom_id for request in to_requests(items)] == ["a", "b", "c"]
+
+
+def test_a_limit_closes_the_export_that_was_opened(tmp_path: Path) -> None:
+    stream = to_requests(write(tmp_path / "e.json", document([whole("a"), whole("b")])), limit=1)
+    assert [request.custom_id for request in stream] == ["a"]
+    assert list(stream.items) == []
 
 
 def test_a_limit_counts_requests_and_reads_no_further() -> None:
@@ -168,6 +177,31 @@ def test_parts_of_an_earlier_split_are_not_left_among_the_new_ones(tmp_path: Pat
     write_requests(requests(4), place, split=2, overwrite=True)
     assert names(tmp_path) == ["batch-0001.jsonl", "batch-0002.jsonl", "batch-notes.jsonl"]
     assert ids(tmp_path / "batch-0002.jsonl") == ["r2", "r3"]
+
+
+KILLED = """
+import os, signal, sys
+from ollama_batch import _points
+from ollama_batch.aris import to_requests, write_requests
+
+def die(name):
+    if name == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+_points.listen(die)
+write_requests(to_requests(sys.argv[1]), sys.argv[2], overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("point", ["requests.begin", "file.before_sync", "file.before_rename"])
+def test_a_kill_leaves_the_file_that_was_there(tmp_path: Path, point: str) -> None:
+    path, place = write(tmp_path / "e.json", document([whole("a")])), tmp_path / "batch.jsonl"
+    place.write_text("before")
+    child = [sys.executable, "-c", KILLED, str(path), str(place), point]
+    assert subprocess.run(child, check=False, timeout=60).returncode == -signal.SIGKILL
+    assert place.read_text() == "before"
+    write_requests(to_requests(path), place, overwrite=True)
+    assert ids(place) == ["a"]
 
 
 @pytest.mark.parametrize("split", [None, 2])
