@@ -198,7 +198,8 @@ class CandidateReader(Iterator[Candidate]):
             message = f"{what} {first} has this aristotleId already"
             raise LineError("duplicate_custom_id", message, "aristotleId", usable_id(custom_id, limits))
         try:
-            return Candidate.model_validate(found)
+            # A field called "cv" is one that we do not know: only Python code may leave the "Data" out.
+            return Candidate.model_validate(found, by_alias=True, by_name=False)
         except ValidationError as exc:
             first_fault = exc.errors(include_url=False, include_context=False)[0]
             wanted = _WANTED.get(first_fault["type"], "something else")
