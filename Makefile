@@ -46,6 +46,7 @@ faults: $(STAMP) ## 20 times 10,000 rows through resets, errors, cut bodies, han
 
 scale: $(STAMP) ## 170,000 rows: memory, and the time to resume
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/aris_convert.py
 
 conversations: $(STAMP) ## What trimming costs, what several conversations gain, limits that nobody tells
 	$(BIN)/python benchmarks/conversation.py

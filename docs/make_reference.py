@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ollama_batch import events, report, types
+from ollama_batch.aris import DataQuality, PraxisTemplate, ReadProgress
 from ollama_batch.concurrency import Concurrency
 from ollama_batch.control import Supervisor, SystemdUnit
 from ollama_batch.conversation import ConversationPolicy
@@ -74,7 +75,11 @@ def fields(thing: Any, *, level: int = 3) -> str:
     """A dataclass: what it is, then its fields."""
     rows = []
     for field in dataclasses.fields(thing):
-        if field.default is not dataclasses.MISSING:
+        if field.name.startswith("_"):
+            continue
+        if isinstance(field.default, str) and "\n" in field.default:
+            preset = "our own words"
+        elif field.default is not dataclasses.MISSING:
             preset = default(field.default)
         else:
             preset = "required" if field.default_factory is dataclasses.MISSING else "empty"
@@ -200,6 +205,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory": memory,
     "fakes": classes(FakeModel, CostModel, FakeReply, level=4),
     "doctor": doctor,
+    "aris": classes(PraxisTemplate, DataQuality, ReadProgress),
     "faults": faults,
     "columns": columns,
 }

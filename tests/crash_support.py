@@ -22,6 +22,7 @@ LIFE_S = 60.0
 
 ELSEWHERE = (
     *("aside.before_rename", "aside.before_return", "failed.begin", "file.remove"),
+    "requests.begin",
     *("upgrade.before_commit", "upgrade.after_commit"),
 )
 """Points only reached when a run is asked for something special, which has tests of its own."""

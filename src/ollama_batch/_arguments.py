@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ollama_batch._aris_command import ARIS_CODES
+from ollama_batch._aris_command import add_options as add_aris_options
 from ollama_batch._doctor_command import DOCTOR_CODES, add_options
 
 Command = Callable[[argparse.Namespace], int]
@@ -54,6 +56,7 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         "export-failed": _add_export_failed,
         "verify": _add_verify,
         "doctor": _add_doctor,
+        "aris": _add_aris,
         "demo": _add_demo,
     }
     added = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -301,6 +304,19 @@ def _add_doctor(subparsers: Any, command: Command) -> None:
             "say what is wrong before hours are spent",
             "Loads the model, sends short requests.",
             codes=DOCTOR_CODES,
+        )
+    )
+
+
+def _add_aris(subparsers: Any, command: Command) -> None:
+    add_aris_options(
+        _add(
+            subparsers,
+            "aris",
+            command,
+            "make requests that evaluate the candidates of an Aris export",
+            "Says what the export has and lacks.",
+            codes=ARIS_CODES,
         )
     )
 

@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 from ollama_batch._arguments import THINK as THINK_LEVELS
 from ollama_batch._arguments import make_parser
+from ollama_batch._aris_command import convert
 from ollama_batch._asked import (
     StandardInput,
     api_key,
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "export-failed": _export_failed,
         "verify": _verify,
         "doctor": _doctor,
+        "aris": convert,
         "demo": _demo,
     }
     arguments = make_parser(commands).parse_args(argv)

@@ -17,6 +17,7 @@ from ollama_batch import (
     Supervisor,
     SystemdUnit,
 )
+from ollama_batch.aris import Candidate, PraxisTemplate, RequestStream, read_candidates, to_requests
 from ollama_batch.engines import EmbeddedEngine, Restartable
 from ollama_batch.hooks import CommandHook, Notice, OpenTelemetryHook, PrometheusHook, WebhookHook
 
@@ -43,6 +44,18 @@ for result in runner.iter_results(["one prompt", "another"]):
 
 engine: Engine = OllamaEngine.managed(num_parallel=8, kv_cache_type="q8_0")
 own: list[Restartable] = [OllamaEngine.managed(), EmbeddedEngine.toy()]
+
+
+class Tickets:
+    """An adapter needs no base class either."""
+
+    def request(self, item: dict[str, str], /) -> BatchRequest | None: ...
+
+
+assert_type(to_requests("export.json", skip_evaluated=True), RequestStream[Candidate])
+assert_type(to_requests(read_candidates("export.json"), PraxisTemplate()), RequestStream[Candidate])
+assert_type(to_requests([{"id": "t"}], Tickets()), RequestStream[dict[str, str]])
+runner.run(to_requests(read_candidates("export.json"), PraxisTemplate(message=lambda c: c.aristotle_id)))
 
 
 async def restart() -> None:

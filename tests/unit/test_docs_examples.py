@@ -106,7 +106,11 @@ def run_python(
 
 def missing_extra(step: Step) -> str | None:
     """What a step needs of the extras and this environment lacks."""
-    for name, sign in (("pandas", "import pandas"), ("xllamacpp", r"EmbeddedEngine\.toy|--toy")):
+    for name, sign in (
+        ("pandas", "import pandas"),
+        ("xllamacpp", r"EmbeddedEngine\.toy|--toy"),
+        ("ijson", "aris"),
+    ):
         if re.search(sign, step.text) and not find_spec(name):
             return name
     return None

@@ -64,10 +64,12 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
             "report",
         )
     },
-    {"doctor": ("doctor/*",)},
+    {"doctor": ("doctor/*",), "aris": ("aris/*",)},
     {
         "runner": ("runner",),
-        "command line": ("cli", "_arguments", "_asked", "_demo", "_doctor_command", "_spelling"),
+        "command line": (
+            *("cli", "_arguments", "_aris_command", "_asked", "_demo", "_doctor_command", "_spelling"),
+        ),
         "a run": ("*",),
     },
 ]
@@ -85,6 +87,7 @@ HEAVY = (
     "IPython",
     "prometheus_client",
     "opentelemetry",
+    "ijson",
 )
 ON_USE = (*HEAVY, "aiohttp", "httpx_aiohttp", "httpx", "pydantic", "tenacity", "sqlite3", "orjson")
 
@@ -245,7 +248,9 @@ def test_a_public_name_has_a_docstring_of_its_own_and_is_in_the_reference(name: 
     assert f"`{name}`" in reference
 
 
-@pytest.mark.parametrize("package", ["doctor", "engines", "hooks", "journal", "memory", "testing"])
+@pytest.mark.parametrize(
+    "package", ["aris", "doctor", "engines", "hooks", "journal", "memory", "testing"]
+)
 def test_a_package_offers_what_it_lists(package: str) -> None:
     module = importlib.import_module(f"ollama_batch.{package}")
     for name in module.__all__:

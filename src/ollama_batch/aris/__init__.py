@@ -1,0 +1,29 @@
+"""Candidates of an Aris export, as requests for an evaluation, and the evaluations back into the export."""
+
+from ollama_batch.aris.batch_files import write_requests
+from ollama_batch.aris.candidate import Candidate, GemProfile, Job, School
+from ollama_batch.aris.praxis import ANSWER_FORMAT, CRITERIA, MESSAGE
+from ollama_batch.aris.quality import DataQuality
+from ollama_batch.aris.reader import CandidateReader, ReadProgress, read_candidates
+from ollama_batch.aris.requests import Adapter, RequestCounts, RequestStream, to_requests
+from ollama_batch.aris.template import PraxisTemplate
+
+__all__ = [
+    "ANSWER_FORMAT",
+    "CRITERIA",
+    "MESSAGE",
+    "Adapter",
+    "Candidate",
+    "CandidateReader",
+    "DataQuality",
+    "GemProfile",
+    "Job",
+    "PraxisTemplate",
+    "ReadProgress",
+    "RequestCounts",
+    "RequestStream",
+    "School",
+    "read_candidates",
+    "to_requests",
+    "write_requests",
+]

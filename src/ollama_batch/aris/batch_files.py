@@ -1,0 +1,86 @@
+"""Requests as OpenAI batch files: whole, or not there at all."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+import orjson
+
+from ollama_batch._points import reached
+from ollama_batch.errors import ConfigError, OutputError
+from ollama_batch.journal.place import create_private, put_in_place, remove_file, sync_file
+from ollama_batch.types import BatchRequest
+
+
+def write_requests(
+    requests: Iterable[BatchRequest],
+    output: str | os.PathLike[str],
+    *,
+    split: int | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write `requests` to `output`, one OpenAI batch line each, and return the files there are.
+
+    `split`: at most so many to a file; these are called `<stem>-0001.jsonl`, `<stem>-0002.jsonl` ... Only
+    their owner can read them. They appear when all are written, so that an error on the way (a broken
+    candidate, a full disk) leaves nothing, and leaves what was there. Without a request nothing is written.
+
+    Raises OutputError if a file, or a part of an earlier split, is in the way (unless `overwrite`, which
+    then removes parts that are none any more), or cannot be written; and what `requests` raises.
+    """
+    if split is not None and split < 1:
+        raise ConfigError(f"split={split}: must be 1 or more")
+    place = Path(output)
+    if place.is_dir():
+        raise OutputError(f"{place} is a folder: give a file name in it")
+    in_the_way = _in_the_way(place, split)
+    if in_the_way and not overwrite:
+        raise OutputError(f"{in_the_way[0]} exists: give another name, or say overwrite=True")
+    written: list[tuple[Path, Path]] = []
+    try:
+        for number, part in enumerate(_parts(requests, split), start=1):
+            final = place if split is None else place.with_name(f"{place.stem}-{number:04}{place.suffix}")
+            temporary = final.with_name(f".{final.name[:180]}.{os.getpid()}.tmp")
+            written.append((temporary, final))
+            _write(temporary, part)
+        for temporary, final in written:
+            put_in_place(temporary, final)
+        if written:
+            for stale in set(in_the_way) - {final for _, final in written}:
+                remove_file(stale)
+    except OSError as error:
+        raise OutputError(f"{place} cannot be written: {error.strerror or error}") from error
+    finally:
+        for temporary, _ in written:
+            remove_file(temporary)
+    return [final for _, final in written]
+
+
+def _in_the_way(place: Path, split: int | None) -> list[Path]:
+    if split is None:
+        return [place] if os.path.lexists(place) else []
+    part = re.compile(re.escape(place.stem) + r"-\d{4,}" + re.escape(place.suffix))
+    if not place.parent.is_dir():
+        return []
+    return sorted(path for path in place.parent.iterdir() if part.fullmatch(path.name))
+
+
+def _parts(requests: Iterable[BatchRequest], split: int | None) -> Iterator[Iterator[BatchRequest]]:
+    """`requests` in pieces of `split`, none of them empty; each must be used up before the next."""
+    source = iter(requests)
+    for first in source:
+        yield chain([first], source if split is None else islice(source, split - 1))
+
+
+def _write(path: Path, requests: Iterator[BatchRequest]) -> None:
+    remove_file(path)  # what a killed process of the same number left
+    reached("requests.begin")
+    with os.fdopen(create_private(path), "wb") as file:
+        for request in requests:
+            file.write(orjson.dumps(request.to_openai()) + b"\n")
+        file.flush()
+        sync_file(file.fileno())

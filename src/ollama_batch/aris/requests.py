@@ -1,0 +1,117 @@
+"""From items of any kind to the requests of a batch: the protocol, and the stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar, overload
+
+from ollama_batch.aris.candidate import Candidate
+from ollama_batch.aris.reader import CandidateReader, read_candidates
+from ollama_batch.aris.template import PraxisTemplate
+from ollama_batch.errors import ConfigError
+from ollama_batch.types import BatchRequest
+
+ItemT = TypeVar("ItemT")
+ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
+
+
+class Adapter(Protocol[ItemT_contra]):
+    """Makes the request that asks about one item. `PraxisTemplate` is one; any object with this method is."""
+
+    def request(self, item: ItemT_contra, /) -> BatchRequest | None:
+        """The request about `item`, its `custom_id` the item's own id; None if there is nothing to ask.
+
+        Must be pure, and begin every request with the same messages, so that the engine evaluates what
+        they share once.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestCounts:
+    """What became of the items so far: `made` requests, `evaluated` and `empty` ones without."""
+
+    made: int = 0
+    evaluated: int = 0
+    empty: int = 0
+
+
+class RequestStream(Iterator[BatchRequest], Generic[ItemT]):
+    """The requests for `items`, made as they are taken; `counts` says what became of the items so far."""
+
+    def __init__(
+        self, items: Iterable[ItemT], adapter: Adapter[ItemT], *, skip_evaluated: bool, limit: int | None
+    ) -> None:
+        self.items = items
+        self._adapter = adapter
+        self._skip_evaluated = skip_evaluated
+        self._limit = limit
+        self._made = self._evaluated = self._empty = 0
+        self._iterator = iter(items)
+
+    @property
+    def counts(self) -> RequestCounts:
+        """What became of the items so far."""
+        return RequestCounts(made=self._made, evaluated=self._evaluated, empty=self._empty)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> BatchRequest:
+        if self._limit is not None and self._made >= self._limit:
+            if isinstance(self.items, CandidateReader):
+                self.items.close()
+            raise StopIteration
+        for item in self._iterator:
+            if self._skip_evaluated and getattr(item, "evaluated", False):
+                self._evaluated += 1
+                continue
+            request = self._adapter.request(item)
+            if request is None:
+                self._empty += 1
+                continue
+            self._made += 1
+            return request
+        raise StopIteration
+
+
+@overload
+def to_requests(
+    items: str | os.PathLike[str] | Iterable[Candidate],
+    adapter: PraxisTemplate | None = None,
+    *,
+    skip_evaluated: bool = False,
+    limit: int | None = None,
+) -> RequestStream[Candidate]: ...
+
+
+@overload
+def to_requests(
+    items: Iterable[ItemT],
+    adapter: Adapter[ItemT],
+    *,
+    skip_evaluated: bool = False,
+    limit: int | None = None,
+) -> RequestStream[ItemT]: ...
+
+
+def to_requests(
+    items: Any, adapter: Any = None, *, skip_evaluated: bool = False, limit: int | None = None
+) -> RequestStream[Any]:
+    """The requests for `items`, one at a time: an input of `BatchRunner.run`, or of `write_requests`.
+
+    `items` are candidates, the path of an Aris export (which is then read with `read_candidates`), or
+    whatever `adapter` takes (None: `PraxisTemplate()`). `skip_evaluated` leaves out items whose `evaluated`
+    is true: candidates with an earlier analysis. `limit`: at most so many requests; a reading ends there.
+    Raises ConfigError, and what `read_candidates` raises.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit={limit}: must be 1 or more")
+    template = PraxisTemplate() if adapter is None else adapter
+    if not callable(getattr(template, "request", None)):
+        raise ConfigError(f"adapter: must have a method request(item), which {type(template).__name__} lacks")
+    if isinstance(items, str | os.PathLike):
+        items = read_candidates(items)
+    return RequestStream(items, template, skip_evaluated=skip_evaluated, limit=limit)
