@@ -43,6 +43,7 @@ POINTS: tuple[str, ...] = (
     "export.begin",
     "export.before_flush",
     "failed.begin",
+    "new.begin",
     "close.begin",
     "aside.before_rename",
     "aside.before_return",

@@ -48,6 +48,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
     {
         "what a person sees": (
             "_text",
+            "_sheet",
             "_histogram",
             "_minute",
             "savings",
@@ -63,7 +64,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
             "report",
         )
     },
-    {"doctor": ("doctor/*",)},
+    {"doctor": ("doctor/*",), "aris": ("aris/*",)},
     {
         "runner": ("runner",),
         "command line": ("cli", "_arguments", "_asked", "_demo", "_doctor_command", "_spelling"),
@@ -232,7 +233,7 @@ def test_a_public_name_has_a_docstring_of_its_own_and_is_in_the_reference(name: 
     assert f"`{name}`" in reference
 
 
-@pytest.mark.parametrize("package", ["doctor", "engines", "journal", "memory", "testing"])
+@pytest.mark.parametrize("package", ["aris", "doctor", "engines", "journal", "memory", "testing"])
 def test_a_package_offers_what_it_lists(package: str) -> None:
     module = importlib.import_module(f"ollama_batch.{package}")
     for name in module.__all__:
