@@ -14,12 +14,13 @@ from pydantic import BaseModel, ValidationError
 from ollama_batch.errors import ConfigError, InputError
 from ollama_batch.journal import RunJournal
 from ollama_batch.jsonl import LineError, OutputLine, parse_output_line, read_lines
-from ollama_batch.records import EXTENSION, decode_result
+from ollama_batch.records import EXTENSION
 from ollama_batch.types import BatchResult, RowError
 
-UNPARSED: Final = "unparsed"
+UNPARSED: Final = "output_unparsed"
 """The code of a row that has an answer, which is no evaluation."""
 
+_SILENT: Final = "the row failed and does not say why"
 _SQLITE: Final = b"SQLite format 3\x00"
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -33,8 +34,8 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 class FailedEvaluation:
     """A row without an evaluation: `code` and `message` of the failed row.
 
-    `code` is "unparsed" where there is an answer and it is no evaluation; `message` then says which rule it
-    breaks and holds nothing of the answer. `custom_id` is None for a line that was no request.
+    `code` is "output_unparsed" where there is an answer and it is no evaluation; `message` then says which
+    rule it breaks and holds nothing of the answer. `custom_id` is None for a line that was no request.
     """
 
     custom_id: str | None
@@ -67,7 +68,7 @@ def read_evaluations(
 
 def _evaluated(result: BatchResult[Any], model: type[ModelT]) -> tuple[str, ModelT] | FailedEvaluation:
     if not result.ok or not result.custom_id:
-        error = result.error or RowError("failed", "the row failed and does not say why")
+        error = result.error or RowError("failed", _SILENT)
         return FailedEvaluation(result.custom_id or None, error.code, error.message)
     parsed = result.parsed
     try:
@@ -106,8 +107,8 @@ def _of_file(path: Path) -> Iterator[BatchResult[Any]]:
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     with RunJournal.open_readonly(path) as journal:
-        for row, record in journal.results():
-            yield decode_result(record, row.custom_id)
+        for row, record in journal.results():  # a line has what was repaired, too
+            yield _of_line(record.line, f"{path}, row {row.index}")
 
 
 def _of_line(raw: bytes, where: str) -> BatchResult[Any]:
@@ -145,8 +146,9 @@ def _unnamed(raw: bytes) -> BatchResult[Any] | None:
 
 def _fault(line: OutputLine) -> RowError:
     told = line.error or {}
-    code = told.get("code") or told.get("type") or f"http_{line.status}"
-    return RowError(str(code), str(told.get("message") or "the row failed and does not say why"), line.status)
+    unnamed = "failed" if line.status is None else f"http_{line.status}"
+    code, message = told.get("code") or told.get("type") or unnamed, told.get("message") or _SILENT
+    return RowError(str(code), str(message), line.status)
 
 
 def _text(body: Mapping[str, Any]) -> str | None:
