@@ -21,8 +21,9 @@ CHILD = Path(__file__).with_name("run_child.py")
 LIFE_S = 60.0
 
 ELSEWHERE = (
-    *("aside.before_rename", "aside.before_return", "failed.begin", "new.begin", "file.remove"),
+    *("aside.before_rename", "aside.before_return", "failed.begin", "file.remove"),
     *("upgrade.before_commit", "upgrade.after_commit"),
+    "new.begin",
 )
 """Points only reached when a run is asked for something special, which has tests of its own."""
 
