@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ollama_batch import events, report, types
+from ollama_batch.aris import FailedEvaluation, RankedCandidate, Ranking, WrittenEvaluations
 from ollama_batch.concurrency import Concurrency
 from ollama_batch.control import Supervisor, SystemdUnit
 from ollama_batch.conversation import ConversationPolicy
@@ -188,6 +189,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "doctor": doctor,
     "faults": faults,
     "columns": columns,
+    "evaluations": classes(Ranking, RankedCandidate, FailedEvaluation, WrittenEvaluations),
 }
 
 

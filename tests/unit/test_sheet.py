@@ -24,6 +24,7 @@ from ollama_batch._sheet import cell
         ("\uff1d1", "'\uff1d1"),
         ("\ufeff=1", "'\ufeff=1"),
         ("a=1", "a=1"),
+        ("'quoted'", "''quoted'"),
         ("two\nlines", "two\nlines"),
         ("\x1b[31mred", "\\x1b[31mred"),
         ("\ud800", "\\ud800"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -51,8 +51,8 @@ class Ranking:
     """
 
     candidates: tuple[RankedCandidate, ...]
-    failed: tuple[FailedEvaluation, ...] = ()
-    weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))
+    failed: tuple[FailedEvaluation, ...]
+    weights: Mapping[str, float]
 
     def to_csv(self, path: PathLike, *, failed: PathLike | None = None, overwrite: bool = False) -> None:
         """Write the candidates to `path`, and the rows without an evaluation to `failed`: UTF-8, a line each.

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
+from ollama_batch._text import plain
 from ollama_batch.errors import ConfigError, InputError
 from ollama_batch.journal import RunJournal
 from ollama_batch.jsonl import LineError, OutputLine, parse_output_line, read_lines
@@ -44,7 +45,7 @@ class FailedEvaluation:
 
     def __str__(self) -> str:
         name = "a row without an id" if self.custom_id is None else self.custom_id
-        return f"{name}: {self.message} ({self.code})"
+        return plain(f"{name}: {self.message} ({self.code})", 400)
 
 
 def read_evaluations(

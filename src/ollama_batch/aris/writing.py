@@ -10,7 +10,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from ollama_batch._text import count
+from ollama_batch._text import count, plain
 from ollama_batch.aris._export import copy_export
 from ollama_batch.aris._files import check_new, new_file
 from ollama_batch.aris._scan import Candidate
@@ -51,13 +51,16 @@ class WrittenEvaluations:
         told = [f"{self.output}: {count(self.written)} of {count(self.candidates)} candidates evaluated"]
         for number, what in (
             (self.replaced, "of these had an earlier evaluation, which is replaced"),
-            (self.failed, "left as they were: the row failed"),
-            (self.unparsed, "left as they were: the answer is no evaluation"),
-            (self.missing, "left as they were: there is no result"),
-            (self.repeated, "left as they were: another candidate before has the same id"),
-            (self.nameless, "left as they were: they have no id"),
-            (self.unreadable, "lines that are no JSON object, as they were"),
-            (self.unmatched, f"evaluations of no candidate: {', '.join(self.unmatched_ids)}"),
+            (self.failed, "unchanged: the row failed"),
+            (self.unparsed, "unchanged: the answer is no evaluation"),
+            (self.missing, "unchanged: there is no result"),
+            (self.repeated, "unchanged: a candidate before has the same id"),
+            (self.nameless, "unchanged: there is no id"),
+            (self.unreadable, "unchanged: no candidate, a line that is no JSON object"),
+            (
+                self.unmatched,
+                f"without a candidate: {', '.join(plain(each, 40) for each in self.unmatched_ids)}",
+            ),
         ):
             if number:
                 told.append(f"  {count(number)} {what}")

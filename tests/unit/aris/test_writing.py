@@ -16,7 +16,7 @@ import pytest
 from pydantic import BaseModel
 
 from evaluations_support import answer, answered, failed, written
-from ollama_batch import BatchRequest, BatchResult, ConfigError, InputError
+from ollama_batch import BatchRequest, BatchResult, ConfigError, InputError, RowError
 from ollama_batch.aris import FailedEvaluation, rank, write_evaluations
 from ollama_batch.errors import DiskFullError, JournalError, OutputError
 from ollama_batch.testing import FakeOllama, Fault
@@ -77,13 +77,13 @@ def test_what_became_of_every_candidate_and_result_is_told(tmp_path: Path) -> No
     done = write_evaluations(tmp_path / "export.jsonl", results, tmp_path / "out.jsonl")
     assert str(done).splitlines() == [
         f"{tmp_path / 'out.jsonl'}: 1 of 6 candidates evaluated",
-        "  1 left as they were: the row failed",
-        "  1 left as they were: the answer is no evaluation",
-        "  1 left as they were: there is no result",
-        "  1 left as they were: another candidate before has the same id",
-        "  1 left as they were: they have no id",
-        "  1 lines that are no JSON object, as they were",
-        "  2 evaluations of no candidate: gone, gone too",
+        "  1 unchanged: the row failed",
+        "  1 unchanged: the answer is no evaluation",
+        "  1 unchanged: there is no result",
+        "  1 unchanged: a candidate before has the same id",
+        "  1 unchanged: there is no id",
+        "  1 unchanged: no candidate, a line that is no JSON object",
+        "  2 without a candidate: gone, gone too",
     ]
     made = (tmp_path / "out.jsonl").read_text().split("\n")
     assert made[0] == f'{{"aristotleId": "ok","praxisData": {written(answer())}}}'
@@ -387,3 +387,14 @@ def test_ids_of_any_text_find_their_candidate(tmp_path: Path) -> None:
     export.write_text(json.dumps([{"aristotleId": each} for each in ids]))
     done = write_evaluations(export, [answered(each) for each in ids], tmp_path / "out.json")
     assert (done.written, done.missing, done.unmatched) == (len(ids), 0, 0)
+
+
+def test_nothing_that_is_printed_obeys_a_terminal(export: Path, tmp_path: Path) -> None:
+    results = [
+        answered("\x1b[2J"),
+        BatchResult(custom_id="a", ok=False, error=RowError("x", "\x1b]0;title\x07")),
+    ]
+    done = write_evaluations(export, results, tmp_path / "out.json")
+    for text in (str(done).replace("\n", ""), str(done.failures[0])):
+        assert text.isprintable()
+        assert "\\x1b" in text
