@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ollama_batch import events, report, types
-from ollama_batch.aris import DataQuality, PraxisTemplate, ReadProgress
+from ollama_batch.aris import (
+    DataQuality,
+    FailedEvaluation,
+    PraxisTemplate,
+    RankedCandidate,
+    Ranking,
+    ReadProgress,
+    WrittenEvaluations,
+)
 from ollama_batch.concurrency import Concurrency
 from ollama_batch.control import Supervisor, SystemdUnit
 from ollama_batch.conversation import ConversationPolicy
@@ -208,6 +216,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "aris": classes(PraxisTemplate, DataQuality, ReadProgress),
     "faults": faults,
     "columns": columns,
+    "evaluations": classes(Ranking, RankedCandidate, FailedEvaluation, WrittenEvaluations),
 }
 
 

@@ -24,6 +24,7 @@ ELSEWHERE = (
     *("aside.before_rename", "aside.before_return", "failed.begin", "file.remove"),
     "requests.begin",
     *("upgrade.before_commit", "upgrade.after_commit"),
+    "new.begin",
 )
 """Points only reached when a run is asked for something special, which has tests of its own."""
 

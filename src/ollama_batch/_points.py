@@ -36,6 +36,7 @@ POINTS: tuple[str, ...] = (
     "partial.before_append",
     "partial.after_append",
     "partial.mend",
+    "new.begin",
     "meta.before_put",
     "meta.after_put",
     "note.before_insert",

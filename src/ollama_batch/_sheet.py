@@ -1,0 +1,24 @@
+"""Cells of a CSV file that a spreadsheet shows as they are and never runs."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_FORMULA: Final = re.compile(
+    r"[\t\r\n]|[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2060\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20]|'"
+)
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def cell(text: str) -> str:
+    r"""`text` as a cell: never a formula, nothing in it that a terminal obeys.
+
+    An apostrophe goes before what a spreadsheet could take for a formula: text that begins with one of
+    `= + - @`, also in full width or behind white space, or with a tab or line end; and before an apostrophe,
+    so that it can be told from these. Control characters other than tabs and line ends, and lone surrogates,
+    are shown as `\x1b` and the like.
+    """
+    shown = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    shown = shown.encode("utf-8", "backslashreplace").decode()
+    return f"'{shown}" if _FORMULA.match(text) else shown

@@ -1,0 +1,160 @@
+"""Results as evaluations: of a run in memory, of a journal, of a result file in OpenAI's form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from ollama_batch._text import plain
+from ollama_batch.errors import ConfigError, InputError
+from ollama_batch.journal import RunJournal
+from ollama_batch.jsonl import LineError, OutputLine, parse_output_line, read_lines
+from ollama_batch.records import EXTENSION
+from ollama_batch.types import BatchResult, RowError
+
+UNPARSED: Final = "output_unparsed"
+"""The code of a row that has an answer, which is no evaluation."""
+
+_SILENT: Final = "the row failed and does not say why"
+_SQLITE: Final = b"SQLite format 3\x00"
+
+PathLike: TypeAlias = str | os.PathLike[str]
+Results: TypeAlias = PathLike | Iterable[BatchResult[Any]]
+"""A journal, a result file (ours, or of OpenAI's form), or results as a run gives them."""
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedEvaluation:
+    """A row without an evaluation: `code` and `message` of the failed row.
+
+    `code` is "output_unparsed" where there is an answer and it is no evaluation; `message` then says which
+    rule it breaks and holds nothing of the answer. `custom_id` is None for a line that was no request.
+    """
+
+    custom_id: str | None
+    code: str
+    message: str
+
+    def __str__(self) -> str:
+        name = "a row without an id" if self.custom_id is None else self.custom_id
+        return plain(f"{name}: {self.message} ({self.code})", 400)
+
+
+def read_evaluations(
+    results: Results, model: type[ModelT]
+) -> Iterator[tuple[str, ModelT] | FailedEvaluation]:
+    """Each result as its id and evaluation, or why it has none; one at a time, in the order they come.
+
+    What a run has parsed counts; where nothing was parsed, the whole text must be an object that `model`
+    accepts. Raises InputError for a file that cannot be read or has a line that is no result, and ConfigError
+    for an item that is none.
+    """
+    found = _of_file(Path(results)) if isinstance(results, str | os.PathLike) else results
+    for result in found:
+        if not isinstance(result, BatchResult):
+            raise ConfigError(
+                f"results= has a {type(result).__name__}: must be the path of a journal or result file, or "
+                "BatchResults, as report.results() gives them"
+            )
+        yield _evaluated(result, model)
+
+
+def _evaluated(result: BatchResult[Any], model: type[ModelT]) -> tuple[str, ModelT] | FailedEvaluation:
+    if not result.ok or not result.custom_id:
+        error = result.error or RowError("failed", _SILENT)
+        return FailedEvaluation(result.custom_id or None, error.code, error.message)
+    parsed = result.parsed
+    try:
+        if parsed is None:
+            if result.output is None:
+                return FailedEvaluation(result.custom_id, UNPARSED, "the answer has no text")
+            # As bytes: a lone surrogate is then no UTF-8, and refused like all other mistakes.
+            text = result.output.strip().encode("utf-8", "surrogatepass")
+            return result.custom_id, model.model_validate_json(text)
+        if isinstance(parsed, model):
+            return result.custom_id, parsed
+        value = parsed.model_dump(by_alias=True) if isinstance(parsed, BaseModel) else parsed
+        return result.custom_id, model.model_validate(value)
+    except ValidationError as exc:
+        return FailedEvaluation(result.custom_id, UNPARSED, _broken_rule(exc))
+
+
+def _broken_rule(exc: ValidationError) -> str:
+    """The first rule that is broken, where, and how many more; without what stands there."""
+    first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {exc.error_count() - 1} more)" if exc.error_count() > 1 else ""
+    return f"{where + ': ' if where else ''}{first['msg']}{more}"
+
+
+def _of_file(path: Path) -> Iterator[BatchResult[Any]]:
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_SQLITE)) != _SQLITE:
+                file.seek(0)
+                for line in read_lines(file):
+                    if line.too_long:
+                        raise InputError(f"{path}:{line.line} is longer than a line of results may be")
+                    yield _of_line(line.raw, f"{path}:{line.line}")
+                return
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+    with RunJournal.open_readonly(path) as journal:
+        for row, record in journal.results():  # a line has what was repaired, too
+            yield _of_line(record.line, f"{path}, row {row.index}")
+
+
+def _of_line(raw: bytes, where: str) -> BatchResult[Any]:
+    try:
+        line = parse_output_line(raw)
+    except LineError as exc:
+        unnamed = _unnamed(raw)
+        if unnamed is None:
+            raise InputError(
+                f"{where} is {exc}: give the journal of a run, or a file of results in the form of OpenAI's"
+            ) from exc
+        return unnamed
+    if not line.ok:
+        return BatchResult(custom_id=line.custom_id, ok=False, error=_fault(line))
+    extension = orjson.loads(raw).get(EXTENSION)
+    return BatchResult(
+        custom_id=line.custom_id,
+        ok=True,
+        output=_text(line.body or {}),
+        parsed=extension.get("parsed") if isinstance(extension, Mapping) else None,
+    )
+
+
+def _unnamed(raw: bytes) -> BatchResult[Any] | None:
+    """The failed row of a line that was no request and so has no id."""
+    try:
+        line = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(line, dict) or line.get("custom_id", "") is not None or "response" not in line:
+        return None
+    named = parse_output_line(orjson.dumps({**line, "custom_id": "-"}))
+    return BatchResult(custom_id="", ok=False, error=_fault(named))
+
+
+def _fault(line: OutputLine) -> RowError:
+    told = line.error or {}
+    unnamed = "failed" if line.status is None else f"http_{line.status}"
+    code, message = told.get("code") or told.get("type") or unnamed, told.get("message") or _SILENT
+    return RowError(str(code), str(message), line.status)
+
+
+def _text(body: Mapping[str, Any]) -> str | None:
+    choices = body.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    content = message.get("content") if isinstance(message, dict) else None
+    return content if isinstance(content, str) else None
