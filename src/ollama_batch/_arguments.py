@@ -131,7 +131,16 @@ def _add_run(subparsers: Any, command: Command) -> None:
         help="answer limit of rows that set none (default: 1024)",
     )
     asking.add_argument("--temperature", type=float, metavar="T", help="of rows that set none")
-    asking.add_argument("--schema", metavar="F", help="JSON schema of the answers of rows that set no format")
+    asking.add_argument(
+        "--schema", metavar="F", help="JSON schema that every answer must fit; rows are asked for it"
+    )
+    asking.add_argument(
+        "--output-retries",
+        type=int,
+        default=1,
+        metavar="N",
+        help="ask a row again so often whose answer does not fit the schema (default: 1)",
+    )
     asking.add_argument(
         "--think",
         choices=("off", "on", "low", "medium", "high", "max"),

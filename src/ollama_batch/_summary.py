@@ -25,6 +25,8 @@ _ENOUGH_ROWS = 20
 
 _HINTS = {
     "output_truncated": "answers were cut off: a new run (another output) with a larger max_tokens helps",
+    "output_unparsed": "answers did not fit the response model: say in the prompt what they must be, or see "
+    "docs/structured.md",
     "context_length_exceeded": "prompts did not fit: a new run (another output) with a larger num_ctx helps, "
     "or one that shortens them (trim=); a single message that is too long has to be made shorter",
 }

@@ -29,6 +29,7 @@ from ollama_batch._asked import (
     fallback_model,
     input_paths,
     make_engine,
+    response_model,
     row_models,
     trim_strategy,
 )
@@ -112,13 +113,15 @@ def _run(arguments: Namespace) -> int:
         model, where = _model_of_first_row(arguments.inputs)
     engine = make_engine(arguments, model)
     try:
-        runner = BatchRunner(
+        runner: BatchRunner = BatchRunner(
             model=model or fallback_model(arguments),
             engine=engine,
             defaults=body_defaults(arguments),
             num_ctx=arguments.num_ctx,
             max_tokens=arguments.max_tokens,
             think=THINK_LEVELS.get(arguments.think, arguments.think),
+            response_model=response_model(arguments),
+            output_retries=arguments.output_retries,
             mode=arguments.mode,
             conversation=policy,
             trim=trim_strategy(arguments),
