@@ -97,7 +97,10 @@ def _what(report: BatchReport[Any]) -> list[Line]:
     if report.reason is not None:
         lines.append(("reason", plain(report.reason, 200)))
     tries = f" ({count(m.retried)} more tries)" if m.retried else ""
-    lines.append(("rows", f"{count(counts.sent)} sent{tries}, {count(counts.resumed)} from the journal"))
+    told = (("asked again", m.asked_again), ("repaired", m.repaired))
+    mended = "".join(f", {count(number)} {what}" for what, number in told if number)
+    sent = f"{count(counts.sent)} sent{tries}, {count(counts.resumed)} from the journal{mended}"
+    lines.append(("rows", sent))
     engine = report.engine
     who = ""
     if engine is not None:

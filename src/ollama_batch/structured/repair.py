@@ -10,6 +10,10 @@ from typing import Any, Final
 REPAIRED_CHARS: Final = 32_768
 """Longer text is not repaired: the time it takes grows with its square."""
 
+_EMPTY: Final = re.compile(r"""(?<!\\)(["'])\1""")
+_NOTHING: Final = " \N{EMPTY SET} "
+"""Stands for text that is empty, which a repair must not make where nothing was."""
+
 _ESCAPE: Final = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 _PART: Final = re.compile(
     r"""-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|[^\W\d]\w*|[^\s"'`\u201c\u201d\u2018\u2019\\]"""
@@ -41,7 +45,7 @@ def repaired(text: str) -> dict[str, Any] | None:
 def parts(text: str) -> list[str]:
     """The words, numbers and signs of JSON text in their order, without what a repair may change."""
     found: list[str] = []
-    for part in _PART.findall(_ESCAPE.sub(_meant, text)):
+    for part in _PART.findall(_ESCAPE.sub(_meant, _EMPTY.sub(_NOTHING, text))):
         if part in ("}", "]") and found and found[-1] == ",":
             found.pop()
         found.append(_normal(part))
