@@ -135,13 +135,6 @@ def _add_run(subparsers: Any, command: Command) -> None:
         "--schema", metavar="F", help="JSON schema that every answer must fit; rows are asked for it"
     )
     asking.add_argument(
-        "--output-retries",
-        type=int,
-        default=1,
-        metavar="N",
-        help="ask a row again so often whose answer does not fit the schema (default: 1)",
-    )
-    asking.add_argument(
         "--think",
         choices=("off", "on", "low", "medium", "high", "max"),
         default="off",

@@ -121,7 +121,6 @@ def _run(arguments: Namespace) -> int:
             max_tokens=arguments.max_tokens,
             think=THINK_LEVELS.get(arguments.think, arguments.think),
             response_model=response_model(arguments),
-            output_retries=arguments.output_retries,
             mode=arguments.mode,
             conversation=policy,
             trim=trim_strategy(arguments),

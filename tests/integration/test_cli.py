@@ -207,6 +207,7 @@ def test_without_options_the_library_gets_its_own_defaults(
         "num_ctx": own.options.num_ctx,
         "max_tokens": own.options.max_tokens,
         "think": own.options.think,
+        "response_model": own.options.form,
         "mode": own.options.mode,
         "conversation": own.options.conversation,
         "trim": own.options.trim,
@@ -301,6 +302,10 @@ def test_several_inputs_are_files_whatever_they_are_called(
         (["run", "IN", "-o", "OUT", "--schema", "absent.json"], "--schema absent.json: cannot be read"),
         (["run", "IN", "-o", "OUT", "--schema", "IN2"], "is not JSON"),
         (["run", "IN", "-o", "OUT", "--schema", "LIST"], "a JSON schema is an object, not a list"),
+        (
+            ["run", "IN", "-o", "OUT", "--schema", "ODD"],
+            "--schema ODD: type is not right: 'objekt' is not valid",
+        ),
         (["run", "IN", "-o", "OUT", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
         (["run", "IN", "-o", "OUT", "--api", "openai"], "--api openai needs --base-url"),
         (["run", "IN", "-o", "OUT", "--base-url", "ftp://x"], "ftp"),
@@ -336,6 +341,7 @@ def test_wrong_usage_exits_2_and_says_what_is_wrong(
     write(Path("IN2"), rows(2))
     write(Path("UNNAMED"), rows(2))
     Path("LIST").write_text("[]")
+    Path("ODD").write_text('{"type": "objekt"}')
     before = sorted(tmp_path.iterdir())
     code, out, err = ask(*words)
     assert (code, out) == (2, "")
