@@ -102,7 +102,8 @@ def decode_result(record: ResultRecord, custom_id: str | None) -> BatchResult[An
 
 def made_json(record: ResultRecord) -> Any:
     """What the answer of a `repaired` row was repaired to, as JSON data; None for any other."""
-    extension: Mapping[str, Any] = orjson.loads(record.line).get(EXTENSION) or {}
+    # Not by orjson, which makes floats of integers beyond 64 bits.
+    extension: Mapping[str, Any] = json.loads(record.line).get(EXTENSION) or {}
     return extension.get("parsed")
 
 

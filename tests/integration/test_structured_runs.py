@@ -12,7 +12,7 @@ import ollama
 import pytest
 from pydantic import BaseModel
 
-from answer_shapes import PLAIN, SHAPES, YES, Shape, Verdict
+from answer_shapes import PLAIN, SHAPES, YES, Verdict
 from conversation_support import HEAD, Prompts, own_name, row, talker
 from ollama_batch import BatchRequest, BatchRunner, JsonSchema, OpenAIEngine
 from ollama_batch.errors import ConfigError, JournalMismatchError, MissingExtraError, RunCancelledError
@@ -46,10 +46,6 @@ class Script:
         return prepared[min(len(times), len(prepared)) - 1]
 
 
-def row_of(shape: Shape, number: int) -> dict[str, Any]:
-    return line(f"s{number}")
-
-
 @pytest.fixture(params=["ollama", "openai"])
 def engine(request: pytest.FixtureRequest) -> Callable[[FakeOllama], Any]:
     """What makes an engine for a fake; None is the default one."""
@@ -61,7 +57,7 @@ def test_each_of_sixty_answers_ends_as_the_table_says(
 ) -> None:
     script = Script({f"s{n}": [shape.reply, PLAIN] for n, shape in enumerate(SHAPES)})
     fake = fake_ollama_factory(reply=script)
-    source = write_lines(tmp_path / "in.jsonl", [row_of(shape, n) for n, shape in enumerate(SHAPES)])
+    source = write_lines(tmp_path / "in.jsonl", [line(f"s{n}") for n in range(len(SHAPES))])
     made = engine(fake)
     runner = runner_on(
         fake, response_model=Verdict, num_ctx=4096, **({} if made is None else {"engine": made})
@@ -371,14 +367,6 @@ class Judge(Prompts):
 
 
 NAMES = [f"r{n}" for n in range(9)]
-
-
-def asked_of(prompts: Prompts, name: str) -> list[list[dict[str, Any]]]:
-    return [
-        messages
-        for messages in prompts.asked
-        if any(str(each["content"]).startswith(f"{name} ") for each in messages)
-    ]
 
 
 @pytest.mark.parametrize("always", [False, True], ids=["asked again", "failed"])

