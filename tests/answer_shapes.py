@@ -137,6 +137,12 @@ SHAPES = [
     again("null", "null", "is null, no JSON object"),
     again("a key twice", '{"verdict": "Yes", "verdict": "No", "score": 7}', "has a key twice"),
     again("no end", '{"verdict": "Yes", "score": 7, "note": "and so', "has a JSON object without an end"),
+    again(
+        "no end, in text with braces",
+        '{"verdict": "Yes", "score": 7, "note": "use {x} and',
+        "is no valid JSON",
+    ),
+    again("a draft, then one without an end", f'{PLAIN} No: {{"verdict": "N', "has a JSON object without"),
     again("no end behind an inner one", DETAILED[:-2], "is no valid JSON"),
     again("a bracket of another kind", '{"verdict": "Yes", "score": 7]', "has a JSON object without an end"),
     again("a comment", '{"verdict": "Yes", // sure\n"score": 7}', "is no valid JSON"),

@@ -418,6 +418,23 @@ def test_every_row_ok_exits_0_and_the_report_is_printed(
     assert fake_ollama.ledger.count() == 20
 
 
+def test_answers_that_do_not_fit_the_schema_are_asked_for_once_more_and_then_fail(
+    ask: Cli, fake_ollama_factory: Callable[..., FakeOllama], tmp_path: Path
+) -> None:
+    fake = fake_ollama_factory(reply='{"n": "many"}')
+    source, schema = write(tmp_path / "in.jsonl", rows(2, model="toy:1b")), tmp_path / "count.json"
+    schema.write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
+    words = ("run", source, "-o", tmp_path / "out.jsonl", "--base-url", fake.url, "--progress", "none")
+    code, out, _ = ask(*words, "--schema", schema)
+    assert code == 1
+    assert "2 output_unparsed" in out
+    assert 'the answer does not fit count: n: breaks type "integer"' in out
+    assert fake.ledger.count() == 4
+    code, _, err = ask(*words)
+    assert code == 2
+    assert "--schema was JsonSchema, is not set" in err or "response_model was JsonSchema, is not set" in err
+
+
 def test_an_openai_server_is_asked_with_the_key_of_the_environment(
     ask: Cli, fake_ollama_factory: Callable[..., FakeOllama], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

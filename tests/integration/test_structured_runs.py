@@ -17,7 +17,7 @@ from conversation_support import HEAD, Prompts, own_name, row, talker
 from ollama_batch import BatchRequest, BatchRunner, JsonSchema, OpenAIEngine
 from ollama_batch.errors import ConfigError, JournalMismatchError, MissingExtraError, RunCancelledError
 from ollama_batch.events import RowRetried
-from ollama_batch.structured import repair
+from ollama_batch.structured import reading
 from ollama_batch.testing import FakeOllama, FakeReply
 from runner_support import Events, line, read_lines, rows_file, runner_on, write_lines
 
@@ -249,7 +249,7 @@ def test_a_resumed_run_gives_the_answers_of_earlier_sessions_as_objects(
     run.cancel(now=True)
     with pytest.raises(RunCancelledError):
         run.wait(timeout=10)
-    monkeypatch.setattr(repair, "repaired", None)
+    monkeypatch.setattr(reading, "repaired", None)
     answers["r4"] = [PLAIN]
     runner = runner_on(fake, response_model=Verdict, concurrency=1)
     streamed = {each.custom_id: each for each in runner.iter_results(source, output=output)}

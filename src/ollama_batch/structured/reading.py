@@ -66,7 +66,7 @@ def _found(said: str, form: AnswerForm[ParsedT], where: str) -> Answer[ParsedT]:
     start, end = said.find("{"), said.rfind("}") + 1
     if start < 0:
         return Answer(fault="has no JSON object")
-    if end <= start:
+    if end <= start or "{" in said[end:]:
         return Answer(fault="has a JSON object without an end")
     if said[:start].rstrip().endswith("[") or said[end:].lstrip().startswith("]"):
         return Answer(fault="has a list, no JSON object by itself")

@@ -18,6 +18,8 @@ _ESCAPE: Final = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 _PART: Final = re.compile(
     r"""-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|[^\W\d]\w*|[^\s"'`\u201c\u201d\u2018\u2019\\]"""
 )
+_CLOSERS: Final = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
+_MARK: Final = re.compile(r"""\\.|["'{}\u201c\u201d\u2018\u2019]""", re.DOTALL)
 _LITERALS: Final = {"True": "true", "False": "false", "None": "null"}
 _WHITE: Final = frozenset("nrtbf")
 
@@ -27,12 +29,12 @@ def repaired(text: str) -> dict[str, Any] | None:
 
     A repair may change quotes, escapes, white space, commas before a closing bracket and how a number or
     True, False, None is written. It may not add, drop or move a word, a number, a bracket, a colon or any
-    other sign: what a model did not say is never put into its mouth. Text of more than 32,768 characters
-    is not repaired.
+    other sign, and the last brace must be the end of the object: what a model did not say is never put into
+    its mouth. Text of more than 32,768 characters is not repaired.
     """
     import json_repair
 
-    if len(text) > REPAIRED_CHARS:
+    if len(text) > REPAIRED_CHARS or not _ends(text):
         return None
     try:
         found = json_repair.loads(text, skip_json_loads=True)
@@ -50,6 +52,19 @@ def parts(text: str) -> list[str]:
             found.pop()
         found.append(_normal(part))
     return found
+
+
+def _ends(text: str) -> bool:
+    """Whether the last brace of `text` closes its first one: it may be one of a text that breaks off."""
+    depth, closer = 0, ""
+    for mark in _MARK.findall(text):
+        if closer:
+            closer = "" if mark == closer else closer
+        elif mark in _CLOSERS:
+            closer = _CLOSERS[mark]
+        elif mark in "{}":
+            depth += 1 if mark == "{" else -1
+    return depth == 0 and not closer
 
 
 def _meant(escape: re.Match[str]) -> str:
