@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from answer_shapes import PLAIN, SHAPES, YES, Verdict
 from conversation_support import HEAD, Prompts, own_name, row, talker
-from ollama_batch import BatchRequest, BatchRunner, JsonSchema, OpenAIEngine
+from ollama_batch import BatchRequest, BatchRunner, HybridTrim, JsonSchema, OpenAIEngine, TrimStrategy
 from ollama_batch.errors import ConfigError, JournalMismatchError, MissingExtraError, RunCancelledError
 from ollama_batch.events import RowRetried
 from ollama_batch.structured import reading
@@ -158,6 +158,23 @@ def test_a_prompt_that_asks_again_is_never_sent_if_it_does_not_fit(fake_ollama_f
         assert result.error is not None
         assert result.error.code == "output_unparsed"
     assert full.asked_again == 0
+
+
+TOO_LONG = {"error": {"type": "exceed_context_size_error", "message": "too long", "n_prompt_tokens": 9999}}
+
+
+@pytest.mark.parametrize("trim", [None, HybridTrim()], ids=["", "trimmed"])
+def test_a_prompt_that_asks_again_and_is_refused_as_too_long_fails_its_row_for_its_answer(
+    fake_ollama_factory: Factory, trim: TrimStrategy | None
+) -> None:
+    """The row's own prompt was not too long, and is not to be cut for what was said about its answer."""
+    refused = FakeReply(status=400, body={"error": json.dumps(TOO_LONG)})
+    script = Script({"a": [WRONG, refused, PLAIN]})
+    fake = fake_ollama_factory(reply=script)
+    (result,) = runner_on(fake, response_model=Verdict, output_retries=5, trim=trim).run(["a"]).results()
+    assert result.error is not None
+    assert (result.error.code, result.output) == ("output_unparsed", WRONG)
+    assert len(script.asked["a"]) == 2
 
 
 # What the engine is told
@@ -394,20 +411,21 @@ def test_what_asks_again_and_what_fails_is_no_part_of_the_conversation(
     assert next(prompts, None) is None
 
 
+@pytest.mark.parametrize("bad", [4, 10])
 def test_a_conversation_goes_on_as_an_unbroken_one_behind_a_row_that_was_asked_again(
-    fake_ollama_factory: Factory, tmp_path: Path
+    fake_ollama_factory: Factory, tmp_path: Path, bad: int
 ) -> None:
     """Also in when it is cut: the length of the prompt that asked again is not that of the conversation."""
 
     def run(folder: Path, *, broken: bool) -> dict[str, list[dict[str, Any]]]:
         folder.mkdir()
-        judge = Judge("r4")
+        judge = Judge(f"r{bad}")
         fake = fake_ollama_factory(reply=judge, tokenizer="words")
         source = write_lines(folder / "in.jsonl", [row(name, words=20) for name in names])
         options: dict[str, Any] = {"lanes": 1, "num_ctx": 420, "max_tokens": 32, "response_model": Verdict}
         if broken:
             runner = talker(fake, **options)
-            assert runner.run(source, output=folder / "out.jsonl", limit=5).ok
+            assert runner.run(source, output=folder / "out.jsonl", limit=bad + 1).ok
         report = talker(fake, **options).run(source, output=folder / "out.jsonl")
         assert report.ok
         assert report.metrics.trims > 0
