@@ -38,9 +38,6 @@ from ollama_batch.trim import TrimResult
 
 REFERENCE = Path(__file__).with_name("reference.md")
 
-NOT_SET_YET = {"BatchResult": ("parsed", "repaired")}
-"""Fields that are there and that nothing in this release sets."""
-
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table; a pipe in a cell is escaped."""
@@ -93,8 +90,7 @@ def fields(thing: Any, *, level: int = 3) -> str:
             preset = "required" if field.default_factory is dataclasses.MISSING else "empty"
             if field.name == "unmeasured":
                 preset = "each: `'not measured'`"
-        later = " (not set yet)" if field.name in NOT_SET_YET.get(thing.__name__, ()) else ""
-        rows.append((f"`{field.name}`{later}", f"`{field.type}`", preset))
+        rows.append((f"`{field.name}`", f"`{field.type}`", preset))
     parts = [f"{'#' * level} {thing.__name__}", prose(thing)]
     properties = [
         f"`{name}`: {prose(value.fget)}"

@@ -116,6 +116,7 @@ def fault(name: str, kind: str, code: str | None, again: bool) -> Shape:
 
 
 INVALID, EMPTY, CUT = "invalid_reply", "output_empty", "output_truncated"
+ONLY = "output_reasoning_only"
 
 ANSWERS = [
     Shape("plain", native(), gpt(), None),
@@ -161,10 +162,10 @@ USELESS = [
         "reasoning only",
         native("", message={"thinking": "let me see"}),
         gpt(None, message={"reasoning_content": "let me see"}),
-        EMPTY,
+        ONLY,
     ),
-    Shape("thinking in the text only", native("<think>hm</think>\n"), gpt("<think>hm</think>\n"), EMPTY),
-    Shape("thinking that never ends", native("<think>hm, so"), gpt("<think>hm, so"), EMPTY),
+    Shape("thinking in the text only", native("<think>hm</think>\n"), gpt("<think>hm</think>\n"), ONLY),
+    Shape("thinking that never ends", native("<think>hm, so"), gpt("<think>hm, so"), ONLY),
     Shape(
         "no tool calls", native("", message={"tool_calls": []}), gpt("", message={"tool_calls": []}), EMPTY
     ),

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from ollama_batch.run import Run as Run
     from ollama_batch.runner import BatchRunner as BatchRunner
     from ollama_batch.savings import HeadUsage as HeadUsage
+    from ollama_batch.structured import JsonSchema as JsonSchema
     from ollama_batch.tokens import CalibratedCounter as CalibratedCounter
     from ollama_batch.tokens import EstimateCounter as EstimateCounter
     from ollama_batch.tokens import TiktokenCounter as TiktokenCounter
@@ -116,6 +117,7 @@ _HOMES = {
     "ImportanceTrim": "trim",
     "InputError": "errors",
     "JournalError": "errors",
+    "JsonSchema": "structured",
     "MemoryPlan": "memory",
     "MemorySample": "memory",
     "OllamaBatchError": "errors",

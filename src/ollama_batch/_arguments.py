@@ -140,7 +140,9 @@ def _add_run(subparsers: Any, command: Command) -> None:
         help="answer limit of rows that set none (default: 1024)",
     )
     asking.add_argument("--temperature", type=float, metavar="T", help="of rows that set none")
-    asking.add_argument("--schema", metavar="F", help="JSON schema of the answers of rows that set no format")
+    asking.add_argument(
+        "--schema", metavar="F", help="JSON schema that every answer must fit; rows are asked for it"
+    )
     asking.add_argument(
         "--think",
         choices=("off", "on", "low", "medium", "high", "max"),

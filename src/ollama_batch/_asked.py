@@ -6,7 +6,6 @@ import argparse
 import io
 import json
 import os
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from ollama_batch.conversation import ConversationPolicy
     from ollama_batch.engines.base import Engine
     from ollama_batch.hooks.prometheus import PrometheusHook
+    from ollama_batch.structured import JsonSchema
     from ollama_batch.trim import TrimStrategy
 
 TOY: Final = "toy"
@@ -131,26 +131,27 @@ def metrics_hooks(arguments: argparse.Namespace) -> Sequence[PrometheusHook]:
 
 
 def body_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Body fields for rows that do not set them. Raises ConfigError for a schema that is none."""
-    defaults: dict[str, Any] = {}
-    if arguments.temperature is not None:
-        defaults["temperature"] = arguments.temperature
-    if arguments.schema is not None:
-        file = Path(arguments.schema)
-        try:
-            schema = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"--schema {file}: cannot be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"--schema {file}: is not JSON: {error}") from error
-        if not isinstance(schema, dict):
-            raise ConfigError(f"--schema {file}: a JSON schema is an object, not a {type(schema).__name__}")
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", file.stem)[:64]
-        defaults["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": name, "schema": schema},
-        }
-    return defaults
+    """Body fields for rows that do not set them."""
+    return {} if arguments.temperature is None else {"temperature": arguments.temperature}
+
+
+def response_model(arguments: argparse.Namespace) -> JsonSchema | None:
+    """The schema that every answer must fit. Raises ConfigError for a file that holds none."""
+    if arguments.schema is None:
+        return None
+    from ollama_batch.structured.form import JsonSchema
+
+    file = Path(arguments.schema)
+    try:
+        schema = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--schema {file}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--schema {file}: is not JSON: {error}") from error
+    try:
+        return JsonSchema(schema, name=file.stem)
+    except ConfigError as error:
+        raise ConfigError(f"--schema {file}: {error.message.removeprefix('JsonSchema: ')}") from error
 
 
 class StandardInput:

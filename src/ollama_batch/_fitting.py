@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
@@ -15,7 +15,7 @@ from ollama_batch._gauge import Decide as Decide
 from ollama_batch.errors import ContextTooLargeError, EngineError, PromptTruncatedError
 from ollama_batch.tokens import BoundCounter, byte_bound
 from ollama_batch.trim import TrimResult, TrimStrategy
-from ollama_batch.types import BatchRequest, BatchResult, ChatRequest, Completion, RowRecord
+from ollama_batch.types import BatchRequest, BatchResult, ChatRequest, Completion, Message, RowRecord
 
 ToChat: TypeAlias = Callable[[str, BatchRequest], ChatRequest]
 
@@ -49,6 +49,10 @@ class Composer(Protocol):
 
     async def shorten(self, prompt: Prompt, error: EngineError) -> Prompt | None:
         """A shorter prompt in place of one that the engine refused; None if there is none."""
+        ...
+
+    async def behind(self, prompt: Prompt, messages: Sequence[Message]) -> Prompt | None:
+        """What is sent for the row with `messages` behind it, which are no part of it; None if too long."""
         ...
 
     async def check(self, prompt: Prompt, completion: Completion) -> None:
@@ -108,6 +112,10 @@ class Fitter:
         trimmed.shortened = prompt.shortened + 1
         return trimmed
 
+    async def behind(self, prompt: Prompt, messages: Sequence[Message]) -> Prompt | None:
+        """The prompt with `messages` behind it; None if that does not fit."""
+        return await longer(self._gauge, prompt, messages)
+
     async def check(self, prompt: Prompt, completion: Completion) -> None:
         """Raises PromptTruncatedError if the engine's count says that it cannot have seen it all."""
         await refuse_cut(self._gauge, prompt, completion)
@@ -159,6 +167,16 @@ class Fitter:
 def room_for_prompt(gauge: PromptGauge, chat: ChatRequest) -> int | None:
     """The tokens a prompt may have: the context less the answer; None where the context is not known."""
     return None if gauge.context is None else gauge.context - chat.max_tokens
+
+
+async def longer(gauge: PromptGauge, prompt: Prompt, messages: Sequence[Message]) -> Prompt | None:
+    """`prompt` with `messages` behind it, of the same kind; None if that does not fit."""
+    chat = dataclasses.replace(prompt.chat, messages=[*prompt.chat.messages, *messages])
+    limit = room_for_prompt(gauge, chat)
+    size = await gauge.size(chat.messages, prompt.tools, limit)
+    if limit is not None and size.tokens > limit:
+        return None
+    return dataclasses.replace(prompt, chat=chat, size=size)
 
 
 def too_large(

@@ -54,7 +54,7 @@ def row_check(options: RunnerOptions, engine_check: Check) -> Check:
     """What a body must satisfy beyond OpenAI's form: the run's model, and fields the engine can honour."""
     allowed = {options.model, *options.allow_models}
     any_model = options.row_models == "ignore"
-    defaults = options.defaults
+    defaults = options.body_defaults
 
     def check(body: Mapping[str, Any]) -> Fault | None:
         model = body.get("model")

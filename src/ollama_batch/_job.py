@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ollama_batch._activity import Activity
 from ollama_batch._options import RunOptions
@@ -19,7 +20,7 @@ from ollama_batch.sources import FileSource, Source
 class Job:
     """A run with its sources, files and options, from its start to its end."""
 
-    run: Run
+    run: Run[Any]
     engine: Engine
     sources: Sequence[Source]
     places: Places

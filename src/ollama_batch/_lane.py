@@ -11,6 +11,7 @@ import orjson
 
 from ollama_batch.journal.turns import PastTurn
 from ollama_batch.ordering.keys import HEAD_BYTES
+from ollama_batch.records import EXTENSION
 from ollama_batch.trim import Clip, TrimResult
 from ollama_batch.trim.units import HEAD_ROLES
 from ollama_batch.types import Message
@@ -112,7 +113,8 @@ def restored(number: int, turns: Sequence[PastTurn]) -> Lane:
         lane.head = turn.head
         lane.since_cut += 1
     if turns:
-        usage = _body(turns[-1]).get("usage") or {}
+        asked_again = (orjson.loads(turns[-1].line).get(EXTENSION) or {}).get("asked_again")
+        usage = {} if asked_again else _body(turns[-1]).get("usage") or {}
         lane.prompt_tokens = usage.get("prompt_tokens") or None
         lane.answer_tokens = usage.get("completion_tokens") or 0
     return lane

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final
 
 from ollama_batch._evidence import LEARNED, Evidence, told_tokens
-from ollama_batch._fitting import TRIMS, Decide, Prompt, ToChat, too_large
+from ollama_batch._fitting import TRIMS, Decide, Prompt, ToChat, longer, too_large
 from ollama_batch._gauge import PromptGauge, Size, Tools
 from ollama_batch._lane import (
     Decision,
@@ -170,6 +170,10 @@ class Lanes:
             shorter.left_out = round((before - after) / MARGIN)
         return shorter
 
+    async def behind(self, prompt: Prompt, messages: Sequence[Message]) -> Prompt | None:
+        """The row behind its conversation, and `messages` behind that, which never become part of it."""
+        return await longer(self._gauge, prompt, messages)
+
     async def check(self, prompt: Prompt, completion: Completion) -> None:
         """Raises PromptTruncatedError if the engine reports far less than the lane's prompt must have."""
         usage = completion.usage
@@ -201,7 +205,7 @@ class Lanes:
             answer=answer_of(result.body),
             decision=prompt.decision,
         )
-        usage = result.usage
+        usage = None if result.asked_again else result.usage  # else it is of a longer prompt than the lane's
         lane.prompt_tokens = None if usage is None else usage.prompt_tokens or None
         lane.answer_tokens = 0 if usage is None else usage.completion_tokens
 

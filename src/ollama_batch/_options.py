@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
-from collections.abc import AsyncIterable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import IO, Any, Literal, TypeAlias, TypedDict
 
@@ -14,9 +14,11 @@ from ollama_batch._outputs import PathLike
 from ollama_batch.concurrency import MOST_AT_ONCE, Concurrency
 from ollama_batch.control.supervisor import Supervisor
 from ollama_batch.conversation import ConversationPolicy
+from ollama_batch.engines.base import Engine
 from ollama_batch.errors import ConfigError
 from ollama_batch.memory import Guard
 from ollama_batch.retry import RetryPolicy
+from ollama_batch.structured.form import AnswerForm, response_format
 from ollama_batch.tokens import TokenCounter
 from ollama_batch.trim import HybridTrim, TrimStrategy
 from ollama_batch.types import BatchRequest, Think
@@ -89,6 +91,8 @@ class RunnerOptions:
     counter: TokenCounter | None = None
     state_dir: StateDir = "auto"
     guards: tuple[Guard, ...] | None = None
+    form: AnswerForm[Any] | None = None
+    output_retries: int = 1
 
     def __post_init__(self) -> None:
         for model in (self.model, *self.allow_models):
@@ -126,6 +130,9 @@ class RunnerOptions:
             _refuse("order", self.order, '"prefix" or "input"')
         if self.on_length not in ("fail", "keep"):
             _refuse("on_length", self.on_length, '"fail" or "keep"')
+        if self.form is not None and self.on_length == "keep":
+            raise ConfigError('on_length="keep" counts what was cut off, which fits no response_model=')
+        _whole("output_retries", self.output_retries, least=0, most=100)
         _truth("unload_after", self.unload_after)
         self._check_context()
 
@@ -158,6 +165,13 @@ class RunnerOptions:
             return HybridTrim()
         return self.trim
 
+    @property
+    def body_defaults(self) -> dict[str, Any]:
+        """Body fields of rows that do not set them: `defaults`, and the format of a response model."""
+        if self.form is None:
+            return dict(self.defaults)
+        return {"response_format": response_format(self.form), **self.defaults}
+
     def identity(self) -> dict[str, Any]:
         """The settings that change answers, compared when a run is resumed."""
         settings = {
@@ -175,6 +189,8 @@ class RunnerOptions:
             settings["conversation"] = described(self.policy)
         if self.strategy is not None:
             settings["trim"] = described(self.strategy)
+        if self.form is not None:
+            settings["response_model"] = self.form.identity()
         return settings
 
 
@@ -188,10 +204,26 @@ def described(thing: object) -> Any:
     return getattr(thing, "__qualname__", type(thing).__qualname__)
 
 
-def check_parts(engine: object, retry: object, hooks: Sequence[object], supervisor: object) -> None:
-    """Raise ConfigError unless each is what a runner can work with."""
+def engine_or(default: Callable[[], Engine], engine: Engine | None, *, as_usual: bool) -> Engine:
+    """`engine`, or the default one; `as_usual`: nothing was said of that. Raises ConfigError for both."""
+    if engine is None:
+        return default()
+    if not as_usual:
+        raise ConfigError(
+            "base_url= and keep_alive= are for the default engine; give them to the one you pass instead"
+        )
+    return engine
+
+
+def check_parts(
+    engine: Engine, options: RunnerOptions, retry: object, hooks: Sequence[object], supervisor: object
+) -> None:
+    """Raise ConfigError unless each is what a runner can work with, and the engine can honour `options`."""
     if isinstance(engine, type) or not callable(getattr(engine, "complete", None)):
         raise ConfigError(f"engine={engine!r}: must be an engine, as in OllamaEngine(url)")
+    refused = engine.check_params({**options.body_defaults, "messages": []})
+    if refused is not None and refused[0] != "messages":
+        raise ConfigError(f"defaults[{refused[0]!r}]: {refused[1]}")
     if not isinstance(retry, RetryPolicy):
         raise ConfigError(f"retry={retry!r}: must be a RetryPolicy, as in RetryPolicy(server=5)")
     if not isinstance(supervisor, Supervisor):
@@ -226,6 +258,15 @@ def checked_defaults(defaults: object) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"defaults={defaults!r}: cannot be written as JSON ({error})") from error
     return copy
+
+
+def checked_form(response_model: object) -> AnswerForm[Any] | None:
+    """The form of `response_model`. Raises ConfigError, MissingExtraError."""
+    if response_model is None:
+        return None
+    from ollama_batch.structured import form_of
+
+    return form_of(response_model)
 
 
 def checked_models(models: object) -> frozenset[str]:

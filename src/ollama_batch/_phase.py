@@ -18,6 +18,7 @@ from ollama_batch._limits import LearnedLimit
 from ollama_batch._meeting import Meeting, width_of
 from ollama_batch._options import RunnerOptions
 from ollama_batch._portal import portal
+from ollama_batch._reading import AnswerReader
 from ollama_batch._record import RecoveryRecord
 from ollama_batch._recovery import Recovery
 from ollama_batch._relief import Relief
@@ -125,6 +126,7 @@ async def send_rows(
         width=width_of(options, meeting, spread=lambda: feed.spread, changed=steering.changed),
         feed=feed,
         composer=composer,
+        reader=AnswerReader(options.form, retries=options.output_retries, composer=composer, emit=run._emit),
         sender=sender,
         journal=journal,
         settings=settings,

@@ -17,12 +17,14 @@ from ollama_batch._meeting import NUM_CTX, TOLD, Meeting, context_of
 from ollama_batch._opening import discard_if_new
 from ollama_batch._options import RunnerOptions
 from ollama_batch._outputs import Place, Places
+from ollama_batch._reading import with_parsed
 from ollama_batch.errors import InputError, JournalError, OllamaBatchError, RunInterrupted, RunStoppedError
 from ollama_batch.events import Noticed, RowFinished, RowsFound, RunFinished, RunStarted
 from ollama_batch.journal import JournalCounts, RunJournal
 from ollama_batch.records import decode_result
 from ollama_batch.report import BatchReport, ErrorExample, RowCounts, SourceFiles
 from ollama_batch.run import Ended, Run
+from ollama_batch.structured.form import AnswerForm
 from ollama_batch.types import BatchResult, EngineInfo, ResultRecord, RowRecord, Timings
 
 log = logging.getLogger("ollama_batch.run")
@@ -219,7 +221,7 @@ class Reporter:
                 _example(journal, code, count, self._names)
                 for code, count in sorted(counts.codes.items(), key=lambda item: -item[1])
             ],
-            read_results=lambda: read_results(journal),
+            read_results=lambda: read_results(journal, form=self._options.form),
         )
 
     def _context(self, journal: RunJournal, engine: EngineInfo | None) -> Context:
@@ -266,26 +268,43 @@ def _where(row: RowRecord, names: Sequence[str]) -> str:
 
 
 def read_results(
-    journal: RunJournal, *, retry: frozenset[str] | Literal[True] | None = None
+    journal: RunJournal,
+    *,
+    retry: frozenset[str] | Literal[True] | None = None,
+    form: AnswerForm[Any] | None = None,
 ) -> Iterator[BatchResult[Any]]:
-    """Every result of the journal, in input order, less the failed ones that `retry` sends again.
+    """Every result of the journal, in input order, less the failed ones that `retry` sends again; with
+    `parsed` if there is a `form`.
 
     A durable journal is opened once more, beside its writer, and may be closed.
     """
     if journal.path is None:
-        yield from _decoded(journal.results(), retry)
+        yield from _decoded(journal.results(), retry, form)
         return
     with RunJournal.open_readonly(journal.path) as reader:
-        yield from _decoded(reader.results(), retry)
+        yield from _decoded(reader.results(), retry, form)
 
 
 def _decoded(
-    pairs: Iterable[tuple[RowRecord, ResultRecord]], retry: frozenset[str] | Literal[True] | None
+    pairs: Iterable[tuple[RowRecord, ResultRecord]],
+    retry: frozenset[str] | Literal[True] | None,
+    form: AnswerForm[Any] | None,
 ) -> Iterator[BatchResult[Any]]:
+    refused = 0
     for row, record in pairs:
         again = retry is not None and (retry is True or record.code in retry)
         if record.ok or row.custom_id is None or not again:
-            yield decode_result(record, row.custom_id)
+            result = with_parsed(decode_result(record, row.custom_id), record, form)
+            if form is not None and result.ok and result.parsed is None:
+                refused += 1
+                if refused == 1:
+                    log.warning(
+                        "row %s was answered, but %s does not take that any more: its `parsed` is None; no "
+                        "further row is named",
+                        result.custom_id,
+                        form.name,
+                    )
+            yield result
 
 
 def _files(name: str, place: Place) -> SourceFiles:

@@ -10,6 +10,7 @@ from ollama_batch._gate import Gate
 from ollama_batch._reporting import read_results
 from ollama_batch.events import Event, RowFinished
 from ollama_batch.journal import RunJournal
+from ollama_batch.structured.form import AnswerForm
 from ollama_batch.types import BatchResult
 
 CONSUMER = "consumer"
@@ -20,10 +21,12 @@ class ResultQueue:
     """A hook that keeps finished results until they are read, and holds the run when the reader lags.
 
     At most 1,000 results (plus those in flight) wait; sending goes on when half of them were read.
-    What was finished before `replay` comes from the journal. Lives on the run's loop.
+    What was finished before `replay` comes from the journal, `parsed` anew if there is a `form`. Lives on
+    the run's loop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, form: AnswerForm[Any] | None = None) -> None:
+        self._form = form
         self.gate: Gate | None = None
         self._waiting: deque[BatchResult[Any]] = deque()
         self._news = asyncio.Event()
@@ -46,7 +49,7 @@ class ResultQueue:
         """Add the results there are, never more than the queue may hold, less those that `retry` replaces."""
         if self._replayed:
             return
-        for result in read_results(journal, retry=retry):
+        for result in read_results(journal, retry=retry, form=self._form):
             self._put(result)
             while len(self._waiting) >= HIGH:
                 self._taken.clear()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from ollama_batch._fitting import Prompt
 from ollama_batch.control import Kind
-from ollama_batch.errors import EngineError
+from ollama_batch.errors import EngineError, OutputUnparsedError
+from ollama_batch.structured.reading import Answer
 
 
 class Job:
@@ -18,12 +20,20 @@ class Job:
     was sent again for each kind of trouble, `refused_since` is when it was first refused without anything
     else having come of it; `refusal` says that the prompt is too much for the
     engine and is to be made shorter; `patience` is how many times the deadline it gets.
+
+    With a response model, `answer` is what the last answer says. `asked_again` counts how often it was asked
+    for once more because that, `unparsed`, did not fit; `due` says that this is to be done now, behind the
+    row's `first` prompt.
     """
 
     __slots__ = (
+        "answer",
+        "asked_again",
         "attempts",
         "beside",
         "custom_id",
+        "due",
+        "first",
         "index",
         "latency_s",
         "out",
@@ -33,6 +43,7 @@ class Job:
         "refused_since",
         "sent_at",
         "spent",
+        "unparsed",
         "unsent",
     )
 
@@ -50,3 +61,8 @@ class Job:
         self.refused_since: float | None = None
         self.refusal: EngineError | None = None
         self.patience = 1.0
+        self.answer: Answer[Any] | None = None
+        self.asked_again = 0
+        self.unparsed: OutputUnparsedError | None = None
+        self.due = False
+        self.first: Prompt | None = None

@@ -37,7 +37,7 @@ class SendSettings:
         """The settings of one phase of a run."""
         return cls(
             model=model,
-            defaults=options.defaults,
+            defaults=options.body_defaults,
             max_tokens=options.max_tokens,
             num_ctx=meeting.num_ctx,
             think=options.think,

@@ -33,6 +33,7 @@ _FLAGS: Final = {
     "every": "--trim-every",
     "allow_models": "--allow-model",
     "retry_failed": "--retry-failed",
+    "response_model": "--schema",
 }
 """The arguments of the library that `ollama-batch run` has options for."""
 

@@ -30,6 +30,8 @@ _HINTS = {
     "output_truncated": f"answers were cut off: {NEW_RUN} with a larger max_tokens= helps",
     "unsupported_parameter": f"rows ask for what the engine cannot do: leave it out of them, or give them to "
     f"{NEW_RUN} with a model or an engine that can",
+    "output_unparsed": "answers did not fit the response model: say in the prompt what they must be, or see "
+    "docs/structured.md",
 }
 
 _LARGER = {
@@ -106,7 +108,10 @@ def _what(report: BatchReport[Any]) -> list[Line]:
     if report.reason is not None:
         lines.append(("reason", plain(report.reason, 200)))
     tries = f" ({count(m.retried)} more tries)" if m.retried else ""
-    lines.append(("rows", f"{count(counts.sent)} sent{tries}, {count(counts.resumed)} from the journal"))
+    told = (("asked again", m.asked_again), ("repaired", m.repaired))
+    mended = "".join(f", {count(number)} {what}" for what, number in told if number)
+    sent = f"{count(counts.sent)} sent{tries}, {count(counts.resumed)} from the journal{mended}"
+    lines.append(("rows", sent))
     engine = report.engine
     who = ""
     if engine is not None:

@@ -1,4 +1,4 @@
-"""The tokens of a run, added up."""
+"""What the answers of a run cost and were like, added up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class UsageTally:
 
     def __init__(self) -> None:
         self.answers = self.prompt = self.completion = 0
-        self._estimated = 0
+        self._estimated = self._repaired = self._asked_again = 0
         self._cached = self._cached_reported = self._cached_of = 0
         self._reasoning = self._reasoning_reported = 0
         self._context_current = self._context_peak = 0
@@ -22,7 +22,9 @@ class UsageTally:
         self._reuse = ReuseEstimate()
 
     def add(self, event: RowFinished) -> None:
-        """Count a row; one without a usage changes nothing."""
+        """Count a row; of one without a usage no tokens."""
+        self._repaired += event.result.repaired
+        self._asked_again += event.result.asked_again
         usage = event.result.usage
         if usage is None:
             return
@@ -45,9 +47,11 @@ class UsageTally:
             self._reuse.add(usage.prompt_tokens, event.timings.prompt_s, first=first)
 
     def fields(self) -> dict[str, Any]:
-        """What `BatchMetrics` says of tokens, context and heads, by field."""
+        """What `BatchMetrics` says of answers, tokens, context and heads, by field."""
         reported = self._cached_reported > 0
         return {
+            "repaired": self._repaired,
+            "asked_again": self._asked_again,
             "answers": self.answers,
             "estimated": self._estimated,
             "prompt_tokens": self.prompt,

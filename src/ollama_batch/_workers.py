@@ -14,6 +14,7 @@ from ollama_batch._failures import FailureWatch
 from ollama_batch._feed import Feed
 from ollama_batch._fitting import Composer, Prompt
 from ollama_batch._portal import AddressLimit
+from ollama_batch._reading import AnswerReader
 from ollama_batch._recovery import Recovery
 from ollama_batch._room import DiskRoom
 from ollama_batch._row import Job
@@ -26,6 +27,7 @@ from ollama_batch.errors import (
     OllamaBatchError,
     OutcomeError,
     OutputTruncatedError,
+    OutputUnparsedError,
 )
 from ollama_batch.events import Event, RowFinished
 from ollama_batch.journal import RunJournal
@@ -39,12 +41,13 @@ CANCEL_AGAIN_S = 0.5
 
 
 class _Outcome(NamedTuple):
-    """The result of a row, and where its time went."""
+    """The result of a row, and where its time went. `made`: the JSON that its text was repaired to."""
 
     row: RowRecord
     result: BatchResult[Any]
     timings: Timings
     prompt: Prompt | None
+    made: str | None
 
 
 class WorkerPool:
@@ -60,6 +63,7 @@ class WorkerPool:
         width: RunWidth,
         feed: Feed,
         composer: Composer,
+        reader: AnswerReader,
         sender: Sender,
         journal: RunJournal,
         settings: SendSettings,
@@ -74,6 +78,7 @@ class WorkerPool:
         self._width = width
         self._feed = feed
         self._composer = composer
+        self._reader = reader
         self._sender = sender
         self._journal = journal
         self._settings = settings
@@ -218,10 +223,14 @@ class WorkerPool:
                 completion = error.completion
             if not (self._settings.on_length == "keep" and isinstance(error, OutputTruncatedError)):
                 failure = error.to_row_error()
+        answer = job.answer if failure is None else None
         result: BatchResult[Any] = BatchResult(
             custom_id=custom_id,
             ok=failure is None,
             output=None if completion is None else completion.output,
+            parsed=None if answer is None else answer.parsed,
+            repaired=answer is not None and answer.repaired,
+            asked_again=job.asked_again,
             reasoning=None if completion is None else completion.reasoning,
             error=failure,
             usage=None if completion is None else completion.usage,
@@ -235,11 +244,12 @@ class WorkerPool:
             lane=row.lane,
             body=None if completion is None else completion.body,
         )
-        return _Outcome(row, result, Timings() if completion is None else completion.timings, job.prompt)
+        timings = Timings() if completion is None else completion.timings
+        return _Outcome(row, result, timings, job.prompt, None if answer is None else answer.json)
 
     async def _ask(self, job: Job, row: RowRecord, request: BatchRequest) -> Completion:
         """Make the row's prompt and have it answered, sent again as recovery says; a shorter one if the
-        engine has no room for it.
+        engine has no room for it, one that asks again if the answer does not fit.
         """
         self._recovery.begin(job.index)
         try:
@@ -247,7 +257,11 @@ class WorkerPool:
                 error = await self._try(job, row, request)
                 if not isinstance(error, EngineError):
                     return error
+                if isinstance(error, OutputUnparsedError):
+                    self._reader.ask_again(job, error)
+                    continue
                 await self._recovery.meet(job, error)
+                self._reader.met(job, error)
         finally:
             self._recovery.end(job.index)
 
@@ -260,8 +274,12 @@ class WorkerPool:
             elif job.refusal is not None:
                 job.prompt = await self._shorten(job.prompt, job.refusal)
                 job.refusal = None
+            elif job.due:
+                await self._reader.compose(job)
             completion = await self._sender.send(job)
         except OutcomeError as error:
+            if error is job.unparsed:
+                raise
             completion, useless = error.completion, error
         except EngineError as error:
             if error.row_caused and (job.prompt is None or error is job.refusal):
@@ -271,7 +289,7 @@ class WorkerPool:
         await self._composer.check(job.prompt, completion)
         if useless is not None:
             raise useless
-        return completion
+        return await self._reader.read(job, completion)
 
     async def _shorten(self, prompt: Prompt, refusal: EngineError) -> Prompt:
         """A shorter prompt, if there is one. Raises `refusal` if it would be refused again as it is."""
@@ -282,7 +300,7 @@ class WorkerPool:
 
     async def _record(self, outcome: _Outcome) -> None:
         """Make the result durable, then tell."""
-        await self._room.keep(partial(self._journal.commit, encode_result(outcome.result)))
+        await self._room.keep(partial(self._journal.commit, encode_result(outcome.result, made=outcome.made)))
         if outcome.prompt is not None:
             self._composer.settled(outcome.prompt, outcome.result)
         self.last_finished = time.monotonic()

@@ -32,6 +32,7 @@ from ollama_batch._asked import (
     make_engine,
     metrics_hooks,
     model_of_first_row,
+    response_model,
     row_models,
     trim_strategy,
 )
@@ -122,13 +123,14 @@ def _run_with(arguments: Namespace, policy: ConversationPolicy | None, stdin: St
     hooks: Sequence[PrometheusHook] = ()
     try:
         hooks = metrics_hooks(arguments)
-        runner = BatchRunner(
+        runner: BatchRunner = BatchRunner(
             model=model or fallback_model(arguments),
             engine=engine,
             defaults=body_defaults(arguments),
             num_ctx=arguments.num_ctx,
             max_tokens=arguments.max_tokens,
             think=THINK_LEVELS.get(arguments.think, arguments.think),
+            response_model=response_model(arguments),
             mode=arguments.mode,
             conversation=policy,
             trim=trim_strategy(arguments),

@@ -36,7 +36,9 @@
     │       ├── PromptTruncatedError    the server cut the prompt in silence
     │       ├── OutputTruncatedError    cut off by the token limit
     │       ├── EmptyOutputError        no text and no tool call
-    │       └── OutputRefusedError      the engine's content filter
+    │       │   └── ReasoningOnlyError  reasoning, and nothing after it
+    │       ├── OutputRefusedError      the engine's content filter
+    │       └── OutputUnparsedError     text that does not fit the response model
     └── RunStoppedError                 the run ended early and can be resumed
         ├── TooManyFailuresError
         ├── DeadlineReachedError
@@ -62,6 +64,13 @@ Budget = Literal["transport", "busy", "server", "reply", "timeout", "none"]
 class OllamaBatchError(Exception):
     """The root of this package's errors."""
 
+    def __init__(self, message: str = "", *rest: Any) -> None:
+        super().__init__(message, *rest)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
 
 class ConfigError(OllamaBatchError, ValueError):
     """Raised when an option has a wrong value; the message names option, value and rule."""
@@ -83,15 +92,13 @@ class InputError(OllamaBatchError):
 
     def __init__(self, message: str, invalid: Sequence[InvalidRow] = (), count: int | None = None) -> None:
         super().__init__(message, invalid, count)
-        self.message = message
         self.invalid = tuple(invalid)
         self.count = len(self.invalid) if count is None else count
 
     def __str__(self) -> str:
-        lines = [self.message, *(f"  {row}" for row in self.invalid)]
-        if self.count > len(self.invalid):
-            lines.append(f"  ... and {self.count - len(self.invalid)} more")
-        return "\n".join(lines)
+        left = self.count - len(self.invalid)
+        more = [f"  ... and {left} more"] if left > 0 else []
+        return "\n".join([self.message, *(f"  {row}" for row in self.invalid), *more])
 
 
 class InputChangedError(InputError):
@@ -113,17 +120,12 @@ class MemoryUnknownError(OllamaBatchError):
 class RestartError(OllamaBatchError):
     """Raised by a restart that did not work, in a callable of yours as well.
 
-    `outcome` is "failed", "refused" or "password": after a refusal it is not asked again until the engine
-    has answered.
+    `outcome`: "failed", "refused" or "password"; after a refusal it is asked again once the engine answers.
     """
 
     def __init__(self, message: str, outcome: Literal["failed", "refused", "password"] = "failed") -> None:
         super().__init__(message, outcome)
-        self.message = message
         self.outcome = outcome
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class JournalError(OllamaBatchError):
@@ -131,11 +133,7 @@ class JournalError(OllamaBatchError):
 
     def __init__(self, message: str, path: str | None = None) -> None:
         super().__init__(message, path)
-        self.message = message
         self.path = path
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class JournalLockedError(JournalError):
@@ -149,10 +147,7 @@ class JournalMismatchError(JournalError):
     """
 
     def __init__(
-        self,
-        message: str,
-        path: str | None = None,
-        differences: dict[str, tuple[Any, Any]] | None = None,
+        self, message: str, path: str | None = None, differences: dict[str, tuple[Any, Any]] | None = None
     ) -> None:
         super().__init__(message, path)
         self.args = (message, path, differences)
@@ -193,13 +188,9 @@ class EngineError(OllamaBatchError):
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
         self.status = status
         self.param = param
         self.retry_after_s = retry_after_s
-
-    def __str__(self) -> str:
-        return self.message
 
     def __repr__(self) -> str:
         # The arguments of an OutcomeError hold a whole answer, which belongs in no log.
@@ -370,10 +361,22 @@ class EmptyOutputError(OutcomeError):
     code = "output_empty"
 
 
+class ReasoningOnlyError(EmptyOutputError):
+    """Raised when the answer has reasoning and nothing after it."""
+
+    code = "output_reasoning_only"
+
+
 class OutputRefusedError(OutcomeError):
     """Raised when the engine's content filter withheld the answer."""
 
     code = "output_refused"
+
+
+class OutputUnparsedError(OutcomeError):
+    """Raised when the text of the answer does not fit the response model; the message says in what."""
+
+    code = "output_unparsed"
 
 
 class RunStoppedError(OllamaBatchError):
@@ -384,11 +387,7 @@ class RunStoppedError(OllamaBatchError):
 
     def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message, report)
-        self.message = message
         self.report = report
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class TooManyFailuresError(RunStoppedError):

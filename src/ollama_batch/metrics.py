@@ -43,7 +43,8 @@ class BatchMetrics:
     Rows: `total` (None until the end of the input is known; `found` rows so far) and `completed` = `ok` +
     `failed`, with the `resumed` rows of earlier sessions (`resumed_failed` of them failed). Everything else
     is of this session alone. `sent` counts requests handed to the engine, `retried` those of them that were
-    not the first attempt of their row, `errors` the failed rows by error code.
+    not the first attempt of their row, `errors` the failed rows by error code. `repaired` rows have an answer
+    that was repaired, `asked_again` counts the times that one did not fit the response model.
 
     State: "waiting", "running", "paused", "stalled", "ending" (asked to end early, and requests are out), or
     the outcome "completed", "stopped", "interrupted";
@@ -107,6 +108,8 @@ class BatchMetrics:
     retried: int = 0
     in_flight: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
+    repaired: int = 0
+    asked_again: int = 0
 
     answers: int = 0
     estimated: int = 0
@@ -302,10 +305,10 @@ class MetricsHook:
             self._errors[code] = self._errors.get(code, 0) + 1
         prompt = completion = 0
         usage = result.usage
+        self._usage.add(event)
         if usage is not None:
             prompt = usage.prompt_tokens
             completion = usage.completion_tokens
-            self._usage.add(event)
         if result.latency_s is not None and (result.ok or usage is not None):
             self._latency.add(result.latency_s)
         if result.trim and result.trim.get("why") != "head":

@@ -12,7 +12,7 @@ import orjson
 
 from ollama_batch.types import BatchResult, ResultRecord, RowError, Usage
 
-__all__ = ["decode_result", "encode_result"]
+__all__ = ["decode_result", "encode_result", "made_json"]
 
 _OK = 200
 _HTTP_ERROR = 400
@@ -21,13 +21,17 @@ EXTENSION = "ollama_batch"
 """The key of a line for what OpenAI's form has no place for and a reader of the file may want to know."""
 
 
-def encode_result(result: BatchResult[Any], *, request_id: str | None = None) -> ResultRecord:
+def encode_result(
+    result: BatchResult[Any], *, request_id: str | None = None, made: str | None = None
+) -> ResultRecord:
     """`result` as a journal record; `decode_result` gives it back, all but `parsed`.
 
     The line of an answer holds status 200 and the answer's body. A row that failed with an HTTP status
     of 400 or more holds that status and an error body. A failed row with an answer that is of no use
     holds 200, the answer and an `error` beside it. Any other failed row holds only an `error`. A row of a
     conversation, or one whose prompt was trimmed, has a fifth key, EXTENSION: an object with `lane`, `trim`.
+    So has a row that was asked again (`asked_again`), and one whose answer was repaired: the answer stays as
+    the model gave it, and `parsed` is the JSON that it was repaired to (`made`).
     So `error is None and status_code == 200` is true of answers alone. The same result always gives
     the same line. Raises ValueError if `ok` and `error` contradict each other.
     """
@@ -58,7 +62,12 @@ def encode_result(result: BatchResult[Any], *, request_id: str | None = None) ->
         "response": response,
         "error": line_error,
     }
-    if extension := {name: value for name in _EXTENDED if (value := getattr(result, name)) is not None}:
+    extension = {
+        name: value for name, usual in _EXTENDED.items() if (value := getattr(result, name)) != usual
+    }
+    if result.repaired and made is not None:
+        extension["parsed"] = json.loads(made)
+    if extension:
         line[EXTENSION] = extension
     return ResultRecord(
         index=result.index,
@@ -91,8 +100,16 @@ def decode_result(record: ResultRecord, custom_id: str | None) -> BatchResult[An
     )
 
 
+def made_json(record: ResultRecord) -> Any:
+    """What the answer of a `repaired` row was repaired to, as JSON data; None for any other."""
+    # Not by orjson, which makes floats of integers beyond 64 bits.
+    extension: Mapping[str, Any] = json.loads(record.line).get(EXTENSION) or {}
+    return extension.get("parsed")
+
+
 _ABSENT: Any = object()
-_EXTENDED = ("lane", "trim")
+_EXTENDED: Mapping[str, Any] = {"lane": None, "trim": None, "asked_again": 0}
+"""What of a result stands there where it is not as usual, and what is usual."""
 _PARTLY_TOLD: Mapping[str, type[Any]] = {"usage": Usage, "error": RowError}
 _FIELDS_OF: Mapping[type[Any], tuple[str, ...]] = {
     kind: tuple(field.name for field in fields(kind)) for kind in _PARTLY_TOLD.values()
@@ -171,7 +188,7 @@ def _read_back(line: Mapping[str, Any], ok: bool) -> dict[str, Any]:
     output, reasoning = message.get("content"), message.get("reasoning") or message.get("reasoning_content")
     extension = line.get(EXTENSION, {})
     return {
-        **{name: extension.get(name) for name in _EXTENDED},
+        **{name: extension.get(name, usual) for name, usual in _EXTENDED.items()},
         "body": body,
         "error": error,
         "output": output if isinstance(output, str) else None,

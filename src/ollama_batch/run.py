@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import logging
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple
 
 from ollama_batch._gate import Gate
 from ollama_batch._lanes import Lanes
@@ -20,6 +20,7 @@ from ollama_batch.events import Event, Hook, RunEnding
 from ollama_batch.metrics import BatchMetrics, MetricsHook
 from ollama_batch.progress import make_progress
 from ollama_batch.report import BatchReport
+from ollama_batch.types import ParsedT
 
 log = logging.getLogger("ollama_batch.run")
 
@@ -43,7 +44,7 @@ class Ended(NamedTuple):
         return self.report
 
 
-class Run:
+class Run(Generic[ParsedT]):
     """A run that goes on in the background; its methods may be called from any thread.
 
     `await run` and `run.wait()` give the BatchReport, or raise what ended the run early.
@@ -104,7 +105,7 @@ class Run:
         reason = RunCancelledError("cancelled; run again to go on")
         self._tell(self._stop.now if now else self._stop.drain, reason)
 
-    def wait(self, timeout: float | None = None) -> BatchReport[Any]:
+    def wait(self, timeout: float | None = None) -> BatchReport[ParsedT]:
         """Wait for the end of the run; async code awaits the run instead.
 
         Raises TimeoutError after `timeout` seconds (the run goes on), RunStoppedError if the run ended
@@ -116,7 +117,7 @@ class Run:
             return result_of(self._future).result()
         return self._future.result(timeout).result()
 
-    def __await__(self) -> Generator[Any, None, BatchReport[Any]]:
+    def __await__(self) -> Generator[Any, None, BatchReport[ParsedT]]:
         return self._ended().__await__()
 
     def __repr__(self) -> str:
@@ -124,7 +125,7 @@ class Run:
         of = "?" if now.total is None else now.total
         return f"<Run {now.state}: {now.completed} of {of} rows, {now.failed} failed>"
 
-    async def _ended(self) -> BatchReport[Any]:
+    async def _ended(self) -> BatchReport[ParsedT]:
         ended = await asyncio.shield(asyncio.wrap_future(self._future))
         return ended.result()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Generic, Literal, Self
 from weakref import WeakSet
 
 from typing_extensions import Unpack
@@ -33,8 +33,10 @@ from ollama_batch._options import (
     RunOptions,
     check_parts,
     checked_defaults,
+    checked_form,
     checked_guards,
     checked_models,
+    engine_or,
 )
 from ollama_batch._outputs import plan_places
 from ollama_batch._phase import send_rows
@@ -50,7 +52,7 @@ from ollama_batch.control.supervisor import Supervisor
 from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.engines.base import Engine
 from ollama_batch.engines.ollama import OllamaEngine
-from ollama_batch.errors import ConfigError, JournalMismatchError
+from ollama_batch.errors import JournalMismatchError
 from ollama_batch.events import Hook
 from ollama_batch.journal import RunJournal
 from ollama_batch.memory import Guard
@@ -59,12 +61,13 @@ from ollama_batch.progress import make_progress
 from ollama_batch.report import BatchReport
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.run import Ended, Run
+from ollama_batch.structured.form import JsonSchema
 from ollama_batch.tokens import TokenCounter
 from ollama_batch.trim import TrimStrategy
-from ollama_batch.types import BatchResult, Think
+from ollama_batch.types import BatchResult, ParsedT, Think
 
 
-class BatchRunner:
+class BatchRunner(Generic[ParsedT]):
     """Runs chat requests through one engine: durable, resumable, observable.
 
     `model`: the model every row is sent to. A row may name it, and others as below.
@@ -77,6 +80,8 @@ class BatchRunner:
     are all, one size more). For servers that set it themselves and do not tell, say it here.
     `max_tokens`: answer limit, in tokens, of rows without one of their own.
     `think`: whether, and how hard, reasoning models think.
+    `response_model`: what every answer must be, a pydantic model (or JsonSchema): engines are told, results
+    are checked and `parsed`. `output_retries`: how often a row is asked again whose answer does not fit.
     `mode`: "independent", every request on its own; or "conversation", requests share a few growing
     conversations, each after those before it. `conversation`: how many, and when they are trimmed.
     `trim`: what makes a prompt shorter that does not fit (None: its row fails; a conversation has
@@ -113,6 +118,8 @@ class BatchRunner:
         num_ctx: int | Literal["auto"] = "auto",
         max_tokens: int = 1024,
         think: Think = False,
+        response_model: type[ParsedT] | JsonSchema | None = None,
+        output_retries: int = 1,
         mode: Literal["independent", "conversation"] = "independent",
         conversation: ConversationPolicy | None = None,
         trim: TrimStrategy | None = None,
@@ -140,6 +147,8 @@ class BatchRunner:
             num_ctx=num_ctx,
             max_tokens=max_tokens,
             think=think,
+            form=checked_form(response_model),
+            output_retries=output_retries,
             mode=mode,
             conversation=conversation,
             trim=trim,
@@ -160,22 +169,14 @@ class BatchRunner:
         self._supervisor = Supervisor() if supervisor is None else supervisor
         self.engine = engine
         self._default_engine = partial(OllamaEngine, base_url, keep_alive=keep_alive)
-        if engine is None:
-            engine = self._default_engine()
-        elif base_url is not None or keep_alive != -1:
-            raise ConfigError(
-                "base_url= and keep_alive= are for the default engine; give them to the one you pass instead"
-            )
+        engine = engine_or(self._default_engine, engine, as_usual=base_url is None and keep_alive == -1)
         self._hooks = tuple(hooks)
-        check_parts(engine, self.retry, self._hooks, self._supervisor)
-        refused = engine.check_params({**self.options.defaults, "messages": []})
-        if refused is not None and refused[0] != "messages":
-            raise ConfigError(f"defaults[{refused[0]!r}]: {refused[1]}")
+        check_parts(engine, self.options, self.retry, self._hooks, self._supervisor)
         make_progress(progress, metrics=MetricsHook())  # refuses what it does not know
         self._progress = progress
-        self._under_way: WeakSet[Run] = WeakSet()
+        self._under_way: WeakSet[Run[ParsedT]] = WeakSet()
 
-    def run(self, requests: Requests, **arguments: Unpack[RunArguments]) -> BatchReport[Any]:
+    def run(self, requests: Requests, **arguments: Unpack[RunArguments]) -> BatchReport[ParsedT]:
         """Run all `requests`; the report comes once every row has a result.
 
         `requests`: path(s) or a glob of OpenAI batch files, an open file, or any (async) iterable of
@@ -194,7 +195,7 @@ class BatchRunner:
             finally:
                 run._abort()  # only if a signal handler of somebody else's got us here
 
-    async def arun(self, requests: Requests, **arguments: Unpack[RunArguments]) -> BatchReport[Any]:
+    async def arun(self, requests: Requests, **arguments: Unpack[RunArguments]) -> BatchReport[ParsedT]:
         """`run` for async code; cancelling it stops the run, which stays resumable."""
         run = self.start(requests, **arguments)
         try:
@@ -204,13 +205,13 @@ class BatchRunner:
 
     async def stream(
         self, requests: Requests, **arguments: Unpack[RunArguments]
-    ) -> AsyncIterator[BatchResult[Any]]:
+    ) -> AsyncIterator[BatchResult[ParsedT]]:
         """Results as they finish, good and failed; those of earlier sessions come first.
 
         When the reader lags by 1,000 results the run waits for it. Leaving the loop early stops the run.
         Raises at its end what `run` raises.
         """
-        results = ResultQueue()
+        results = ResultQueue(self.options.form)
         run = self._begin(requests, arguments, results)
         try:
             while batch := await asyncio.wrap_future(portal().submit(results.take())):
@@ -222,9 +223,9 @@ class BatchRunner:
 
     def iter_results(
         self, requests: Requests, **arguments: Unpack[RunArguments]
-    ) -> Iterator[BatchResult[Any]]:
+    ) -> Iterator[BatchResult[ParsedT]]:
         """`stream` for code that is not async; signals are treated as `run` treats them."""
-        results = ResultQueue()
+        results = ResultQueue(self.options.form)
         with stop_on_signals() as begun:
             run = self._begin(requests, arguments, results, waits=True)
             try:
@@ -235,7 +236,7 @@ class BatchRunner:
             finally:
                 run._abort()
 
-    def start(self, requests: Requests, **arguments: Unpack[RunArguments]) -> Run:
+    def start(self, requests: Requests, **arguments: Unpack[RunArguments]) -> Run[ParsedT]:
         """Begin the run in the background and return its handle at once.
 
         Raises ConfigError, and InputError for what can be told without reading the input.
@@ -265,7 +266,7 @@ class BatchRunner:
         results: ResultQueue | None,
         *,
         waits: bool = False,
-    ) -> Run:
+    ) -> Run[ParsedT]:
         """Start a run; `waits` says that the caller's thread will wait for it."""
         options = RunOptions.of(arguments)
         sources = sources_of_run(requests, waits=waits, phases=bool(self.options.allow_models))

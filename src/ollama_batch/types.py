@@ -190,7 +190,9 @@ class BatchResult(Generic[ParsedT]):
     token limit, say). `attempts` counts the times the request was sent; `latency_s` is the time of
     the last attempt, from sending to the complete answer. `index` is the position in the input,
     `lane` the number of the conversation it was part of (None: of none). `trim` says what was left out
-    of the prompt, None if nothing was.
+    of the prompt, None if nothing was. With a response model, `parsed` is what `output` says, `repaired`
+    that `output` is not JSON as it stands, `asked_again` how often an answer did not fit and was asked
+    for once more.
     """
 
     custom_id: str
@@ -205,6 +207,7 @@ class BatchResult(Generic[ParsedT]):
     latency_s: float | None = None
     trim: Mapping[str, Any] | None = None
     repaired: bool = False
+    asked_again: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
     model_digest: str | None = None
     index: int = 0

@@ -208,6 +208,7 @@ def test_without_options_the_library_gets_its_own_defaults(
         "num_ctx": own.options.num_ctx,
         "max_tokens": own.options.max_tokens,
         "think": own.options.think,
+        "response_model": own.options.form,
         "mode": own.options.mode,
         "conversation": own.options.conversation,
         "trim": own.options.trim,
@@ -303,6 +304,10 @@ def test_several_inputs_are_files_whatever_they_are_called(
         (["run", "IN", "-o", "OUT", "--schema", "absent.json"], "--schema absent.json: cannot be read"),
         (["run", "IN", "-o", "OUT", "--schema", "IN2"], "is not JSON"),
         (["run", "IN", "-o", "OUT", "--schema", "LIST"], "a JSON schema is an object, not a list"),
+        (
+            ["run", "IN", "-o", "OUT", "--schema", "ODD"],
+            "--schema ODD: type is not right: 'objekt' is not valid",
+        ),
         (["run", "IN", "-o", "OUT", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
         (["run", "IN", "-o", "OUT", "--api", "openai"], "--api openai needs --base-url"),
         (["run", "IN", "-o", "OUT", "--base-url", "ftp://x"], "ftp"),
@@ -338,6 +343,7 @@ def test_wrong_usage_exits_2_and_says_what_is_wrong(
     write(Path("IN2"), rows(2))
     write(Path("UNNAMED"), rows(2))
     Path("LIST").write_text("[]")
+    Path("ODD").write_text('{"type": "objekt"}')
     before = sorted(tmp_path.iterdir())
     code, out, err = ask(*words)
     assert (code, out) == (2, "")
@@ -412,6 +418,23 @@ def test_every_row_ok_exits_0_and_the_report_is_printed(
     assert code == 0
     assert "0 sent, 20 from the journal" in out
     assert fake_ollama.ledger.count() == 20
+
+
+def test_answers_that_do_not_fit_the_schema_are_asked_for_once_more_and_then_fail(
+    ask: Cli, fake_ollama_factory: Callable[..., FakeOllama], tmp_path: Path
+) -> None:
+    fake = fake_ollama_factory(reply='{"n": "many"}')
+    source, schema = write(tmp_path / "in.jsonl", rows(2, model="toy:1b")), tmp_path / "count.json"
+    schema.write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
+    words = ("run", source, "-o", tmp_path / "out.jsonl", "--base-url", fake.url, "--progress", "none")
+    code, out, _ = ask(*words, "--schema", schema)
+    assert code == 1
+    assert "2 output_unparsed" in out
+    assert 'the answer does not fit count: n: breaks type "integer"' in out
+    assert fake.ledger.count() == 4
+    code, _, err = ask(*words)
+    assert code == 2
+    assert "response_model was JsonSchema, is not set" in err
 
 
 def test_an_openai_server_is_asked_with_the_key_of_the_environment(

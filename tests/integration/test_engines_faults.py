@@ -55,7 +55,7 @@ NATIVE: dict[str, type[e.EngineError] | None] = {
     "content_number": e.InvalidReplyError,
     "empty": e.EmptyOutputError,
     "whitespace": e.EmptyOutputError,
-    "thinking_only": e.EmptyOutputError,
+    "thinking_only": e.ReasoningOnlyError,
     "length": e.OutputTruncatedError,
     "length_empty": e.OutputTruncatedError,
     "refusal": None,

@@ -84,7 +84,7 @@ def test_each_budget_allows_its_number_of_sends(
         (Fault("length_empty", match=POISON), "output_truncated"),
         (Fault("empty", match=POISON), "output_empty"),
         (Fault("whitespace", match=POISON), "output_empty"),
-        (Fault("thinking_only", match=POISON), "output_empty"),
+        (Fault("thinking_only", match=POISON), "output_reasoning_only"),
     ],
 )
 def test_what_cannot_succeed_is_sent_once(fake_ollama_factory: Factory, fault: Fault, code: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, assert_type
 
+from pydantic import BaseModel
+
 from ollama_batch import (
     BatchReport,
     BatchRequest,
@@ -12,6 +14,7 @@ from ollama_batch import (
     Engine,
     Event,
     Hook,
+    JsonSchema,
     OllamaEngine,
     Run,
     Supervisor,
@@ -20,6 +23,7 @@ from ollama_batch import (
 from ollama_batch.aris import Candidate, PraxisTemplate, RequestStream, read_candidates, to_requests
 from ollama_batch.engines import EmbeddedEngine, Restartable
 from ollama_batch.hooks import CommandHook, Notice, OpenTelemetryHook, PrometheusHook, WebhookHook
+from ollama_batch.structured import Answer, read_answer
 
 
 class Counting:
@@ -36,11 +40,34 @@ def text(notice: Notice) -> dict[str, str]:
 hook: Hook = Counting()
 hooks: list[Hook] = [PrometheusHook(9464), OpenTelemetryHook(rows=False)]
 hooks += [CommandHook(["notify-send", "{message}"]), WebhookHook("https://example.org", body=text)]
+assert_type(BatchRunner(model="gemma3:12b"), BatchRunner[Any])
 runner = BatchRunner(model="gemma3:12b", defaults={"temperature": 0}, hooks=[hook])
 assert_type(runner.run("requests.jsonl", output="results.jsonl", max_failures=0.1), BatchReport[Any])
-assert_type(runner.start([BatchRequest.chat("Hello", system="Be brief")]), Run)
+assert_type(runner.start([BatchRequest.chat("Hello", system="Be brief")]), Run[Any])
 for result in runner.iter_results(["one prompt", "another"]):
     assert_type(result, BatchResult[Any])
+
+
+class Verdict(BaseModel):
+    """What every answer must be."""
+
+    score: int
+
+
+typed = BatchRunner(model="gemma3:12b", response_model=Verdict, output_retries=2)
+assert_type(typed, BatchRunner[Verdict])
+assert_type(typed.run(["a prompt"]), BatchReport[Verdict])
+assert_type(typed.start(["a prompt"]).wait(), BatchReport[Verdict])
+for verdict in typed.run(["a prompt"]).results():
+    assert_type(verdict, BatchResult[Verdict])
+    assert_type(verdict.parsed, Verdict | None)
+for verdict in typed.iter_results(["a prompt"]):
+    assert_type(verdict.parsed, Verdict | None)
+as_data = BatchRunner(model="gemma3:12b", response_model=JsonSchema({"type": "object"}))
+assert_type(as_data, BatchRunner[Any])
+assert_type(read_answer("{}", Verdict), Answer[Verdict])
+with typed as entered:
+    assert_type(entered, BatchRunner[Verdict])
 
 engine: Engine = OllamaEngine.managed(num_parallel=8, kv_cache_type="q8_0")
 own: list[Restartable] = [OllamaEngine.managed(), EmbeddedEngine.toy()]
@@ -70,3 +97,7 @@ async def use() -> None:
     assert_type(await runner.arun({"messages": []} for _ in range(3)), BatchReport[Any])
     async for result in runner.stream(["a prompt"], output=None):
         assert_type(result.output, str | None)
+    assert_type(await typed.arun(["a prompt"]), BatchReport[Verdict])
+    assert_type(await typed.start(["a prompt"]), BatchReport[Verdict])
+    async for verdict in typed.stream(["a prompt"]):
+        assert_type(verdict.parsed, Verdict | None)

@@ -329,14 +329,6 @@ def test_the_tables_of_the_reference_are_those_of_the_code() -> None:
     assert made["rendered"](reference()) == reference()
 
 
-def test_what_the_reference_calls_not_set_yet_is_set_nowhere() -> None:
-    made = runpy.run_path(str(REPOSITORY / "docs" / "make_reference.py"))
-    package = Path(ollama_batch.__file__).parent
-    texts = [file.read_text() for file in package.glob("_*.py") if file.name != "_summary.py"]
-    for name in made["NOT_SET_YET"]["BatchResult"]:
-        assert not any(re.search(rf"\b{name}=", text) for text in texts), name
-
-
 def test_the_reference_has_every_name_of_tokens_trim_memory_doctor_and_aris() -> None:
     packages = (ollama_batch.tokens, ollama_batch.trim, ollama_batch.memory, ollama_batch.doctor)
     for package in (*packages, ollama_batch.aris):

@@ -106,11 +106,13 @@ def run_python(
 
 def missing_extra(step: Step) -> str | None:
     """What a step needs of the extras and this environment lacks."""
-    for name, sign in (
+    extras = (
         ("pandas", "import pandas"),
         ("xllamacpp", r"EmbeddedEngine\.toy|--toy"),
         ("ijson", "aris"),
-    ):
+        ("json_repair", "response_model=|JsonSchema|read_answer"),
+    )
+    for name, sign in extras:
         if re.search(sign, step.text) and not find_spec(name):
             return name
     return None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ollama_batch import BatchRunner, OllamaBatchError, OllamaEngine, OpenAIEngine, RetryPolicy
+from ollama_batch import BatchRunner, JsonSchema, OllamaBatchError, OllamaEngine, OpenAIEngine, RetryPolicy
 from ollama_batch._options import RunArguments, RunnerOptions, RunOptions
 from ollama_batch.errors import ConfigError, InputError
 from ollama_batch.trim import AggressiveTrim, HybridTrim, SlidingWindowTrim, TrimStrategy
@@ -204,7 +204,9 @@ def test_every_setting_that_changes_answers_is_in_the_identity() -> None:
     assert set(RunnerOptions(model="m", trim=HybridTrim()).identity()) - usual == {"trim"}
     conversation = set(RunnerOptions(model="m", mode="conversation").identity())
     assert conversation - usual == {"conversation", "trim"}
-    kept = usual | conversation | {"row_models"}
+    schema = RunnerOptions(model="m", form=JsonSchema({})).identity()
+    assert set(schema) - usual == {"response_model"}
+    kept = usual | conversation | {"row_models", "form"}
     free = {
         "num_ctx",
         "allow_models",
@@ -217,6 +219,7 @@ def test_every_setting_that_changes_answers_is_in_the_identity() -> None:
         "counter",
         "state_dir",
         "guards",
+        "output_retries",
     }
     # num_ctx is pinned once it is chosen; how tokens are counted changes which rows are sent, not answers.
     assert kept | free == {*RunnerOptions.__dataclass_fields__}

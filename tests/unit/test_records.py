@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_batch.jsonl import parse_output_line
-from ollama_batch.records import decode_result, encode_result
+from ollama_batch.records import decode_result, encode_result, made_json
 from ollama_batch.types import BatchResult, RowError, Usage
 
 USAGE = Usage(900, 200, 800, None)
@@ -112,6 +112,18 @@ def test_what_the_run_changed_after_the_answer_comes_back_as_changed() -> None:
     assert decode_result(encode_result(repaired), "row-1") == repaired
 
 
+def test_a_line_keeps_the_text_and_beside_it_the_json_that_was_made_of_it() -> None:
+    made = '{"a": [1, 123456789012345678901234567890, "é"]}'
+    result = replace(OK, output=OK.output, repaired=True, asked_again=2)
+    record = encode_result(result, made=made)
+    assert decode_result(record, "row-1") == result
+    assert made_json(record) == json.loads(made)
+    line = json.loads(record.line)
+    assert line["ollama_batch"] == {"asked_again": 2, "parsed": json.loads(made)}
+    assert line["response"] == json.loads(encode_result(OK).line)["response"]
+    assert made_json(encode_result(OK)) is None
+
+
 def test_reasoning_is_read_back_under_either_name() -> None:
     for key in ("reasoning", "reasoning_content"):
         body = answer()
@@ -181,6 +193,7 @@ _results = st.builds(
     latency_s=st.none() | st.floats(0, 1e6),
     trim=st.none() | _maps,
     repaired=st.booleans(),
+    asked_again=st.integers(0, 3),
     metadata=_maps,
     model_digest=st.none() | _text,
     index=_counts,

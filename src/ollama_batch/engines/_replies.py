@@ -32,6 +32,7 @@ from ollama_batch.errors import (
     ModelNotFoundError,
     OutputRefusedError,
     OutputTruncatedError,
+    ReasoningOnlyError,
     RequestRejectedError,
     UnsupportedParamError,
 )
@@ -234,7 +235,8 @@ def check_outcome(completion: Completion) -> Completion:
 
     Raises OutputTruncatedError if the token limit cut it off, OutputRefusedError if the engine withheld it,
     InvalidReplyError if it ended in a way that is none of an answer's, and EmptyOutputError if it has neither
-    text nor a tool call (white space is no text, nor is thinking that the server has left in the text).
+    text nor a tool call (white space is no text, nor is thinking that the server has left in the text):
+    ReasoningOnlyError where it has reasoning.
     """
     for choice in completion.body["choices"]:
         message = choice["message"]
@@ -251,13 +253,11 @@ def check_outcome(completion: Completion) -> Completion:
         if message.get("tool_calls") or message.get("function_call"):
             continue
         if not content or (isinstance(content, str) and not _without_thinking(content).strip()):
-            thought = completion.reasoning or (content and content.strip())
-            raise EmptyOutputError(
-                "the answer has only reasoning, no text: turn think off or raise max_tokens"
-                if thought
-                else "the answer has no text and no tool call",
-                completion,
-            )
+            if completion.reasoning or (content and content.strip()):
+                raise ReasoningOnlyError(
+                    "the answer has only reasoning, no text: turn think off or raise max_tokens", completion
+                )
+            raise EmptyOutputError("the answer has no text and no tool call", completion)
     return completion
 
 

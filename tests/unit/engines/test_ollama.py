@@ -171,7 +171,7 @@ UNUSABLE: list[tuple[Any, type[e.EngineError]]] = [
     (changed(done_reason="length"), e.OutputTruncatedError),
     (said(), e.EmptyOutputError),
     (said(content=" \n"), e.EmptyOutputError),
-    (said(thinking="hm"), e.EmptyOutputError),
+    (said(thinking="hm"), e.ReasoningOnlyError),
     ("not json", e.InvalidReplyError),
     ("", e.InvalidReplyError),
     ("[]", e.InvalidReplyError),
