@@ -249,9 +249,7 @@ def test_a_public_name_has_a_docstring_of_its_own_and_is_in_the_reference(name: 
     assert f"`{name}`" in reference
 
 
-@pytest.mark.parametrize(
-    "package", ["aris", "doctor", "engines", "hooks", "journal", "memory", "testing"]
-)
+@pytest.mark.parametrize("package", ["aris", "doctor", "engines", "hooks", "journal", "memory", "testing"])
 def test_a_package_offers_what_it_lists(package: str) -> None:
     module = importlib.import_module(f"ollama_batch.{package}")
     for name in module.__all__:
