@@ -62,9 +62,8 @@ class BatchMetrics:
     told or there is nothing to go by. It is part of no other figure.
 
     Context, in tokens of prompt and answer together: of the latest answer, the largest so far, and
-    `context_limit`, what they may have. `trims` counts rows whose messages were shortened (a row
-    with another head begins anew, which is no trim), `trim_saved_tokens` what that saved, as far as it was
-    told (None: of no trim).
+    `context_limit`, what they may have. `trims` counts rows whose messages were shortened (one with another
+    head begins anew, which is no trim), `trim_saved_tokens` what that saved, as far as told (None: of none).
 
     Load: `concurrency` is how many requests may be out now, between `concurrency_min` and `concurrency_max`
     so far; `concurrency_changes` counts the run's own decisions about it, `concurrency_decisions` has the

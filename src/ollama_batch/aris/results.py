@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -16,6 +17,8 @@ from ollama_batch.errors import ConfigError, InputError
 from ollama_batch.journal import RunJournal
 from ollama_batch.jsonl import LineError, OutputLine, parse_output_line, read_lines
 from ollama_batch.records import EXTENSION
+from ollama_batch.structured.form import AnswerForm, form_of
+from ollama_batch.structured.reading import read
 from ollama_batch.types import BatchResult, RowError
 
 UNPARSED: Final = "output_unparsed"
@@ -53,10 +56,11 @@ def read_evaluations(
 ) -> Iterator[tuple[str, ModelT] | FailedEvaluation]:
     """Each result as its id and evaluation, or why it has none; one at a time, in the order they come.
 
-    What a run has parsed counts; where nothing was parsed, the whole text must be an object that `model`
-    accepts. Raises InputError for a file that cannot be read or has a line that is no result, and ConfigError
-    for an item that is none.
+    What a run has parsed counts; where nothing was parsed, the text is read by the rules of a run with
+    `response_model=model`. Raises InputError for a file that cannot be read or has a line that is no result,
+    ConfigError for an item that is none, and MissingExtraError for a text without the extra `structured`.
     """
+    form = cache(partial(form_of, model))
     found = _of_file(Path(results)) if isinstance(results, str | os.PathLike) else results
     for result in found:
         if not isinstance(result, BatchResult):
@@ -64,10 +68,12 @@ def read_evaluations(
                 f"results= has a {type(result).__name__}: must be the path of a journal or result file, or "
                 "BatchResults, as report.results() gives them"
             )
-        yield _evaluated(result, model)
+        yield _evaluated(result, model, form)
 
 
-def _evaluated(result: BatchResult[Any], model: type[ModelT]) -> tuple[str, ModelT] | FailedEvaluation:
+def _evaluated(
+    result: BatchResult[Any], model: type[ModelT], form: Callable[[], AnswerForm[Any]]
+) -> tuple[str, ModelT] | FailedEvaluation:
     if not result.ok or not result.custom_id:
         error = result.error or RowError("failed", _SILENT)
         return FailedEvaluation(result.custom_id or None, error.code, error.message)
@@ -76,9 +82,10 @@ def _evaluated(result: BatchResult[Any], model: type[ModelT]) -> tuple[str, Mode
         if parsed is None:
             if result.output is None:
                 return FailedEvaluation(result.custom_id, UNPARSED, "the answer has no text")
-            # As bytes: a lone surrogate is then no UTF-8, and refused like all other mistakes.
-            text = result.output.strip().encode("utf-8", "surrogatepass")
-            return result.custom_id, model.model_validate_json(text)
+            answer = read(result.output, form())
+            if answer.parsed is None:
+                return FailedEvaluation(result.custom_id, UNPARSED, f"the answer {answer.fault}")
+            return result.custom_id, answer.parsed
         if isinstance(parsed, model):
             return result.custom_id, parsed
         value = parsed.model_dump(by_alias=True) if isinstance(parsed, BaseModel) else parsed
