@@ -1,7 +1,7 @@
 """Prepared runs for the tests of the analysis: their rows as plain data, and the files that hold them.
 
-The rows are the oracle. What an analysis must find is counted from them here, or by hand in the tests, with none
-of the code under test.
+The rows are the oracle. What an analysis must find is counted from them here, or by hand in the tests, with
+none of the code under test.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def answer(recommendation: str, rating: str, score: float | None) -> dict[str, A
 
 
 def prepared(count: int, *, seed: int = 7) -> list[Row]:
-    """A run of two sessions with failed, unparsed, fenced, repaired and slow rows, the same for the same seed."""
+    """A run of two sessions with failed, unparsed, fenced, repaired and slow rows; the same for a seed."""
     rng = random.Random(seed)
     rows, now, session = [], 0.0, 1
     for n in range(count):
@@ -132,7 +132,13 @@ def prepared(count: int, *, seed: int = 7) -> list[Row]:
         common = {"custom_id": name, "at": at, "session": session, "latency_s": latency}
         if drawn < 0.012:
             rows.append(
-                Row(**common, code="engine_error", message=f"the runner ended with signal {n % 3 + 9}", status=500, attempts=4)
+                Row(
+                    **common,
+                    code="engine_error",
+                    message=f"the runner ended with signal {n % 3 + 9}",
+                    status=500,
+                    attempts=4,
+                )
             )
         elif drawn < 0.018:
             rows.append(Row(**common, code="connection_lost", message="the connection was reset", attempts=3))
@@ -153,7 +159,9 @@ def prepared(count: int, *, seed: int = 7) -> list[Row]:
             label = rng.choices(LABELS, (8, 24, 30, 28, 10))[0]
             level = 4 - LABELS.index(label)
             score = round(min(10, max(0, rng.gauss(2.2 * level + 0.6, 1.1))), 1)
-            made = answer(label, rng.choices(RATINGS, (10, 30, 35, 20, 5))[0], score if rng.random() > 0.01 else None)
+            made = answer(
+                label, rng.choices(RATINGS, (10, 30, 35, 20, 5))[0], score if rng.random() > 0.01 else None
+            )
             text = json.dumps(made)
             if drawn < 0.04:
                 text = f"```json\n{json.dumps(made, indent=1)}\n```"
@@ -205,7 +213,10 @@ def write_journal(path: Path, rows: list[Row], *, num_ctx: int = 4096, memory: b
         con.executemany(
             "INSERT INTO notes (at, kind, data) VALUES (?, 'memory', ?)",
             [
-                (BEGAN + at, json.dumps({"vram_used_bytes": int(10.2e9 + 2e5 * at), "vram_total_bytes": 16 * 2**30}))
+                (
+                    BEGAN + at,
+                    json.dumps({"vram_used_bytes": int(10.2e9 + 2e5 * at), "vram_total_bytes": 16 * 2**30}),
+                )
                 for at in range(0, int(last), 30)
             ],
         )

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ollama_batch._analyze_command import ANALYZE_CODES, add_analyze_options, add_compare_options
 from ollama_batch._doctor_command import DOCTOR_CODES, add_options
 
 Command = Callable[[argparse.Namespace], int]
@@ -54,6 +55,8 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         "export-failed": _add_export_failed,
         "verify": _add_verify,
         "doctor": _add_doctor,
+        "analyze": _add_analyze,
+        "compare": _add_compare,
         "demo": _add_demo,
     }
     added = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -289,6 +292,24 @@ def _add_doctor(subparsers: Any, command: Command) -> None:
             "say what is wrong before hours are spent",
             "Loads the model, sends short requests.",
             codes=DOCTOR_CODES,
+        )
+    )
+
+
+def _add_analyze(subparsers: Any, command: Command) -> None:
+    add_analyze_options(
+        _add(subparsers, "analyze", command, "say what came out of a run, and plot it", codes=ANALYZE_CODES)
+    )
+
+
+def _add_compare(subparsers: Any, command: Command) -> None:
+    add_compare_options(
+        _add(
+            subparsers,
+            "compare",
+            command,
+            "say which answers changed between two runs of the same rows",
+            codes=ANALYZE_CODES,
         )
     )
 

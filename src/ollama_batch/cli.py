@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from ollama_batch._analyze_command import analyze, compare
 from ollama_batch._arguments import THINK as THINK_LEVELS
 from ollama_batch._arguments import make_parser
 from ollama_batch._asked import (
@@ -69,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "export-failed": _export_failed,
         "verify": _verify,
         "doctor": _doctor,
+        "analyze": analyze,
+        "compare": compare,
         "demo": _demo,
     }
     arguments = make_parser(commands).parse_args(argv)

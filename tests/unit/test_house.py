@@ -63,17 +63,25 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
             "report",
         )
     },
-    {"doctor": ("doctor/*",)},
+    {"doctor": ("doctor/*",), "analysis": ("analysis/*",)},
     {
         "runner": ("runner",),
-        "command line": ("cli", "_arguments", "_asked", "_demo", "_doctor_command", "_spelling"),
+        "command line": (
+            "cli",
+            "_arguments",
+            "_analyze_command",
+            "_asked",
+            "_demo",
+            "_doctor_command",
+            "_spelling",
+        ),
         "a run": ("*",),
     },
 ]
 ORDER = ("a run", "runner", "command line")
 """The rooms of the last line stand in this order; "a run" holds every file that is named nowhere else."""
 
-HEAVY = ("rich", "tiktoken", "pynvml", "pandas", "xllamacpp", "gguf", "numpy", "IPython")
+HEAVY = ("rich", "tiktoken", "pynvml", "pandas", "pyarrow", "jinja2", "xllamacpp", "gguf", "numpy", "IPython")
 ON_USE = (*HEAVY, "aiohttp", "httpx_aiohttp", "httpx", "pydantic", "tenacity", "sqlite3", "orjson")
 
 
@@ -178,6 +186,7 @@ def test_every_pattern_of_the_table_still_names_a_file() -> None:
         ("from ollama_batch import BatchRunner, BatchRequest", (*HEAVY, "aiohttp")),
         ("from ollama_batch import VramGuard, RamGuard, recommend", (*ON_USE, "psutil")),
         ("import ollama_batch.cli", ON_USE),
+        ("import ollama_batch.analysis", (*HEAVY, "aiohttp", "httpx")),
         ("import ollama_batch.testing.plugin", (*HEAVY, "aiohttp", "httpx", "pydantic")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -232,7 +241,7 @@ def test_a_public_name_has_a_docstring_of_its_own_and_is_in_the_reference(name: 
     assert f"`{name}`" in reference
 
 
-@pytest.mark.parametrize("package", ["doctor", "engines", "journal", "memory", "testing"])
+@pytest.mark.parametrize("package", ["analysis", "doctor", "engines", "journal", "memory", "testing"])
 def test_a_package_offers_what_it_lists(package: str) -> None:
     module = importlib.import_module(f"ollama_batch.{package}")
     for name in module.__all__:

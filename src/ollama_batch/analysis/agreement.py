@@ -33,11 +33,11 @@ class FieldAgreement:
 
     `agreed` of them have equal values, `agreement` is their share. `kappa` is Cohen's: the agreement beyond
     that of chance, (p_o - p_e) / (1 - p_e), where p_e is what labels as frequent as these would agree on if
-    they had nothing to do with each other (Cohen, Educational and Psychological Measurement 20, 1960). 1 is full
-    agreement, 0 that of chance; None where it is undefined: no rows, or one label alone. `weighted_kappa` is
-    the same with linear weights for labels with an order (Cohen, Psychological Bulletin 70, 1968); None without
-    one. `only_a`, `only_b` rows have the field in one run alone. `labels` are all of them, `table` how often
-    each pair occurred, `moves` the pairs that differ, the most frequent first.
+    they had nothing to do with each other (Cohen, Educational and Psychological Measurement 20, 1960). 1 is
+    full agreement, 0 that of chance; None where it is undefined: no rows, or one label alone.
+    `weighted_kappa` is the same with linear weights for labels with an order (Cohen, Psychological Bulletin
+    70, 1968); None without one. `only_a`, `only_b` rows have the field in one run alone. `labels` are all of
+    them, `table` how often each pair occurred, `moves` the pairs that differ, the most frequent first.
     """
 
     path: str
@@ -65,10 +65,9 @@ class FieldAgreement:
 class ScoreChange:
     """How the scores changed, over the `count` rows that have one in both runs.
 
-    `mean_change` is the mean of second minus first, `sd` the standard deviation of these differences, `interval`
-    the 95 % interval of the mean by the normal approximation (None below 30 rows). `up`, `down` and `same` count
-    rows. `changes` are the differences of the rows that
-    moved, in figures.
+    `mean_change` is the mean of second minus first, `sd` the standard deviation of these differences,
+    `interval` the 95 % interval of the mean by the normal approximation (None below 30 rows). `up`, `down`
+    and `same` count rows. `changes` are the differences of the rows that moved, in figures.
     """
 
     name: str
@@ -116,7 +115,9 @@ class AgreementTally:
             frequent[a] += number
             frequent[b] += number
         first = [label for label in self._order or () if label in frequent]
-        others = sorted((label for label in frequent if label not in first), key=lambda each: (-frequent[each], each))
+        others = sorted(
+            (label for label in frequent if label not in first), key=lambda each: (-frequent[each], each)
+        )
         ordered = self._order if self._order and not others else None
         table = sorted(self._pairs.items(), key=lambda item: (-item[1], item[0]))
         return FieldAgreement(
@@ -133,7 +134,7 @@ class AgreementTally:
 
 
 def kappa(pairs: Counter[tuple[str, str]], order: Sequence[str] | None = None) -> float | None:
-    """Cohen's kappa of counted pairs; with the `order` of all labels, weighted linearly. None if undefined."""
+    """Cohen's kappa of counted pairs, with the `order` of all labels weighted linearly; None if undefined."""
     total = pairs.total()
     if not total:
         return None

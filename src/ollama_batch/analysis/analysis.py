@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 class Analysis:
     """The results of a run in figures. `print(analysis)` shows them, notebooks show the report.
 
-    `rows` = `ok` + `failed` are finished. `parsed` + `unparsed` = `ok`, both None where nothing was asked of the
-    answers. `repaired` answers were mended by the run (None: not recorded), `empty` ones have no text. `retried` rows took more than
-    one of the `attempts`; None: not recorded. `trimmed` prompts were shortened, by `trimmed_tokens` in all.
-    `unreadable` lines of result files were none. `models` and `finish_reasons` count answers. `latency` is of
-    the last attempt of answered rows, in seconds, `answer_length` of answers in characters; None: not recorded.
-    `examples` has the first or foremost rows by what they are examples of.
+    `rows` = `ok` + `failed` are finished. `parsed` + `unparsed` = `ok`, both None where nothing was asked of
+    the answers. `repaired` answers were mended by the run (None: not recorded), `empty` ones have no text.
+    `retried` rows took more than one of the `attempts`; None: not recorded. `trimmed` prompts were shortened,
+    by `trimmed_tokens` in all. `unreadable` lines of result files were none. `models` and `finish_reasons`
+    count answers. `latency` is of the last attempt of answered rows, in seconds, `answer_length` of answers
+    in characters; None: not recorded. `examples` has the first or foremost rows by what they are examples of.
 
     Everything is exact and counted from the rows; what nobody recorded is None, never 0.
     """
@@ -110,8 +110,9 @@ class Analysis:
     def to_csv(self, path: PathLike, *, overwrite: bool = False) -> Path:
         """Write the rows to a CSV file that a spreadsheet can open safely, whole or not at all.
 
-        Text that a spreadsheet would take for a formula gets an apostrophe before it; `read_csv` takes it away
-        again. UTF-8 with a byte order mark, so that Excel knows. Raises OutputError as `to_parquet` does.
+        Text that a spreadsheet would take for a formula gets an apostrophe before it; `read_csv` takes it
+        away again. UTF-8 with a byte order mark, so that Excel knows. Raises OutputError as `to_parquet`
+        does.
         """
         return self.table().to_csv(path, overwrite=overwrite)
 
@@ -160,7 +161,8 @@ def _notes(found: Analysis) -> Any:
         yield f"{found.unreadable:,} {lines} of a result file and left out ({where}{more})."
     if found.latency is None and found.ok:
         yield (
-            "Latency is not recorded: result files have no place for it, the journal of a run (OUT.run.db) does."
+            "Latency is not recorded: result files have no place for it, the journal of a run (OUT.run.db) "
+            "has it."
         )
     timeline = found.timeline
     if timeline is None and found.rows:
@@ -170,8 +172,8 @@ def _notes(found: Analysis) -> Any:
     if timeline is not None and len(timeline.stretches) > 1:
         stops = len(timeline.stretches) - 1
         yield (
-            f"The run was stopped {_times(stops)}{_told_by(timeline.clock)}; times are working time, with the "
-            "stops left out."
+            f"The run was stopped {_times(stops)}{_told_by(timeline.clock)}; times are working time, with "
+            "the stops left out."
         )
     if found.tokens.estimated:
         yield f"The tokens of {found.tokens.estimated:,} rows are estimates: their engine does not count."

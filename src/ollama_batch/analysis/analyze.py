@@ -137,7 +137,9 @@ class _Tally:
             finish_reasons=dict(sorted(self._finish.items(), key=lambda item: (-item[1], item[0]))),
             errors=self._errors.groups(),
             fields=tuple(field.figures() for field in self._fields),
-            score=None if name is None else ScoreFigures(name, n["no_score"], distribution_of(self._scores.values)),
+            score=None
+            if name is None
+            else ScoreFigures(name, n["no_score"], distribution_of(self._scores.values)),
             tokens=self._tokens.figures(),
             latency=distribution_of(self._latency.values),
             answer_length=distribution_of(self._length.values),

@@ -37,14 +37,11 @@ class Asked:
         else:
             orders = dict.fromkeys(fields)
         for path, order in orders.items():
-            if not isinstance(path, str) or not path:
-                raise ConfigError(
-                    f"fields={path!r}: must be a path of the answer, as in 'recommendation' or 'trajectory.rating'"
-                )
+            _check_path(path)
             if isinstance(order, str):
                 raise ConfigError(f"fields[{path!r}]={order!r}: must be a list of labels in their order")
-        if score is not None and not callable(score) and not (isinstance(score, str) and score):
-            raise ConfigError(f"score={score!r}: must be a path of the answer, or a function of the answer")
+        if score is not None and not callable(score):
+            _check_path(score, "score")
         return cls(tuple(orders), orders, score)
 
     @property
@@ -74,7 +71,7 @@ class Asked:
         return [None if value is ABSENT else value for value in found]
 
     def score_of(self, answer: Mapping[str, Any] | None, custom_id: str) -> float | None:
-        """The score of a parsed answer; None without one. Raises ConfigError if the callable does not work."""
+        """The score of a parsed answer; None without one. Raises ConfigError if the callable fails."""
         if answer is None or self.score is None:
             return None
         if isinstance(self.score, str):
@@ -86,3 +83,10 @@ class Asked:
                 f"score={self.score_name} failed at the answer of row {custom_id!r}: "
                 f"{type(error).__name__}: {error}; let it return None for answers without a score"
             ) from error
+
+
+def _check_path(path: object, name: str = "fields") -> None:
+    if not isinstance(path, str) or not path:
+        raise ConfigError(
+            f"{name}={path!r}: must be a path of the answer, as in 'recommendation' or 'trajectory.rating'"
+        )

@@ -6,7 +6,7 @@ from typing import Final
 
 # What spreadsheets take for the beginning of a formula (OWASP, "CSV Injection"), the full-width forms of it
 # that some locales accept, and the apostrophe itself, so that the way back is unambiguous.
-_TRIGGERS: Final = frozenset("=+-@\t\r\n'|%＝＋－＠")
+_TRIGGERS: Final = frozenset("=+-@\t\r\n'\uff1d\uff0b\uff0d\uff20")
 _MARK: Final = "'"
 
 

@@ -27,7 +27,7 @@ SHOWN: Final = 400
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One row that changed: `what` names the fields, "score", "ok" or "text"; `a`, `b` say what it was and is."""
+    """One row that changed: `what` names fields, "score", "ok" or "text"; `a`, `b` are what it was and is."""
 
     custom_id: str
     what: tuple[str, ...]
@@ -127,7 +127,7 @@ class Comparison:
         return self.changes().to_parquet(path, overwrite=overwrite)
 
     def html(self) -> str:
-        """The comparison as one HTML page that needs nothing else. Raises MissingExtraError without jinja2."""
+        """The comparison as an HTML page that needs nothing else. Raises MissingExtraError without jinja2."""
         from ollama_batch.analysis.html import comparison_page
 
         return comparison_page(self)
@@ -223,8 +223,7 @@ def what_changed(a: Side, b: Side, asked: Asked) -> tuple[str, ...]:
     names = [
         path
         for path, before, after in zip(asked.fields, a.values, b.values, strict=True)
-        if (before is None) != (after is None)
-        or (before is not None and as_label(before) != as_label(after))
+        if (before is None) != (after is None) or (before is not None and as_label(before) != as_label(after))
     ]
     return (*names, "score") if a.score != b.score else tuple(names)
 

@@ -42,9 +42,9 @@ class ErrorGroup:
 class FieldFigures:
     """What the parsed answers have at `path`.
 
-    `present` answers have a value there, `null` have null, in `absent` there is nothing. `labels` counts equal
-    values, in the order that was asked for or by how frequent they are; `other_labels` values are beyond the
-    1,000 that are told apart. `numbers`: the values that are numbers, None if there are none.
+    `present` answers have a value there, `null` have null, in `absent` there is nothing. `labels` counts
+    equal values, in the order that was asked for or by how frequent they are; `other_labels` values are
+    beyond the 1,000 that are told apart. `numbers`: the values that are numbers, None if there are none.
     """
 
     path: str
@@ -72,10 +72,11 @@ class ScoreFigures:
 
 @dataclass(frozen=True, slots=True)
 class TokenFigures:
-    """Sums over the `reported` rows that came with a usage; `estimated` of these were not counted by the engine.
+    """Sums over the `reported` rows that came with a usage; `estimated` of these were not counted by the
+    engine.
 
-    `cached` sums what `cached_reported` rows told of the engine's cache, None if none did; `cached_of` are the
-    prompt tokens of those same rows. `reasoning` likewise is part of `completion`.
+    `cached` sums what `cached_reported` rows told of the engine's cache, None if none did; `cached_of` are
+    the prompt tokens of those same rows. `reasoning` likewise is part of `completion`.
     """
 
     reported: int = 0
@@ -102,7 +103,7 @@ class TokenFigures:
 
 
 def in_order(labels: Mapping[str, int], order: Sequence[str] | None) -> dict[str, int]:
-    """`labels` with those of `order` first, also where there are none; the others by how frequent they are."""
+    """`labels`, those of `order` first, also where there are none, the others by how frequent they are."""
     wanted = {label: labels.get(label, 0) for label in order or ()}
     others = sorted(labels.items(), key=lambda item: (-item[1], item[0]))
     return {**wanted, **{label: count for label, count in others if label not in wanted}}

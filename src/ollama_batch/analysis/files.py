@@ -16,8 +16,8 @@ def write_file(
 ) -> Path:
     """Have `write` fill a new file that only its owner can read, and give it the name `path`.
 
-    Raises OutputError if `path` is a folder, one of `sources` or, without `overwrite`, there, and if it cannot
-    be written.
+    Raises OutputError if `path` is a folder, one of `sources` or, without `overwrite`, there, and if it
+    cannot be written.
     """
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give a file name in it")

@@ -40,8 +40,8 @@ def _rendered(template: str, view: dict[str, Any], now: datetime | None) -> str:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as exc:
         raise MissingExtraError(
-            'the HTML report needs jinja2: install the extra, pip install ".[report]" in the project\'s folder '
-            "(or: pip install jinja2)"
+            'the HTML report needs jinja2: install the extra, pip install ".[report]" in the project\'s '
+            "folder (or: pip install jinja2)"
         ) from exc
     environment = Environment(
         loader=PackageLoader("ollama_batch.analysis"),

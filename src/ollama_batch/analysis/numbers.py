@@ -26,7 +26,8 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """`count` values, exact: mean, standard deviation of the sample (None for one value), extremes, quantiles.
+    """`count` values, exact: mean, standard deviation of the sample (None for one value), extremes,
+    quantiles.
 
     Quantiles interpolate linearly between the two values beside them, as numpy and pandas do by default.
     """
@@ -54,9 +55,7 @@ def distribution_of(values: Iterable[float]) -> Distribution | None:
     if count > 1:
         sd = math.sqrt(math.fsum((value - mean) ** 2 for value in found) / (count - 1))
     p5, p25, median, p75, p95 = (quantile(found, share) for share in (0.05, 0.25, 0.5, 0.75, 0.95))
-    return Distribution(
-        count, mean, sd, found[0], p5, p25, median, p75, p95, found[-1], tuple(_bars(found))
-    )
+    return Distribution(count, mean, sd, found[0], p5, p25, median, p75, p95, found[-1], tuple(_bars(found)))
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -84,7 +83,9 @@ def _bars(values: Sequence[float]) -> list[Bar]:
             counts[place] += 1
         else:
             more += 1
-    bars = [Bar(_even(start + n * step), _even(start + (n + 1) * step), count) for n, count in enumerate(counts)]
+    bars = [
+        Bar(_even(start + n * step), _even(start + (n + 1) * step), count) for n, count in enumerate(counts)
+    ]
     if more:
         bars.append(Bar(_even(start + number * step), None, more))
     return bars
@@ -120,4 +121,4 @@ class Numbers:
     @property
     def known(self) -> list[float]:
         """Those that are known, in the order they came."""
-        return [value for value in self.values if value == value]  # noqa: PLR0124 - NaN is not itself
+        return [value for value in self.values if not math.isnan(value)]

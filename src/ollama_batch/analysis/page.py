@@ -69,7 +69,10 @@ def show_comparison(found: Comparison, console: Console) -> None:
         console,
         [
             ("rows", f"{count(found.rows_a)} and {count(found.rows_b)}, {count(found.both)} in both"),
-            *([("only in one", f"{count(found.only_a)} and {count(found.only_b)}")] * bool(found.only_a + found.only_b)),
+            *(
+                [("only in one", f"{count(found.only_a)} and {count(found.only_b)}")]
+                * bool(found.only_a + found.only_b)
+            ),
             ("ok in both", count(found.both_ok)),
             *(
                 [("ok in one", f"{count(found.ok_a)} and {count(found.ok_b)}")]
@@ -101,7 +104,10 @@ def show_comparison(found: Comparison, console: Console) -> None:
                     ("compared", f"{count(score.count)} answers that have one in both"),
                     ("mean", f"{_number(score.mean_a)} and {_number(score.mean_b)}"),
                     ("difference", _difference(score.mean_change, score.interval)),
-                    ("moved", f"{count(score.up)} up, {count(score.down)} down, {count(score.same)} the same"),
+                    (
+                        "moved",
+                        f"{count(score.up)} up, {count(score.down)} down, {count(score.same)} the same",
+                    ),
                 ],
             )
     for note in found.notes:
@@ -144,7 +150,8 @@ def _figures(found: Analysis) -> list[tuple[str, str]]:
             "latency",
             "not recorded"
             if latency is None
-            else f"{duration(latency.median)} median, {duration(latency.p95)} at 95 %, {duration(latency.high)} at most",
+            else f"{duration(latency.median)} median, {duration(latency.p95)} at 95 %, "
+            f"{duration(latency.high)} at most",
         )
     )
     timeline = found.timeline
@@ -177,7 +184,10 @@ def _spread(numbers: Distribution | None) -> list[tuple[str, str]]:
     sd = "" if numbers.sd is None else f" (standard deviation {_number(numbers.sd)})"
     return [
         ("mean", f"{_number(numbers.mean)}{sd}"),
-        ("median", f"{_number(numbers.median)}, half of them from {_number(numbers.p25)} to {_number(numbers.p75)}"),
+        (
+            "median",
+            f"{_number(numbers.median)}, half of them from {_number(numbers.p25)} to {_number(numbers.p75)}",
+        ),
         ("range", f"{_number(numbers.low)} to {_number(numbers.high)}"),
     ]
 

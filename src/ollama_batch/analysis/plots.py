@@ -1,7 +1,7 @@
 """The geometry of plots: places in percent, which the page stretches to the width there is.
 
-A plot is drawn by the page from plain boxes and one stretched SVG path for lines, so that it needs no script, its
-labels stay readable on a phone, and colours follow the reader's light or dark page.
+A plot is drawn by the page from plain boxes and one stretched SVG path for lines, so that it needs no script,
+its labels stay readable on a phone, and colours follow the reader's light or dark page.
 """
 
 from __future__ import annotations
@@ -77,16 +77,12 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value == math.floor(value) else f"{value:.3g}"
 
 
-def histogram(
-    found: Distribution, *, title: str, unit: str, say: Say = number, what: str = "rows"
-) -> Plot:
+def histogram(found: Distribution, *, title: str, unit: str, say: Say = number, what: str = "rows") -> Plot:
     """Columns for the bars of `found`, marks at its median and mean."""
     bars = found.bars
     top, y = _axis(max(bar.count for bar in bars), whole=True)
     share = 100 / len(bars)
-    whole = found.bars[0].high is not None and all(
-        bar.high is not None and bar.high - bar.low == 1 for bar in bars if bar.high is not None
-    )
+    whole = all(bar.high is None or bar.high - bar.low == 1 for bar in bars)
 
     def span(bar: Bar) -> str:
         if bar.high is None:
@@ -94,7 +90,13 @@ def histogram(
         return say(bar.low) if whole else f"{say(bar.low)} to {say(bar.high)}"
 
     columns = tuple(
-        Column(n * share, share, 100 * bar.count / top, f"{span(bar)}\n{count(bar.count)} {what}", "tail" * (bar.high is None))
+        Column(
+            n * share,
+            share,
+            100 * bar.count / top,
+            f"{span(bar)}\n{count(bar.count)} {what}",
+            "tail" * (bar.high is None),
+        )
         for n, bar in enumerate(bars)
     )
     middle = share / 2 if whole else 0.0
@@ -121,7 +123,7 @@ def histogram(
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Values over time, None where there is none; `kind` is the class of its line, `name` stands in the legend."""
+    """Values over time, None where there is none; `kind` is the class of its line, `name` is for people."""
 
     name: str
     kind: str
@@ -175,7 +177,7 @@ def over_time(
         tip = [f"{series.name}: {value}" for series, value in zip(told, values, strict=True) if value != "-"]
         hits.append(Column(n * width, width, 0, "\n".join([when, *(tip or ["nothing finished"])])))
         table.append((when, *values))
-    limits = ()
+    limits: tuple[Tick, ...] = ()
     if limit is not None and limit[0] <= top:
         limits = (Tick(100 * limit[0] / top, limit[1]),)
     legend = [(series.kind, series.name) for series in named]
@@ -211,7 +213,12 @@ def memory_plot(timeline: Timeline, *, say: Say, clock: Say) -> Plot | None:
     data = "M" + "L".join(f"{x:.0f} {y:.0f}" for x, y in places)
     area = f"{data}L{places[-1][0]:.0f} {SIZE}L{places[0][0]:.0f} {SIZE}Z"
     hits = tuple(
-        Column(max(0.0, 100 * each.at_s / timeline.length_s - 0.5), 1, 0, f"{clock(each.at_s)}\n{say(each.used_bytes)} in use")
+        Column(
+            max(0.0, 100 * each.at_s / timeline.length_s - 0.5),
+            1,
+            0,
+            f"{clock(each.at_s)}\n{say(each.used_bytes)} in use",
+        )
         for each in points[:: max(1, len(points) // 100)]
     )
     return Plot(
@@ -224,11 +231,32 @@ def memory_plot(timeline: Timeline, *, say: Say, clock: Say) -> Plot | None:
         (Path(area, "area"), Path(data, "line a")),
         () if total is None else (Tick(100 * total / top, f"{say(total)} in all"),),
         head=("time of work", "in use"),
-        table=tuple((clock(each.at_s), say(each.used_bytes)) for each in points[:: max(1, len(points) // 60)]),
+        table=tuple(
+            (clock(each.at_s), say(each.used_bytes)) for each in points[:: max(1, len(points) // 60)]
+        ),
     )
 
 
-_CLOCK_STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+_CLOCK_STEPS: Final = (
+    1,
+    2,
+    5,
+    10,
+    15,
+    30,
+    60,
+    120,
+    300,
+    600,
+    900,
+    1800,
+    3600,
+    7200,
+    14400,
+    21600,
+    43200,
+    86400,
+)
 
 
 def time_ticks(length_s: float, clock: Say) -> tuple[Tick, ...]:
@@ -236,7 +264,10 @@ def time_ticks(length_s: float, clock: Say) -> tuple[Tick, ...]:
     if length_s < 6:
         step = nice_step(length_s / 6)
     else:
-        step = next((each for each in _CLOCK_STEPS if each >= length_s / 7), 0) or nice_step(length_s / 6 / 86400) * 86400
+        step = (
+            next((each for each in _CLOCK_STEPS if each >= length_s / 7), 0)
+            or nice_step(length_s / 6 / 86400) * 86400
+        )
     return tuple(
         Tick(100 * n * step / length_s, "0" if n == 0 else _short(n * step, clock), minor=n % 2 == 1)
         for n in range(math.floor(length_s / step + 1e-9) + 1)

@@ -14,7 +14,7 @@ from ollama_batch.analysis.rows import ResultRow, row_of_line, row_of_result
 from ollama_batch.errors import ConfigError
 from ollama_batch.journal import Note, RunJournal
 from ollama_batch.jsonl import Limits, read_lines
-from ollama_batch.records import decode_result
+from ollama_batch.records import EXTENSION, decode_result
 from ollama_batch.report import BatchReport
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -57,7 +57,7 @@ class RunSource:
         if self.kind == "journal":
             yield from _journal_rows(self.files[0])
         elif self.report is not None:
-            yield from map(row_of_result, self.report.results())
+            yield from (row_of_result(result, parsed=result.parsed) for result in self.report.results())
         else:
             for file in self.files:
                 yield from self._file_rows(file)
@@ -150,11 +150,19 @@ def _journal_rows(path: Path) -> Iterator[ResultRow]:
             while moment is not None and moment.index < record.index:
                 moment = next(moments, None)
             seen = moment if moment is not None and moment.index == record.index else None
+            result = decode_result(record, row.custom_id)
             yield row_of_result(
-                decode_result(record, row.custom_id),
+                result,
+                parsed=_repaired(record.line) if result.repaired else result.parsed,
                 finished_at=None if seen is None else seen.at,
                 session=None if seen is None else seen.session,
             )
+
+
+def _repaired(line: bytes) -> Any:
+    """What the answer in a line of ours was repaired to, if the line has it."""
+    extension = orjson.loads(line).get(EXTENSION)
+    return extension.get("parsed") if isinstance(extension, Mapping) else None
 
 
 def _decode(raw: bytes) -> ResultRow | None:

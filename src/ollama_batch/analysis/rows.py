@@ -48,9 +48,13 @@ class ResultRow:
 
 
 def row_of_result(
-    result: BatchResult[Any], *, finished_at: float | None = None, session: int | None = None
+    result: BatchResult[Any],
+    *,
+    parsed: Any = None,
+    finished_at: float | None = None,
+    session: int | None = None,
 ) -> ResultRow:
-    """A result of ours."""
+    """A result of ours; `parsed` is its answer as an object, where that is recorded."""
     error = result.error
     return ResultRow(
         custom_id=result.custom_id,
@@ -69,7 +73,7 @@ def row_of_result(
         trimmed_tokens=None if result.trim is None else saved_tokens(result.trim),
         repaired=result.repaired,
         model=_text(None if result.body is None else result.body.get("model")),
-        parsed=result.parsed,
+        parsed=parsed,
     )
 
 
@@ -77,7 +81,7 @@ def row_of_line(line: Mapping[str, Any]) -> ResultRow | None:
     """The row of one line in OpenAI's batch output form; None if it is no such line.
 
     It is ok with status 200 and no error, as OpenAI's own failed lines are told from answers. Of several
-    choices the first counts.
+    choices the first counts. Of a repaired answer our own lines have what it was repaired to.
     """
     if not line.keys() & {"response", "error"}:
         return None
@@ -103,11 +107,11 @@ def row_of_line(line: Mapping[str, Any]) -> ResultRow | None:
         finish_reason=_text(choice.get("finish_reason")),
         error_code=code,
         error_message=message,
-        finished_at=float(created) if _is_moment(created) else None,
+        finished_at=_moment(created),
         usage=_usage(body.get("usage")),
         lane=lane if isinstance(lane, int) else None,
         trimmed_tokens=saved_tokens(trim) if isinstance(trim, Mapping) else None,
-        repaired=extension.get("repaired") is True,
+        repaired=extension.get("parsed") is not None,
         model=_text(body.get("model")),
         parsed=extension.get("parsed"),
     )
@@ -125,9 +129,11 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _is_moment(value: Any) -> bool:
+def _moment(value: Any) -> float | None:
     # Servers that have no clock write 0; beyond lies the year 2255, or a clock of milliseconds.
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 9e9
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 9e9:
+        return float(value)
+    return None
 
 
 def _fault(fault: Any, status: Any) -> tuple[str, str]:

@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-
 from ollama_batch.analysis.asked import Asked
 from ollama_batch.analysis.cells import from_cell, to_cell
 from ollama_batch.analysis.files import write_file
@@ -50,12 +49,11 @@ RUN_COLUMNS: Final[dict[str, Kind]] = {
 ANSWER: Final = "answer."
 _PAGE: Final = 2000
 _EXTRA: Final = 'install the extra, pip install ".[report]" in the project\'s folder (or: pip install {})'
-_DTYPES: Final[dict[Kind, str]] = {
+_DTYPES: Final[dict[Kind, Any]] = {
     "text": "object",
     "int": "Int64",
     "float": "float64",
     "bool": "boolean",
-    "time": "datetime64[ns, UTC]",
 }
 
 
@@ -118,7 +116,7 @@ class Table:
 
 
 def run_table(source: RunSource, asked: Asked) -> Table:
-    """The rows of `source`: RUN_COLUMNS, and `parsed`, `answer.PATH` and `score` as far as they are asked for."""
+    """The rows of `source`: RUN_COLUMNS, then `parsed`, `answer.PATH` and `score` as they are asked for."""
     columns = dict(RUN_COLUMNS)
     if asked.anything:
         columns["parsed"] = "bool"
@@ -145,7 +143,12 @@ def _run_rows(source: RunSource, asked: Asked) -> Iterator[list[Any]]:
             *(
                 (None, None, None, None)
                 if usage is None
-                else (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens)
+                else (
+                    usage.prompt_tokens,
+                    usage.completion_tokens,
+                    usage.cached_tokens,
+                    usage.reasoning_tokens,
+                )
             ),
             row.lane,
             row.trimmed_tokens,
@@ -182,13 +185,11 @@ def read_csv(path: PathLike) -> pd.DataFrame:
             kinds = [kind_of(name) for name in names]
             if not names or len(set(names)) != len(names):
                 raise ConfigError(f"{path} is no table that ollama-batch has written")
-            found = (
-                [_VALUES[kind](cell) for kind, cell in zip(kinds, row, strict=True)] for row in rows
-            )
+            found = ([_VALUES[kind](cell) for kind, cell in zip(kinds, row, strict=True)] for row in rows)
             return _frame(dict(zip(names, kinds, strict=True)), found)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, csv.Error) as error:
+    except (ValueError, LookupError, csv.Error) as error:
         raise ConfigError(f"{path} is no table that ollama-batch has written: {error}") from error
 
 
@@ -217,7 +218,7 @@ def _frame(columns: dict[str, Kind], rows: Iterable[Sequence[Any]]) -> pd.DataFr
         if kind == "time":
             micros = [None if value is None else round(value * 1e6) for value in cells]
             series = pd.Series(pd.array(micros, dtype="Int64"))
-            made[name] = pd.to_datetime(series, unit="us", utc=True).astype(_DTYPES[kind])
+            made[name] = pd.to_datetime(series, unit="us", utc=True).astype("datetime64[ns, UTC]")
         else:
             made[name] = pd.Series(cells, dtype=_DTYPES[kind])
     return pd.DataFrame(made)

@@ -102,7 +102,8 @@ class ErrorTally:
         groups = []
         for code, count in sorted(self._counts.items(), key=lambda item: (-item[1], item[0])):
             kinds = [
-                ErrorKind(message, number[0], tuple(ids)) for message, number, ids in self._kinds[code].values()
+                ErrorKind(message, number[0], tuple(ids))
+                for message, number, ids in self._kinds[code].values()
             ]
             kinds.sort(key=lambda kind: (-kind.count, kind.message))
             groups.append(ErrorGroup(code, count, tuple(kinds), count - sum(kind.count for kind in kinds)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ class TimelineTally:
         """Each session's beginning (the first row was sent) and end, in their order."""
         found: dict[int, tuple[float, float]] = {}
         for at, session, latency in zip(self._at.values, self._session, self._latency.values, strict=True):
-            begun = at - latency if latency == latency else at  # noqa: PLR0124 - NaN is not itself
+            begun = at if math.isnan(latency) else at - latency
             low, high = found.get(session, (begun, at))
             found[session] = min(low, begun), max(high, at)
         return sorted(found.items())
@@ -164,7 +165,7 @@ class TimelineTally:
 
 def _known(numbers: Numbers, indices: Iterable[int]) -> list[float]:
     values = (numbers.values[index] for index in indices)
-    return [value for value in values if value == value]  # noqa: PLR0124 - NaN is not itself
+    return [value for value in values if not math.isnan(value)]
 
 
 def _placed(

@@ -59,7 +59,9 @@ def analysis_view(found: Analysis) -> dict[str, Any]:
         "score": None if found.score is None else _score(found),
         "fields": [_field(field) for field in found.fields],
         "time": [] if timeline is None else _time(found, timeline),
-        "latency": _histogram(found.latency, "Latency", "seconds an answer took", say=_seconds, what="answers"),
+        "latency": _histogram(
+            found.latency, "Latency", "seconds an answer took", say=_seconds, what="answers"
+        ),
         "tokens": _tokens(found),
         "missing": _missing(found),
         "errors": [
@@ -99,12 +101,18 @@ def comparison_view(found: Comparison) -> dict[str, Any]:
     ]
     cards = [
         Card("In both runs", count(found.both), f"{count(found.rows_a)} and {count(found.rows_b)} rows"),
-        Card("Ok in both", count(found.both_ok), f"{count(found.ok_a)} only in A, {count(found.ok_b)} only in B"),
+        Card(
+            "Ok in both",
+            count(found.both_ok),
+            f"{count(found.ok_a)} only in A, {count(found.ok_b)} only in B",
+        ),
         Card("Same text", share(found.same_text_share), f"{count(found.same_text)} answers, to the letter"),
     ]
     score = found.score
     if score is not None and score.mean_change is not None:
-        beside = "" if score.interval is None else f"95 %: {score.interval[0]:+.3g} to {score.interval[1]:+.3g}"
+        beside = (
+            "" if score.interval is None else f"95 %: {score.interval[0]:+.3g} to {score.interval[1]:+.3g}"
+        )
         cards.append(Card(f"Mean change of {plain(score.name, 30)}", f"{score.mean_change:+.3g}", beside))
     return {
         "title": f"{a} and {b}",
@@ -118,7 +126,9 @@ def comparison_view(found: Comparison) -> dict[str, Any]:
         if score is None
         else {
             "name": plain(score.name, 60),
-            "plot": _histogram(score.changes, "Changes", "score in B less score in A, of the rows where it changed"),
+            "plot": _histogram(
+                score.changes, "Changes", "score in B less score in A, of the rows where it changed"
+            ),
             "figures": []
             if score.mean_change is None
             else [
@@ -133,7 +143,12 @@ def comparison_view(found: Comparison) -> dict[str, Any]:
             ],
         },
         "examples": [
-            {"id": plain(each.custom_id, 60), "what": ", ".join(plain(w, 40) for w in each.what), "a": each.a, "b": each.b}
+            {
+                "id": plain(each.custom_id, 60),
+                "what": ", ".join(plain(w, 40) for w in each.what),
+                "a": each.a,
+                "b": each.b,
+            }
             for each in found.examples
         ],
         "more": max(0, found.changed - len(found.examples)),
@@ -143,7 +158,9 @@ def comparison_view(found: Comparison) -> dict[str, Any]:
 
 def _about(found: Analysis) -> list[tuple[str, str]]:
     source, timeline = found.source, found.timeline
-    models = ", ".join(plain(model, 60) for model in found.models) or plain(str(source.settings.get("model") or ""), 60)
+    models = ", ".join(plain(model, 60) for model in found.models) or plain(
+        str(source.settings.get("model") or ""), 60
+    )
     about = [("model", models)]
     for name, key in (("engine", "server"), ("context", "num_ctx"), ("mode", "mode")):
         value = source.settings.get(key)
@@ -181,7 +198,13 @@ def _cards(found: Analysis) -> list[Card]:
         cards.append(Card("Unparsed", count(found.unparsed), repaired, "warn" * bool(found.unparsed)))
     if found.score is not None and found.score.numbers is not None:
         numbers = found.score.numbers
-        cards.append(Card(f"Mean {plain(found.score.name, 24)}", _figure(numbers.mean), f"median {_figure(numbers.median)}"))
+        cards.append(
+            Card(
+                f"Mean {plain(found.score.name, 24)}",
+                _figure(numbers.mean),
+                f"median {_figure(numbers.median)}",
+            )
+        )
     if latency is not None:
         cards.append(Card("Median latency", duration(latency.median), f"95 % below {duration(latency.p95)}"))
     if timeline is not None:
@@ -212,7 +235,9 @@ def _field(field: FieldFigures) -> dict[str, Any]:
     return {
         "name": plain(field.path, 60),
         "beside": ", ".join([f"{count(field.present)} answers have it", *missing]),
-        "plot": _histogram(field.numbers, plain(field.path, 60), "value", what="answers") if quantity else None,
+        "plot": _histogram(field.numbers, plain(field.path, 60), "value", what="answers")
+        if quantity
+        else None,
         "parts": [] if quantity else _parts(field.labels, field.present, field.other_labels),
         "figures": _spread(field.numbers) if field.numeric else [],
     }
@@ -241,7 +266,11 @@ def _time(found: Analysis, timeline: Timeline) -> list[Plot]:
             title="Throughput",
             unit="rows a minute",
             columns=series("finished", "a", (60 * span.rows_per_s for span in spans)),
-            stacked=series("failed", "bad", (60 * span.rows_per_s * span.failed / span.rows if span.rows else None for span in spans))
+            stacked=series(
+                "failed",
+                "bad",
+                (60 * span.rows_per_s * span.failed / span.rows if span.rows else None for span in spans),
+            )
             if found.failed
             else None,
             clock=duration,
@@ -344,11 +373,18 @@ def _agreement(field: FieldAgreement) -> dict[str, Any]:
             ("compared", count(field.count)),
             ("agreement", share(field.agreement)),
             ("Cohen's kappa", "undefined" if field.kappa is None else f"{field.kappa:.3f}"),
-            *([("weighted kappa", f"{field.weighted_kappa:.3f}")] if field.weighted_kappa is not None else []),
+            *(
+                [("weighted kappa", f"{field.weighted_kappa:.3f}")]
+                if field.weighted_kappa is not None
+                else []
+            ),
         ],
         "labels": [plain(label, 40) for label in labels],
         "rows": [
-            (plain(a, 40), [(cells.get((a, b), 0), round(75 * cells.get((a, b), 0) / most), a == b) for b in labels])
+            (
+                plain(a, 40),
+                [(cells.get((a, b), 0), round(75 * cells.get((a, b), 0) / most), a == b) for b in labels],
+            )
             for a in labels
         ],
         "moves": [_move(move) for move in field.moves[:12]],

@@ -71,9 +71,9 @@ class ReadOnlyJournal:
             return Pace(*self._connection().execute(query, (time.time() - seconds,)).fetchone())
 
     def moments(self) -> Iterator[Moment]:
-        """When each result was committed, in input order; some rows may be there that had none a moment ago."""
+        """When each result was committed, in input order; a run that goes on may add some meanwhile."""
         after = -1
-        query = f"SELECT idx, at, session FROM results WHERE idx > ? ORDER BY idx LIMIT {_PAGE}"
+        query = f"SELECT idx, at, session FROM results WHERE idx > ? ORDER BY idx LIMIT {_PAGE}"  # noqa: S608 - a constant
         while True:
             with faults.named(self._path):
                 page = self._read(query, [after])
