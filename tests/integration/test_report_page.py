@@ -97,7 +97,7 @@ def test_a_page_asks_nobody_reports_no_error_and_fits_its_screen(
     assert looked.page.title().startswith(("Results of", "What changed"))
     assert looked.run("document.documentElement.scrollWidth") <= width
     too_small = looked.run(
-        "[...document.querySelectorAll('main *')].filter(e => e.children.length === 0 && e.textContent.trim() "
+        "[...document.querySelectorAll('main *')].filter(e => !e.children.length && e.textContent.trim() "
         "&& e.getClientRects().length && parseFloat(getComputedStyle(e).fontSize) < 10.5).length"
     )
     assert too_small == 0

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import ollama_batch
+import ollama_batch.analysis
 import ollama_batch.doctor
 import ollama_batch.memory
 import ollama_batch.tokens
@@ -337,8 +338,9 @@ def test_what_the_reference_calls_not_set_yet_is_set_nowhere() -> None:
         assert not any(re.search(rf"\b{name}=", text) for text in texts), name
 
 
-def test_the_reference_has_every_name_of_tokens_trim_memory_and_doctor() -> None:
-    for package in (ollama_batch.tokens, ollama_batch.trim, ollama_batch.memory, ollama_batch.doctor):
+def test_the_reference_has_every_name_of_tokens_trim_memory_doctor_and_analysis() -> None:
+    beside = (ollama_batch.doctor, ollama_batch.analysis)
+    for package in (ollama_batch.tokens, ollama_batch.trim, ollama_batch.memory, *beside):
         names = getattr(package, "__all__", None) or [n for n in vars(package) if n[0].isupper()]
         for name in names:
             assert f"`{name}`" in reference() or f"# {name}" in reference(), name

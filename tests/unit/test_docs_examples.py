@@ -104,7 +104,13 @@ def run_python(
 
 def missing_extra(step: Step) -> str | None:
     """What a step needs of the extras and this environment lacks."""
-    for name, sign in (("pandas", "import pandas"), ("xllamacpp", r"EmbeddedEngine\.toy|--toy")):
+    report = r"to_pandas|read_csv|import pandas"
+    for name, sign in (
+        ("pandas", report),
+        ("jinja2", "html"),
+        ("pyarrow", "parquet"),
+        ("xllamacpp", r"EmbeddedEngine\.toy|--toy"),
+    ):
         if re.search(sign, step.text) and not find_spec(name):
             return name
     return None

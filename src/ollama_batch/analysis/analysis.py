@@ -154,6 +154,8 @@ def _notes(found: Analysis) -> Any:
         yield "The run was going on while it was read: figures are of the rows that were finished then."
     if source.total is not None and source.total > found.rows:
         yield f"{source.total - found.rows:,} of {source.total:,} rows have no result yet."
+    if source.absent is not None:
+        yield f"{source.absent.name} is not there: no failed rows are counted from it."
     if found.unreadable:
         where = ", ".join(source.unreadable_at)
         more = ", ..." if found.unreadable > len(source.unreadable_at) else ""

@@ -22,7 +22,7 @@ def analysis_page(found: Analysis, *, now: datetime | None = None) -> str:
 
 def comparison_page(found: Comparison, *, now: datetime | None = None) -> str:
     """The report of a comparison. Raises MissingExtraError without jinja2."""
-    from ollama_batch.analysis.views import comparison_view
+    from ollama_batch.analysis.compared import comparison_view
 
     return _rendered("comparison.html.j2", comparison_view(found), now)
 

@@ -32,8 +32,8 @@ class RunSource:
     """The finished rows of one run, to be read any number of times.
 
     `kind` says where they are; `files` is empty for a report in memory. `notes` is what the journal has noted
-    down. After a reading `unreadable` counts the lines that are none of a result file, and `unreadable_at`
-    names the first of them.
+    down, `absent` an error file that was asked for and is not there. After a reading `unreadable` counts the
+    lines that are none of a result file, and `unreadable_at` names the first of them.
     """
 
     name: str
@@ -45,6 +45,7 @@ class RunSource:
     total: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[Note] = ()
+    absent: Path | None = None
     unreadable: int = 0
     unreadable_at: list[str] = field(default_factory=list)
 
@@ -80,9 +81,9 @@ class RunSource:
 def open_run(results: Results, *, errors: PathLike | Literal["auto"] | None = "auto") -> RunSource:
     """Where `results` are. A file is a journal or a result file by its content, whatever its name.
 
-    `errors` is the file of the failed rows that belongs to one result file; "auto" takes the one that a run
-    writes beside its output (OUT.errors.jsonl), if it is there. Raises ConfigError for what cannot be read or
-    holds no results, JournalError for a journal that cannot.
+    `errors` is the file of the failed rows that belongs to one result file, empty if it is not there; "auto"
+    takes the one that a run writes beside its output (OUT.errors.jsonl), if it is there. Raises ConfigError
+    for what cannot be read or holds no results, JournalError for a journal that cannot.
     """
     if isinstance(results, BatchReport):
         if results.journal is None:
@@ -97,7 +98,7 @@ def open_run(results: Results, *, errors: PathLike | Literal["auto"] | None = "a
             )
         results = results.journal
     single = isinstance(results, str | os.PathLike)
-    paths = [Path(os.fspath(results))] if single else [Path(each) for each in results]  # type: ignore[arg-type, union-attr]  # told apart above
+    paths = [Path(results)] if isinstance(results, str | os.PathLike) else [Path(each) for each in results]
     if not paths:
         raise ConfigError("no result file was given: name a journal (OUT.run.db) or result files")
     journals = [path for path in paths if _is_journal(path)]
@@ -105,13 +106,19 @@ def open_run(results: Results, *, errors: PathLike | Literal["auto"] | None = "a
         raise ConfigError(f"{journals[0]} is a journal, which has all rows of its run: give it alone")
     if journals:
         return _journal(paths[0])
+    absent = None
     if single and errors == "auto":
         beside = paths[0].with_name(f"{paths[0].name.removesuffix('.jsonl')}.errors.jsonl")
         paths += [beside] if beside.is_file() else []
     elif errors not in ("auto", None):
-        paths.append(Path(errors))
-        _is_journal(paths[-1])
-    return RunSource(" + ".join(path.name for path in paths), "files", tuple(paths))
+        given = Path(errors)
+        if not given.exists():  # a run makes one only if rows failed
+            absent = given
+        elif _is_journal(given):
+            raise ConfigError(f"errors={given} is a journal: give it alone, it has all rows of its run")
+        else:
+            paths.append(given)
+    return RunSource(" + ".join(path.name for path in paths), "files", tuple(paths), absent=absent)
 
 
 def _is_journal(path: Path) -> bool:

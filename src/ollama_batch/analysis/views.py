@@ -1,50 +1,21 @@
-"""What stands on the pages: every number said as a person reads it, every foreign text made plain."""
+"""What stands on the page of an analysis: numbers as a person reads them, foreign text made plain."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from ollama_batch._text import count, duration, plain, rate, share
-from ollama_batch.analysis.agreement import FieldAgreement, Move
 from ollama_batch.analysis.analysis import Analysis
-from ollama_batch.analysis.compare import Comparison
 from ollama_batch.analysis.figures import FieldFigures
-from ollama_batch.analysis.numbers import Distribution
-from ollama_batch.analysis.plots import Plot, Series, histogram, memory_plot, number, over_time
+from ollama_batch.analysis.parts import Card, Part, figure, plotted, seconds, spread_of
+from ollama_batch.analysis.plots import Plot, Series, memory_plot, number, over_time
 from ollama_batch.analysis.timeline import Timeline
 from ollama_batch.memory.amounts import show
 
 LABELS: Final = 15
-TABLE: Final = 10
 NOT_RECORDED: Final = "not recorded"
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """One figure that matters: what it is, the figure, and what to know beside it."""
-
-    name: str
-    value: str
-    beside: str = ""
-    kind: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A part of a whole: of a stacked bar, or a bar of its own. `share` is in percent."""
-
-    name: str
-    count: str
-    share: float
-    kind: str = ""
-
-    @property
-    def percent(self) -> str:
-        """The share as text."""
-        return share(self.share / 100)
 
 
 def analysis_view(found: Analysis) -> dict[str, Any]:
@@ -59,9 +30,7 @@ def analysis_view(found: Analysis) -> dict[str, Any]:
         "score": None if found.score is None else _score(found),
         "fields": [_field(field) for field in found.fields],
         "time": [] if timeline is None else _time(found, timeline),
-        "latency": _histogram(
-            found.latency, "Latency", "seconds an answer took", say=_seconds, what="answers"
-        ),
+        "latency": plotted(found.latency, "Latency", "seconds an answer took", say=seconds, what="answers"),
         "tokens": _tokens(found),
         "missing": _missing(found),
         "errors": [
@@ -86,73 +55,7 @@ def analysis_view(found: Analysis) -> dict[str, Any]:
             for title, examples in found.examples.items()
         },
         "notes": found.notes,
-        "length": _histogram(found.answer_length, "Length of answers", "characters", what="answers"),
-    }
-
-
-def comparison_view(found: Comparison) -> dict[str, Any]:
-    """What the page of a comparison shows."""
-    a, b = plain(found.a.name, 80), plain(found.b.name, 80)
-    of = found.both or 1
-    unchanged = found.both - found.changed
-    outcome = [
-        Part("unchanged", count(unchanged), 100 * unchanged / of, "good"),
-        Part("changed", count(found.changed), 100 * found.changed / of, "warn"),
-    ]
-    cards = [
-        Card("In both runs", count(found.both), f"{count(found.rows_a)} and {count(found.rows_b)} rows"),
-        Card(
-            "Ok in both",
-            count(found.both_ok),
-            f"{count(found.ok_a)} only in A, {count(found.ok_b)} only in B",
-        ),
-        Card("Same text", share(found.same_text_share), f"{count(found.same_text)} answers, to the letter"),
-    ]
-    score = found.score
-    if score is not None and score.mean_change is not None:
-        beside = (
-            "" if score.interval is None else f"95 %: {score.interval[0]:+.3g} to {score.interval[1]:+.3g}"
-        )
-        cards.append(Card(f"Mean change of {plain(score.name, 30)}", f"{score.mean_change:+.3g}", beside))
-    return {
-        "title": f"{a} and {b}",
-        "a": a,
-        "b": b,
-        "headline": f"{count(found.changed)} of {count(found.both)} rows changed",
-        "outcome": [part for part in outcome if part.share],
-        "cards": cards,
-        "fields": [_agreement(field) for field in found.fields],
-        "score": None
-        if score is None
-        else {
-            "name": plain(score.name, 60),
-            "plot": _histogram(
-                score.changes, "Changes", "score in B less score in A, of the rows where it changed"
-            ),
-            "figures": []
-            if score.mean_change is None
-            else [
-                ("compared", count(score.count)),
-                ("mean in A", _figure(score.mean_a)),
-                ("mean in B", _figure(score.mean_b)),
-                ("mean change", f"{score.mean_change:+.4g}"),
-                ("std. deviation", _figure(score.sd)),
-                ("up", count(score.up)),
-                ("down", count(score.down)),
-                ("the same", count(score.same)),
-            ],
-        },
-        "examples": [
-            {
-                "id": plain(each.custom_id, 60),
-                "what": ", ".join(plain(w, 40) for w in each.what),
-                "a": each.a,
-                "b": each.b,
-            }
-            for each in found.examples
-        ],
-        "more": max(0, found.changed - len(found.examples)),
-        "notes": found.notes,
+        "length": plotted(found.answer_length, "Length of answers", "characters", what="answers"),
     }
 
 
@@ -201,8 +104,8 @@ def _cards(found: Analysis) -> list[Card]:
         cards.append(
             Card(
                 f"Mean {plain(found.score.name, 24)}",
-                _figure(numbers.mean),
-                f"median {_figure(numbers.median)}",
+                figure(numbers.mean),
+                f"median {figure(numbers.median)}",
             )
         )
     if latency is not None:
@@ -223,8 +126,8 @@ def _score(found: Analysis) -> dict[str, Any]:
     assert score is not None  # noqa: S101 - asked for by the caller
     return {
         "name": plain(score.name, 60),
-        "plot": _histogram(score.numbers, "Scores", plain(score.name, 60), what="answers"),
-        "figures": _spread(score.numbers),
+        "plot": plotted(score.numbers, "Scores", plain(score.name, 60), what="answers"),
+        "figures": spread_of(score.numbers),
         "missing": count(score.missing) if score.missing else "",
     }
 
@@ -235,11 +138,9 @@ def _field(field: FieldFigures) -> dict[str, Any]:
     return {
         "name": plain(field.path, 60),
         "beside": ", ".join([f"{count(field.present)} answers have it", *missing]),
-        "plot": _histogram(field.numbers, plain(field.path, 60), "value", what="answers")
-        if quantity
-        else None,
+        "plot": plotted(field.numbers, plain(field.path, 60), "value", what="answers") if quantity else None,
         "parts": [] if quantity else _parts(field.labels, field.present, field.other_labels),
-        "figures": _spread(field.numbers) if field.numeric else [],
+        "figures": spread_of(field.numbers) if field.numeric else [],
     }
 
 
@@ -297,7 +198,7 @@ def _time(found: Analysis, timeline: Timeline) -> list[Plot]:
                     series("10 %", "band", (span.latency_p10_s for span in spans)),
                     series("90 %", "band", (span.latency_p90_s for span in spans)),
                 ),
-                say=_seconds,
+                say=seconds,
                 clock=duration,
                 clipped=True,
             )
@@ -340,8 +241,8 @@ def _tokens(found: Analysis) -> dict[str, Any] | None:
         "plots": [
             plot
             for plot in (
-                _histogram(tokens.prompt_row, "Prompts", "tokens a row"),
-                _histogram(tokens.completion_row, "Answers", "tokens a row"),
+                plotted(tokens.prompt_row, "Prompts", "tokens a row"),
+                plotted(tokens.completion_row, "Answers", "tokens a row"),
             )
             if plot is not None
         ],
@@ -361,68 +262,3 @@ def _missing(found: Analysis) -> list[str]:
     if timeline is None or not timeline.memory:
         absent.append("GPU memory over time")
     return absent
-
-
-def _agreement(field: FieldAgreement) -> dict[str, Any]:
-    labels = field.labels[:TABLE] if len(field.labels) <= TABLE else ()
-    cells = {(move.a, move.b): move.count for move in field.table}
-    most = max(cells.values(), default=1)
-    return {
-        "name": plain(field.path, 60),
-        "figures": [
-            ("compared", count(field.count)),
-            ("agreement", share(field.agreement)),
-            ("Cohen's kappa", "undefined" if field.kappa is None else f"{field.kappa:.3f}"),
-            *(
-                [("weighted kappa", f"{field.weighted_kappa:.3f}")]
-                if field.weighted_kappa is not None
-                else []
-            ),
-        ],
-        "labels": [plain(label, 40) for label in labels],
-        "rows": [
-            (
-                plain(a, 40),
-                [(cells.get((a, b), 0), round(75 * cells.get((a, b), 0) / most), a == b) for b in labels],
-            )
-            for a in labels
-        ],
-        "moves": [_move(move) for move in field.moves[:12]],
-    }
-
-
-def _move(move: Move) -> dict[str, str]:
-    return {"a": plain(move.a, 60), "b": plain(move.b, 60), "count": count(move.count)}
-
-
-def _histogram(
-    found: Distribution | None, title: str, unit: str, *, say: Any = number, what: str = "rows"
-) -> Plot | None:
-    return None if found is None else histogram(found, title=title, unit=unit, say=say, what=what)
-
-
-def _spread(found: Distribution | None) -> Sequence[tuple[str, str]]:
-    if found is None:
-        return ()
-    return (
-        ("values", count(found.count)),
-        ("mean", _figure(found.mean)),
-        ("std. deviation", _figure(found.sd)),
-        ("lowest", _figure(found.low)),
-        ("5 %", _figure(found.p5)),
-        ("25 %", _figure(found.p25)),
-        ("median", _figure(found.median)),
-        ("75 %", _figure(found.p75)),
-        ("95 %", _figure(found.p95)),
-        ("highest", _figure(found.high)),
-    )
-
-
-def _figure(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
-
-
-def _seconds(value: float) -> str:
-    return "0" if value == 0 else duration(value)

@@ -267,6 +267,9 @@ def test_the_error_file_beside_a_result_file_counts_unless_it_is_not_wanted(tmp_
     assert analyze(output).failed == 0
     assert analyze(output, errors=elsewhere).failed > 0
     assert analyze([output, elsewhere]).failed > 0
+    absent = analyze(output, errors=tmp_path / "none.jsonl")
+    assert absent.failed == 0
+    assert "none.jsonl is not there: no failed rows are counted from it." in absent.notes
 
 
 def test_a_stop_in_a_result_file_is_a_long_silence(tmp_path: Path) -> None:
