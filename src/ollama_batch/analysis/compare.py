@@ -263,8 +263,10 @@ def _notes(found: Comparison) -> Iterator[str]:
         yield "The runs have no custom_id in common: they are not runs over the same rows."
     for source in (found.a, found.b):
         if source.unreadable:
-            yield f"{source.name}: {source.unreadable:,} lines are none of a result file and left out."
+            lines = "1 line is" if source.unreadable == 1 else f"{source.unreadable:,} lines are"
+            yield f"{source.name}: {lines} none of a result file and left out."
     for field in found.fields:
         alone = field.only_a + field.only_b
         if alone:
-            yield f"{field.path}: {alone:,} rows have it in one of the runs alone and are not in its figures."
+            rows = "1 row has" if alone == 1 else f"{alone:,} rows have"
+            yield f"{field.path}: {rows} it in one of the runs alone, which is in none of its figures."

@@ -122,7 +122,7 @@ def test_agreement_is_over_the_rows_that_have_the_field_in_both(small: Compariso
     assert [(move.a, move.b, move.count) for move in field.moves] == [("Yes", "Maybe", 1)]
     assert field.labels == ("No", "Maybe", "Yes")
     assert field.weighted_kappa is not None
-    assert any("1 rows have it in one of the runs alone" in note for note in small.notes)
+    assert any("1 row has it in one of the runs alone" in note for note in small.notes)
 
 
 def test_scores_are_compared_by_their_differences(small: Comparison) -> None:

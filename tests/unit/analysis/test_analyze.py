@@ -446,6 +446,8 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
     journal = write_journal(tmp_path / "run.db", by_hand())
     with pytest.raises(ConfigError, match=r"run\.db is a journal.*give it alone"):
         analyze([journal, write_files(tmp_path, by_hand())])
+    with pytest.raises(ConfigError, match=r"errors=.*run\.db is a journal"):
+        analyze(tmp_path / "results.jsonl", errors=journal)
     (tmp_path / "broken.db").write_bytes(journal.read_bytes()[:5000])
     with pytest.raises(JournalCorruptError):
         analyze(tmp_path / "broken.db")
