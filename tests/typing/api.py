@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, assert_type
 
 from ollama_batch import (
@@ -17,6 +18,7 @@ from ollama_batch import (
     Supervisor,
     SystemdUnit,
 )
+from ollama_batch.analysis import analyze, compare
 from ollama_batch.engines import EmbeddedEngine, Restartable
 
 
@@ -49,3 +51,7 @@ async def use() -> None:
     assert_type(await runner.arun({"messages": []} for _ in range(3)), BatchReport[Any])
     async for result in runner.stream(["a prompt"], output=None):
         assert_type(result.output, str | None)
+
+    found = analyze(await runner.arun(["a prompt"]), fields={"a.b": ["x", "y"]}, score=lambda answer: 1.0)
+    assert_type(found.field("a.b").labels, Mapping[str, int])
+    assert_type(compare("a.jsonl", ["b.jsonl", "c.jsonl"], fields=["a"]).field("a").kappa, float | None)

@@ -145,7 +145,7 @@ class Analysis:
     def _repr_html_(self) -> str:
         from ollama_batch.analysis.html import in_frame
 
-        return in_frame(self.html())
+        return in_frame(self)
 
 
 def _notes(found: Analysis) -> Any:

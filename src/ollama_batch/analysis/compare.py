@@ -153,7 +153,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         from ollama_batch.analysis.html import in_frame
 
-        return in_frame(self.html())
+        return in_frame(self)
 
 
 def compare(

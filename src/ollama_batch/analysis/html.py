@@ -27,8 +27,15 @@ def comparison_page(found: Comparison, *, now: datetime | None = None) -> str:
     return _rendered("comparison.html.j2", comparison_view(found), now)
 
 
-def in_frame(page: str) -> str:
-    """A page inside of another, a notebook say, each with styles of its own; nothing in it can run."""
+def in_frame(found: Analysis | Comparison) -> str:
+    """Its page inside of another, a notebook say, each with styles of its own; nothing in it can run.
+
+    Without jinja2 it is the text that a terminal shows.
+    """
+    try:
+        page = found.html()
+    except MissingExtraError:
+        return f"<pre>{html.escape(str(found))}</pre>"
     return (
         '<iframe sandbox style="width:100%;height:42rem;border:0;border-radius:8px" title="report" '
         f'srcdoc="{html.escape(page)}"></iframe>'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from ollama_batch.analysis import Analysis, Comparison, analyze, compare
 from ollama_batch.analysis.numbers import distribution_of, nice_step, quantile
 from ollama_batch.analysis.page import show_analysis, show_comparison
 from ollama_batch.analysis.plots import number, time_ticks
+from ollama_batch.errors import MissingExtraError
 
 pytest.importorskip("jinja2")
 
@@ -137,6 +139,24 @@ def test_a_notebook_shows_the_page_in_a_frame_that_runs_nothing(hostile: Path) -
     inside = dict(page.attributes)["srcdoc"]
     assert inside is not None
     assert inside.startswith("<!DOCTYPE html>")
+
+
+def test_without_the_extra_what_needs_it_says_so_and_the_rest_works(
+    hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("jinja2", "pandas", "pyarrow"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = analyze(hostile, fields="r")
+    with pytest.raises(MissingExtraError, match=r'the HTML report needs jinja2.*"\.\[report\]"'):
+        found.to_html(tmp_path / "r.html")
+    with pytest.raises(MissingExtraError, match="needs pandas"):
+        found.to_pandas()
+    with pytest.raises(MissingExtraError, match="needs pyarrow"):
+        found.to_parquet(tmp_path / "r.parquet")
+    assert found._repr_html_().startswith("<pre>\nhostile.jsonl")
+    assert "<script" not in found._repr_html_()
+    assert found.to_csv(tmp_path / "r.csv").exists()
+    assert "rows" in str(found)
 
 
 def test_a_page_of_5000_rows_is_small(tmp_path: Path) -> None:
