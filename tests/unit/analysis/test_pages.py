@@ -160,11 +160,10 @@ def test_without_the_extra_what_needs_it_says_so_and_the_rest_works(
 
 
 def test_a_page_of_5000_rows_is_small(tmp_path: Path) -> None:
-    rows = prepared(5000)
-    journal = write_journal(tmp_path / "run.db", rows)
-    found = analyze(journal, fields={"recommendation": LABELS, "reasoning": None}, score="score")
+    files = write_files(tmp_path, prepared(5000))
+    found = analyze(files, fields={"recommendation": LABELS, "reasoning": None}, score="score")
     assert len(found.html().encode()) < 400_000
-    changes = compare(journal, write_files(tmp_path, rows), fields="recommendation", score="score")
+    changes = compare(files, files, fields="recommendation", score="score")
     assert len(changes.html().encode()) < 400_000
 
 
