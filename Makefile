@@ -44,9 +44,10 @@ crash: $(STAMP) ## 1,000 kills at random moments and at every named point; 120 o
 faults: $(STAMP) ## 20 times 10,000 rows through resets, errors, cut bodies, hangs and garbage
 	$(BIN)/python benchmarks/fault_mix.py
 
-scale: $(STAMP) ## 170,000 rows: memory, and the time to resume
+scale: $(STAMP) ## 170,000 rows: memory, the time to resume, and an analysis of them
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/aris_convert.py
+	$(BIN)/python benchmarks/analysis.py
 
 conversations: $(STAMP) ## What trimming costs, what several conversations gain, limits that nobody tells
 	$(BIN)/python benchmarks/conversation.py

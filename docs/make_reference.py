@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
-from ollama_batch import events, report, types
+from ollama_batch import analysis, events, report, types
 from ollama_batch.aris import (
     DataQuality,
     FailedEvaluation,
@@ -149,6 +149,19 @@ def doctor() -> str:
     return f"### diagnose\n\n{prose(diagnose)}\n\n{table(('argument', 'default'), rows)}\n\n{data}"
 
 
+def analyses() -> str:
+    """`analyze`, `compare` and `read_csv` with their arguments, and the data."""
+    parts = []
+    for thing in (analysis.analyze, analysis.compare, analysis.read_csv):
+        rows = [
+            (f"`{name}`", "required" if each.default is each.empty else default(each.default))
+            for name, each in inspect.signature(thing).parameters.items()
+        ]
+        parts.append(f"### {thing.__name__}\n\n{prose(thing)}\n\n{table(('argument', 'default'), rows)}")
+    data = [each for name in analysis.__all__ if dataclasses.is_dataclass(each := getattr(analysis, name))]
+    return "\n\n".join([*parts, classes(*data)()])
+
+
 def told() -> str:
     """Every event."""
     rows = []
@@ -210,6 +223,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "fakes": classes(FakeModel, CostModel, FakeReply, level=4),
     "doctor": doctor,
     "aris": classes(PraxisTemplate, DataQuality, ReadProgress),
+    "analysis": analyses,
     "faults": faults,
     "columns": columns,
     "evaluations": classes(Ranking, RankedCandidate, FailedEvaluation, WrittenEvaluations),

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ollama_batch._analyze_command import ANALYZE_CODES, add_analyze_options, add_compare_options
 from ollama_batch._aris_command import ARIS_CODES
 from ollama_batch._aris_command import add_options as add_aris_options
 from ollama_batch._doctor_command import DOCTOR_CODES, add_options
@@ -57,6 +58,8 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         "verify": _add_verify,
         "doctor": _add_doctor,
         "aris": _add_aris,
+        "analyze": _add_analyze,
+        "compare": _add_compare,
         "demo": _add_demo,
     }
     added = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -319,6 +322,24 @@ def _add_aris(subparsers: Any, command: Command) -> None:
             "make requests that evaluate the candidates of an Aris export",
             "Says what the export has and lacks.",
             codes=ARIS_CODES,
+        )
+    )
+
+
+def _add_analyze(subparsers: Any, command: Command) -> None:
+    add_analyze_options(
+        _add(subparsers, "analyze", command, "say what came out of a run, and plot it", codes=ANALYZE_CODES)
+    )
+
+
+def _add_compare(subparsers: Any, command: Command) -> None:
+    add_compare_options(
+        _add(
+            subparsers,
+            "compare",
+            command,
+            "say which answers changed between two runs of the same rows",
+            codes=ANALYZE_CODES,
         )
     )
 

@@ -63,7 +63,7 @@ class Guarding:
     `reload` has the model loaded with smaller buffers (to be awaited; None: there are none). `usual` guards
     are those nobody asked for: memory that was in use when the run began, which the engine
     reserves as it loads, is no reason for them to slow the run down. A pause of more than `patience_s`
-    seconds ends the run, resumably.
+    seconds ends the run, resumably. `keep` is shown every sample, too.
     """
 
     def __init__(
@@ -79,7 +79,9 @@ class Guarding:
         emit: Callable[[Event], None],
         decide: Callable[..., Awaitable[None]],
         patience_s: float,
+        keep: Callable[[MemorySample], Awaitable[None]] | None = None,
     ) -> None:
+        self._keep = keep
         self._guards = tuple(guards)
         self._usual = usual
         self._throttle = throttle
@@ -99,6 +101,8 @@ class Guarding:
     async def judge(self, sample: MemorySample) -> None:
         """Let every guard decide on `sample`, in their order, and carry that out."""
         self._emit(MemoryMeasured(sample=sample))
+        if self._keep is not None:
+            await self._keep(sample)
         for number, guard in enumerate(self._guards):
             try:
                 decision = guard.decide(sample)

@@ -16,6 +16,7 @@ from ollama_batch._job import Job
 from ollama_batch._lanes import Lanes
 from ollama_batch._limits import LearnedLimit
 from ollama_batch._meeting import Meeting, width_of
+from ollama_batch._memory_notes import MemoryNotes
 from ollama_batch._options import RunnerOptions
 from ollama_batch._portal import portal
 from ollama_batch._reading import AnswerReader
@@ -150,6 +151,7 @@ async def send_rows(
         emit=run._emit,
         decide=decide,
         patience_s=settings.patience_s,
+        keep=MemoryNotes(journal.note).see,
     )
     try:
         async with (

@@ -19,6 +19,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
+from ollama_batch._analyze_command import analyze, compare
 from ollama_batch._arguments import THINK as THINK_LEVELS
 from ollama_batch._arguments import make_parser
 from ollama_batch._aris_command import convert
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "verify": _verify,
         "doctor": _doctor,
         "aris": convert,
+        "analyze": analyze,
+        "compare": compare,
         "demo": _demo,
     }
     arguments = make_parser(commands).parse_args(argv)

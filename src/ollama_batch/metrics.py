@@ -61,9 +61,8 @@ class BatchMetrics:
     that is silent: cached tokens guessed from prompt-evaluation times (docs/savings.md), None if any answer
     told or there is nothing to go by. It is part of no other figure.
 
-    Context, in tokens of prompt and answer together: of the latest answer, the largest so far, and
-    `context_limit`, what they may have. `trims` counts rows whose messages were shortened (one with another
-    head begins anew, which is no trim), `trim_saved_tokens` what that saved, as far as told (None: of none).
+    Context, in tokens of prompt and answer: of the latest answer, the largest so far, and `context_limit`,
+    what they may have. `trims` counts rows that were shortened, `trim_saved_tokens` the gain (None: not told).
 
     Load: `concurrency` is how many requests may be out now, between `concurrency_min` and `concurrency_max`
     so far; `concurrency_changes` counts the run's own decisions about it, `concurrency_decisions` has the

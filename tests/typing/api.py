@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, assert_type
 
 from pydantic import BaseModel
@@ -20,6 +21,7 @@ from ollama_batch import (
     Supervisor,
     SystemdUnit,
 )
+from ollama_batch.analysis import analyze, compare
 from ollama_batch.aris import Candidate, PraxisTemplate, RequestStream, read_candidates, to_requests
 from ollama_batch.engines import EmbeddedEngine, Restartable
 from ollama_batch.hooks import CommandHook, Notice, OpenTelemetryHook, PrometheusHook, WebhookHook
@@ -101,3 +103,6 @@ async def use() -> None:
     assert_type(await typed.start(["a prompt"]), BatchReport[Verdict])
     async for verdict in typed.stream(["a prompt"]):
         assert_type(verdict.parsed, Verdict | None)
+    found = analyze(await runner.arun(["a prompt"]), fields={"a.b": ["x", "y"]}, score=lambda answer: 1.0)
+    assert_type(found.field("a.b").labels, Mapping[str, int])
+    assert_type(compare("a.jsonl", ["b.jsonl", "c.jsonl"], fields=["a"]).field("a").kappa, float | None)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import ollama_batch
+import ollama_batch.analysis
 import ollama_batch.aris
 import ollama_batch.doctor
 import ollama_batch.memory
@@ -212,6 +213,7 @@ def test_every_command_in_a_document_can_be_given(file: str, line: str) -> None:
         assert words[1] in targets
     elif words[0] == "ollama-batch":
         names = ("run", "status", "watch", "export", "export-failed", "verify", "doctor", "aris", "demo")
+        names += ("analyze", "compare")
         make_parser(dict.fromkeys(names, lambda _: 0)).parse_args(words[1:])
     elif words[1] == "-m":
         assert words[2] == "venv" or importlib.util.find_spec(words[2]) is not None
@@ -220,7 +222,7 @@ def test_every_command_in_a_document_can_be_given(file: str, line: str) -> None:
 
 
 def test_every_option_of_the_command_line_stands_in_a_document() -> None:
-    names = ("run", "status", "watch", "export", "verify", "aris", "demo")
+    names = ("run", "status", "watch", "export", "verify", "aris", "demo", "analyze", "compare")
     commands = make_parser(dict.fromkeys(names, lambda _: 0))._subparsers._group_actions[0].choices  # type: ignore[union-attr]  # argparse has no other way
     text = "".join(file.read_text(encoding="utf-8") for file in DOCUMENTS)
     for command in commands.values():
@@ -329,9 +331,9 @@ def test_the_tables_of_the_reference_are_those_of_the_code() -> None:
     assert made["rendered"](reference()) == reference()
 
 
-def test_the_reference_has_every_name_of_tokens_trim_memory_doctor_and_aris() -> None:
+def test_the_reference_has_every_name_of_these_packages() -> None:
     packages = (ollama_batch.tokens, ollama_batch.trim, ollama_batch.memory, ollama_batch.doctor)
-    for package in (*packages, ollama_batch.aris):
+    for package in (*packages, ollama_batch.aris, ollama_batch.analysis):
         names = getattr(package, "__all__", None) or [n for n in vars(package) if n[0].isupper()]
         for name in names:
             assert f"`{name}`" in reference() or f"# {name}" in reference(), name

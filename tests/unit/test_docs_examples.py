@@ -107,7 +107,9 @@ def run_python(
 def missing_extra(step: Step) -> str | None:
     """What a step needs of the extras and this environment lacks."""
     extras = (
-        ("pandas", "import pandas"),
+        ("pandas", r"to_pandas|read_csv|import pandas"),
+        ("jinja2", "html"),
+        ("pyarrow", "parquet"),
         ("xllamacpp", r"EmbeddedEngine\.toy|--toy"),
         ("ijson", "aris"),
         ("json_repair", "response_model=|JsonSchema|read_answer"),

@@ -65,11 +65,18 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
             "report",
         )
     },
-    {"doctor": ("doctor/*",), "aris": ("aris/*",)},
+    {"doctor": ("doctor/*",), "analysis": ("analysis/*",), "aris": ("aris/*",)},
     {
         "runner": ("runner",),
         "command line": (
-            *("cli", "_arguments", "_aris_command", "_asked", "_demo", "_doctor_command", "_spelling"),
+            "cli",
+            "_analyze_command",
+            "_arguments",
+            "_aris_command",
+            "_asked",
+            "_demo",
+            "_doctor_command",
+            "_spelling",
         ),
         "a run": ("*",),
     },
@@ -89,6 +96,8 @@ HEAVY = (
     "prometheus_client",
     "opentelemetry",
     "ijson",
+    "pyarrow",
+    "jinja2",
 )
 ON_USE = (*HEAVY, "aiohttp", "httpx_aiohttp", "httpx", "pydantic", "tenacity", "sqlite3", "orjson")
 
@@ -195,6 +204,7 @@ def test_every_pattern_of_the_table_still_names_a_file() -> None:
         ("from ollama_batch import VramGuard, RamGuard, recommend", (*ON_USE, "psutil")),
         ("import ollama_batch.cli", ON_USE),
         ("import ollama_batch.hooks", ON_USE),
+        ("import ollama_batch.analysis", (*HEAVY, "aiohttp", "httpx")),
         ("import ollama_batch.testing.plugin", (*HEAVY, "aiohttp", "httpx", "pydantic")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -249,7 +259,9 @@ def test_a_public_name_has_a_docstring_of_its_own_and_is_in_the_reference(name: 
     assert f"`{name}`" in reference
 
 
-@pytest.mark.parametrize("package", ["aris", "doctor", "engines", "hooks", "journal", "memory", "testing"])
+@pytest.mark.parametrize(
+    "package", ["analysis", "aris", "doctor", "engines", "hooks", "journal", "memory", "testing"]
+)
 def test_a_package_offers_what_it_lists(package: str) -> None:
     module = importlib.import_module(f"ollama_batch.{package}")
     for name in module.__all__:

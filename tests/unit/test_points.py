@@ -26,6 +26,7 @@ EXEMPT = {
     "engines/_managed_server.py": "the log of a server, in a process that knows no run",
     "engines/managed.py:_default_log": "removes logs of earlier servers",
     "aris/_store.py": "a private temporary database that ends with its process",
+    "analysis": "tables and reports about runs, and a private temporary database",
     "cli.py:_forget_output": "writes to the null device",
     "journal/lock.py:is_held": "looks whether a lock is held and keeps nothing",
 }

@@ -53,6 +53,15 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """When the result of row `index` was committed, in seconds since the epoch, and in which session."""
+
+    index: int
+    at: float
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrimCounts:
     """Rows whose prompt was trimmed, and the tokens that were left out, as far as that was told (None: of
     no row).

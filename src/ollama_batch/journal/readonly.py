@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 from ollama_batch.errors import JournalError, OutputError
 from ollama_batch.journal import faults, meta, schema
-from ollama_batch.journal.data import ExportCounts, JournalCounts, Note, Pace, TrimCounts
+from ollama_batch.journal.data import ExportCounts, JournalCounts, Moment, Note, Pace, TrimCounts
 from ollama_batch.journal.export import matches, write_export
 from ollama_batch.journal.lock import is_held
 from ollama_batch.journal.place import check_regular
 from ollama_batch.journal.results import Pair, count, count_trims, iterate
+
+_PAGE = 1000
 
 
 class ReadOnlyJournal:
@@ -67,6 +69,18 @@ class ReadOnlyJournal:
         with faults.named(self._path):
             query = "SELECT max(at), ifnull(sum(at > ?), 0) FROM results"
             return Pace(*self._connection().execute(query, (time.time() - seconds,)).fetchone())
+
+    def moments(self) -> Iterator[Moment]:
+        """When each result was committed, in input order; a run that goes on may add some meanwhile."""
+        after = -1
+        query = f"SELECT idx, at, session FROM results WHERE idx > ? ORDER BY idx LIMIT {_PAGE}"  # noqa: S608 - a constant
+        while True:
+            with faults.named(self._path):
+                page = self._read(query, [after])
+            yield from (Moment(*columns) for columns in page)
+            if len(page) < _PAGE:
+                return
+            after = page[-1][0]
 
     def trims(self) -> TrimCounts:
         """Rows that were trimmed, as committed; where that cannot be, nothing is read."""
