@@ -62,7 +62,7 @@ class BatchMetrics:
     told or there is nothing to go by. It is part of no other figure.
 
     Context, in tokens of prompt and answer: of the latest answer, the largest so far, and `context_limit`,
-    what they may have. `trims` counts rows that were shortened, `trim_saved_tokens` the gain (None: not told).
+    what they may have. `trims` counts rows that were shortened, `trim_saved_tokens` the gain, None if untold.
 
     Load: `concurrency` is how many requests may be out now, between `concurrency_min` and `concurrency_max`
     so far; `concurrency_changes` counts the run's own decisions about it, `concurrency_decisions` has the
