@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml
 
 install: $(STAMP) ## Make .venv with the package, its extras and the tools of development
 
-demo: $(STAMP) ## Run 200 requests through a real engine with a toy model, no GPU needed
+demo: $(STAMP) ## Evaluate 200 invented candidates, from export to report, on a real engine; no GPU needed
 	$(BIN)/ollama-batch demo
 
 test: $(STAMP) ## Run the tests

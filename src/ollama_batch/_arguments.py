@@ -346,10 +346,13 @@ def _add_compare(subparsers: Any, command: Command) -> None:
 
 def _add_demo(subparsers: Any, command: Command) -> None:
     demo = _add(
-        subparsers, "demo", command, "run requests through a real engine with a toy model, no GPU needed"
+        subparsers,
+        "demo",
+        command,
+        "evaluate invented candidates on a real engine with a toy model, no GPU needed",
     )
     demo.add_argument("--folder", default="demo-out", metavar="DIR", help="for its files (default: demo-out)")
-    demo.add_argument("--rows", type=_count, default=200, metavar="N", help="requests (default: 200)")
+    demo.add_argument("--rows", type=_count, default=200, metavar="N", help="candidates (default: 200)")
 
 
 def _number_or_auto(text: str) -> Any:

@@ -1,4 +1,5 @@
-"""The demonstration behind `ollama-batch demo`: 200 profiles of invented people through a real engine.
+"""The demonstration behind `ollama-batch demo`: an export of invented candidates, evaluated, ranked and put
+back, on a real engine.
 
 The engine is llama.cpp with a toy model of random weights, so everything but the meaning of the answers
 is real. Everything is made here from a seed; nothing is downloaded.
@@ -7,157 +8,95 @@ is real. Everything is made here from a seed; nothing is downloaded.
 from __future__ import annotations
 
 import asyncio
-import random
 import sys
-from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from typing import Final
 
-import orjson
+from ollama_batch.errors import MissingExtraError
 
-from ollama_batch.types import BatchRequest
-
-TOY = "toy"
-MAX_TOKENS = 512
-NUM_CTX = 2048
-
-CRITERIA = """\
-You review candidates for engineering roles. Read one profile at a time and judge it only by the criteria
-below. Do not compare it with other profiles, and do not guess what the profile does not say.
-
-1. Education. A degree in computer science, engineering, mathematics or physics is strong evidence. Give
-more weight to a demanding school and to a finished degree than to a course or a certificate. A person
-without a degree who has ten years of solid work is not weaker for it.
-
-2. Companies. Work at a company that is known for its engineering, or at a small company that grew while
-the person was there, is strong evidence. Several short stays in a row, each under one year, need a reason.
-
-3. Trajectory. Look at the years and the titles together. A senior title within eight years and a staff or
-principal title within twelve years show steady growth. A title that stays the same for many years is
-neutral if the scope of the work has grown, and weak if it has not.
-
-4. Engineering. The person must design, write and run software today. People who only manage, sell, test by
-hand or recruit are not engineers for this purpose, even if they were once.
-
-Ratings are Great, Good, Average, Weak or None. The recommendation is one of Strong Yes, Yes, Maybe, No or
-Strong No. Strong Yes needs at least two ratings of Great and no rating below Good. No is right when the
-person is not an engineer today, whatever the other ratings are. Say Maybe when the profile is too short to
-judge, and name what is missing.
-
-Answer in at most four sentences: first the recommendation, then the one fact that speaks most for the
-person, then the one fact that speaks most against, and last what to ask in a first call.
-"""
-
-_GIVEN = (
-    "Amara Anton Beatriz Chen Dana Elif Farid Greta Hana Ivo Jamal Kira Lucia Mateo Nadia Omar Priya Ravi"
-)
-_FAMILY = "Abara Bauer Costa Demir Eriksen Fontaine Garcia Hansen Ito Jansen Kowalski Lindholm Moreau Novak"
-_CITIES = ("Lisbon", "Toronto", "Berlin", "Austin", "Nairobi", "Osaka", "Warsaw", "Bogota", "Seattle")
-_SCHOOLS = (
-    "Northfield University",
-    "Institute of Technology Halden",
-    "Coastal State College",
-    "Alder University",
-)
-_FIELDS = ("Computer Science", "Electrical Engineering", "Mathematics", "Physics", "Business Administration")
-_DEGREES = ("Bachelor of Science", "Master of Science", "Doctor of Philosophy")
-_COMPANIES = (
-    "Brightwater Cloud",
-    "Fernhill Software",
-    "Meridian Payments",
-    "Oakline Systems",
-    "Polar Search",
-)
-_TRACKS = (
-    ("Software Engineer", "Senior Software Engineer", "Staff Engineer", "Principal Engineer"),
-    ("Data Engineer", "Senior Data Engineer", "Lead Data Engineer", "Engineering Manager"),
-    ("Test Engineer", "Senior Test Engineer", "Quality Lead", "Delivery Manager"),
-    ("Developer", "Web Developer", "Senior Developer", "Technical Lead"),
-)
-_WORK = (
-    "built and ran the service that stores customer data",
-    "moved the search platform to a new cluster without an outage",
-    "cut the latency of the payment system by half",
-    "led a team of six and wrote the design for the new pipeline",
-    "kept the mobile backend running and answered its alerts",
-    "planned releases and wrote the test plan for each product",
-)
-_SKILLS = ("Python", "Go", "Java", "SQL", "Kubernetes", "Linux", "TypeScript", "Rust", "Kafka", "AWS")
-
-
-def demo_requests(rows: int = 200, *, seed: int = 0) -> Iterator[BatchRequest]:
-    """`rows` requests, each the same criteria and the profile of another invented person."""
-    rng = random.Random(seed)  # noqa: S311  # invented people, not secrets
-    for index in range(rows):
-        yield BatchRequest.chat(
-            _profile(rng),
-            system=CRITERIA,
-            custom_id=f"candidate-{index + 1:03d}",
-            temperature=0.7,
-            seed=index,
-            max_tokens=MAX_TOKENS,
-        )
-
-
-def _profile(rng: random.Random) -> str:
-    name = f"{rng.choice(_GIVEN.split())} {rng.choice(_FAMILY.split())}"
-    track, start = rng.choice(_TRACKS), rng.randrange(2004, 2018)
-    titles = track[: rng.randrange(1, len(track) + 1)]
-    jobs = []
-    for held, title in enumerate(titles, start=1):
-        end = start + rng.randrange(1, 5)
-        until = "today" if held == len(titles) else str(end)
-        jobs.append(f"- {title} at {rng.choice(_COMPANIES)}, {start} to {until}: {rng.choice(_WORK)}.")
-        start = end
-    jobs.reverse()
-    degree = f"{rng.choice(_DEGREES)} in {rng.choice(_FIELDS)}, {rng.choice(_SCHOOLS)}"
-    return "\n".join(
-        [
-            f"Name: {name}",
-            f"Location: {rng.choice(_CITIES)}",
-            "Work, newest first:",
-            *jobs,
-            f"Education: {degree}",
-            f"Skills: {', '.join(rng.sample(_SKILLS, 5))}",
-            "",
-            "Judge this candidate by the criteria.",
-        ]
-    )
+TOY: Final = "toy"
+NUM_CTX: Final = 8192
+NEEDED: Final = {
+    "embedded": "xllamacpp",
+    "aris": "ijson",
+    "structured": "json_repair",
+    "report": "jinja2",
+}
 
 
 def run_demo(folder: Path, *, rows: int = 200) -> int:
     """Run the demonstration, leaving its files in `folder`; 0 if every row got an answer, 1 if not.
 
-    Needs the extra `embedded`: raises MissingExtraError without it. A run that was
-    stopped half way raises as any other run does.
+    Raises MissingExtraError without the extras embedded, aris, structured and report. A run that was stopped
+    half way raises as any other run does; the same call goes on with it.
     """
+    _check_extras()
+    from ollama_batch.analysis import analyze
+    from ollama_batch.aris import (
+        PraxisEvaluation,
+        PraxisTemplate,
+        rank,
+        read_candidates,
+        to_requests,
+        write_evaluations,
+        write_requests,
+    )
+    from ollama_batch.aris.synthetic import write_export
     from ollama_batch.engines.embedded import EmbeddedEngine
     from ollama_batch.runner import BatchRunner
 
     folder.mkdir(parents=True, exist_ok=True)
-    source, output = folder / "requests.jsonl", folder / "results.jsonl"
+    export, source, output = (
+        folder / name for name in ("export.json", "requests.jsonl", "evaluations.jsonl")
+    )
     _forget_finished(output)
-    with source.open("wb") as file:
-        for request in demo_requests(rows):
-            file.write(orjson.dumps(request.to_openai()) + b"\n")
-    _say(f"{rows} requests about invented people: {source}")
+
+    _step(1, "An export of candidate profiles, as Aris writes them; nobody in it exists")
+    write_export(export, rows)
+    candidates = read_candidates(export)
+    requests = to_requests(candidates, PraxisTemplate())
+    write_requests(requests, source, overwrite=True)
+    _say(f"{candidates.quality}")
+    _say(f"{requests.counts.made} requests; {requests.counts.empty} profiles have nothing to judge by")
+
+    _step(2, "The run")
     _say(_TOY)
     engine = EmbeddedEngine.toy(num_ctx=NUM_CTX)
     try:
-        runner = BatchRunner(model=TOY, engine=engine, num_ctx=NUM_CTX, max_tokens=MAX_TOKENS)
+        runner = BatchRunner(model=TOY, engine=engine, num_ctx=NUM_CTX, response_model=PraxisEvaluation)
         report = runner.run(source, output=output, overwrite=True)
-        _say(f"\n{report}\n")
-        _say("Three of the results (meaningless, as said):")
-        for result in islice(report.results(), 3):
-            said = result.output if result.ok else f"failed: {result.error}"
-            _say(f"  {result.custom_id}: {_shortened(said or '')}")
     finally:
         asyncio.run(engine.aclose())
+    _say(f"\n{report}")
+
+    _step(3, "The ranking (meaningless, as said)")
+    journal = output.with_name(f"{output.name}.run.db")
+    ranking = rank(journal)
+    ranking.to_csv(folder / "ranking.csv", overwrite=True)
+    for candidate in islice(ranking.candidates, 3):
+        _say(f"  {candidate.rank}. {candidate.custom_id}  {candidate.recommendation}  {candidate.score:.2f}")
+
+    _step(4, "Back into the export, and a page to look at")
+    _say(str(write_evaluations(export, journal, folder / "evaluated.json", overwrite=True)))
+    labels = ["Strong Yes", "Yes", "Maybe", "No", "Strong No"]
+    analyze(journal, fields={"recommendation": labels}).to_html(folder / "report.html", overwrite=True)
+
     _say(f"\nFiles in {folder}:")
     for path in sorted(folder.iterdir()):
-        _say(f"  {path.name:<24} {path.stat().st_size:>9,} bytes")
+        _say(f"  {path.name:<26} {path.stat().st_size:>11,} bytes")
     _say(_NEXT.format(source=source, output=folder / "mine.jsonl"))
     return 0 if report.ok else 1
+
+
+def _check_extras() -> None:
+    missing = [extra for extra, module in NEEDED.items() if find_spec(module) is None]
+    if missing:
+        raise MissingExtraError(
+            f"the demonstration needs the extras {', '.join(NEEDED)}, and {', '.join(missing)} cannot be "
+            f'imported: pip install ".[{",".join(missing)}]" in the project\'s folder'
+        )
 
 
 def _forget_finished(output: Path) -> None:
@@ -174,10 +113,10 @@ def _forget_finished(output: Path) -> None:
     output.unlink(missing_ok=True)
 
 
-_TOY = """
-  *** TOY MODEL: random weights, the answers mean nothing. ***
-  The engine is a real llama.cpp; the run, its report and its files are real.
-  Ctrl-C stops it, and the same command goes on where it stopped.
+_TOY = """\
+*** TOY MODEL: random weights, the answers mean nothing. ***
+The engine is a real llama.cpp; the run, its report and its files are real.
+Ctrl-C stops it, and the same command goes on where it stopped.
 """
 
 _NEXT = """
@@ -186,17 +125,12 @@ With your own Ollama, the same requests and real answers:
   ollama pull gemma3:12b
   ollama-batch run {source} -o {output} --model gemma3:12b
 
-or in Python:
-
-  from ollama_batch import BatchRunner
-  report = BatchRunner(model="gemma3:12b").run("{source}", output="{output}")
-  print(report)"""
+With your own export, first `ollama-batch aris EXPORT.json -o requests.jsonl`. Step by step, in Python:
+notebooks/02_aris_evaluation.ipynb"""
 
 
-def _shortened(text: str, limit: int = 90) -> str:
-    """One printable line of at most `limit` characters."""
-    line = "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
-    return line if len(line) <= limit else line[: limit - 3] + "..."
+def _step(number: int, title: str) -> None:
+    _say(f"\n{number}. {title}\n")
 
 
 def _say(text: str) -> None:

@@ -791,10 +791,14 @@ def test_the_demo_runs_and_runs_again(ask: Cli, tmp_path: Path) -> None:
     for _ in range(2):
         code, out, err = ask("demo", "--folder", tmp_path / "demo", "--rows", 8)
         assert code == 0, out + err
+        assert "8 requests; 0 profiles" in out
         assert "8 of 8 rows ok" in out
         assert "8 sent, 0 from the journal" in out
         assert "TOY MODEL" in out
-    assert ask("verify", tmp_path / "demo/requests.jsonl", tmp_path / "demo/results.jsonl")[0] == 0
+        assert "8 of 8 candidates evaluated" in out
+    assert ask("verify", tmp_path / "demo/requests.jsonl", tmp_path / "demo/evaluations.jsonl")[0] == 0
+    made = {"export.json", "evaluated.json", "ranking.csv", "report.html"}
+    assert made <= {path.name for path in (tmp_path / "demo").iterdir()}
 
 
 def test_the_installed_command_is_this_one() -> None:
