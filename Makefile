@@ -47,6 +47,7 @@ faults: $(STAMP) ## 20 times 10,000 rows through resets, errors, cut bodies, han
 scale: $(STAMP) ## 170,000 rows: memory, the time to resume, and an analysis of them
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/aris_convert.py
+	$(BIN)/python benchmarks/round_trip.py
 	$(BIN)/python benchmarks/analysis.py
 
 conversations: $(STAMP) ## What trimming costs, what several conversations gain, limits that nobody tells
