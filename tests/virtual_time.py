@@ -26,6 +26,7 @@ from ollama_batch._fitting import Prompt
 from ollama_batch._gate import Gate
 from ollama_batch._gauge import Size
 from ollama_batch._portal import AddressLimit
+from ollama_batch._reading import AnswerReader
 from ollama_batch._record import RecoveryRecord
 from ollama_batch._recovery import Recovery
 from ollama_batch._room import DiskRoom
@@ -221,10 +222,12 @@ class VirtualRun:
             stop=self.stop,
             emit=emit,
         )
+        composer = _AsTheyAre(settings)
         self.pool = WorkerPool(
             width=width,
             feed=_Endless(),
-            composer=_AsTheyAre(settings),
+            composer=composer,
+            reader=AnswerReader(None, retries=0, composer=composer, emit=emit),
             sender=sender,
             journal=journal,  # type: ignore[arg-type]  # what the pool asks of one
             settings=settings,
