@@ -353,7 +353,9 @@ class Recovery:
                 unwell_s = time.monotonic() - since
                 restart = self._supervision.restart_if_due(error, exited=exited, unwell_s=unwell_s)
                 tried = await self._stop.unless_draining(restart)
-                wait_s = 0.0 if tried else then.wait_s
+                wait_s = then.wait_s
+                if tried:  # it may be up in a moment: waits begin anew
+                    self._history, wait_s = replace(self._history, probes=0), 0.0
         except Abandoned:
             return
         except EngineStoppedError as gone:
