@@ -7,6 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ollama_batch._doctor_command import DOCTOR_CODES, add_options
+from ollama_batch._serve_command import SERVE_CODES
+from ollama_batch._serve_command import add_options as add_serve_options
+from ollama_batch._submit_command import SUBMIT_CODES
+from ollama_batch._submit_command import add_options as add_submit_options
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -54,6 +58,8 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         "export-failed": _add_export_failed,
         "verify": _add_verify,
         "doctor": _add_doctor,
+        "serve": _add_serve,
+        "submit": _add_submit,
         "demo": _add_demo,
     }
     added = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -289,6 +295,32 @@ def _add_doctor(subparsers: Any, command: Command) -> None:
             "say what is wrong before hours are spent",
             "Loads the model, sends short requests.",
             codes=DOCTOR_CODES,
+        )
+    )
+
+
+def _add_serve(subparsers: Any, command: Command) -> None:
+    add_serve_options(
+        _add(
+            subparsers,
+            "serve",
+            command,
+            "serve OpenAI's files and batches on your own engine",
+            "The `openai` SDK works unchanged with base_url set.",
+            codes=SERVE_CODES,
+        )
+    )
+
+
+def _add_submit(subparsers: Any, command: Command) -> None:
+    add_submit_options(
+        _add(
+            subparsers,
+            "submit",
+            command,
+            "send a file to a batch server and fetch its results",
+            "The same line goes on where it was broken off.",
+            codes=SUBMIT_CODES,
         )
     )
 

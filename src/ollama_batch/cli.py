@@ -33,7 +33,9 @@ from ollama_batch._asked import (
     trim_strategy,
 )
 from ollama_batch._doctor_command import doctor
+from ollama_batch._serve_command import serve
 from ollama_batch._spelling import as_options
+from ollama_batch._submit_command import submit
 from ollama_batch._text import duration, plain
 from ollama_batch.errors import (
     ConfigError,
@@ -69,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "export-failed": _export_failed,
         "verify": _verify,
         "doctor": _doctor,
+        "serve": serve,
+        "submit": submit,
         "demo": _demo,
     }
     arguments = make_parser(commands).parse_args(argv)
