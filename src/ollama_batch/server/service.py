@@ -57,6 +57,7 @@ class Service:
         self._open = False
         self.scheduler = self._new_scheduler()
         self._serving: asyncio.Task[None] | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def has_keys(self) -> bool:
@@ -95,6 +96,7 @@ class Service:
     async def start(self) -> None:
         """Begin to work on batches."""
         self.open()
+        self.loop = asyncio.get_running_loop()
         self.scheduler = self._new_scheduler()
         self._serving = asyncio.create_task(self.scheduler.serve())
 
