@@ -27,7 +27,7 @@ PATIENCE_S = 60.0
 class ServerCampaign:
     """Batches on a server that is killed again and again, each time in a state of the newest of them.
 
-    `problems` says what is wrong; `kills` counts. Every life recovers from the last one and is killed in turn.
+    `problems` says what is wrong; `kills` counts. Every life recovers from the last one.
     """
 
     def __init__(self, folder: Path, *, lines: int = 24) -> None:
