@@ -101,13 +101,13 @@ def _serve(app: Any, engine: Any, arguments: argparse.Namespace) -> None:
     from ollama_batch._portal import portal
     from ollama_batch.server.serving import serve as serve_app
 
-    where = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    sys.stdout.write(
-        f"serving http://{where}:{arguments.port}/v1 from {arguments.data}, engine {engine.address}\n"
-    )
-    sys.stdout.flush()
+    def announce(port: int) -> None:
+        where = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        sys.stdout.write(f"serving http://{where}:{port}/v1 from {arguments.data}, engine {engine.address}\n")
+        sys.stdout.flush()
+
     try:
-        serve_app(app, host=arguments.host, port=arguments.port)
+        serve_app(app, host=arguments.host, port=arguments.port, announce=announce)
     finally:
         portal().call(engine.aclose())
 

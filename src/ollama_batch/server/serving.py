@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import uvicorn
 from starlette.applications import Starlette
@@ -46,15 +50,38 @@ def make_server(app: Starlette, *, host: str = "127.0.0.1", port: int = 8080) ->
         server_header=False,
         lifespan="on",
     )
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
-def serve(app: Starlette, *, host: str, port: int) -> None:
-    """Serve until a signal ends it. Raises ConfigError, JournalError, OSError before anything is served."""
+class _Server(uvicorn.Server):
+    """uvicorn's server; asked to stop by a signal, it stops and does not die of it afterwards."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at SIGINT and SIGTERM; a second one does not wait."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {
+            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def serve(app: Starlette, *, host: str, port: int, announce: Callable[[int], None]) -> None:
+    """Serve until a signal ends it; `announce` is told the port.
+
+    Raises ConfigError, JournalError, OSError before anything is served.
+    """
     service: Service = app.state.service
     check_host(host, has_keys=service.has_keys)
     with _listening(host, port) as sock:
         service.open()
+        announce(sock.getsockname()[1])
         try:
             make_server(app, host=host, port=port).run(sockets=[sock])
         finally:
