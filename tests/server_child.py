@@ -53,7 +53,10 @@ def main() -> None:
     folder = Path(settings["data"])
     runner = {"guards": (), "state_dir": None, "concurrency": 4}
     app = create_app(
-        folder, base_url=settings["engine"], settings=ServerSettings(runner=runner, cancel_grace_s=0.2)
+        folder,
+        base_url=settings["engine"],
+        keys=settings.get("keys", ()),
+        settings=ServerSettings(runner=runner, cancel_grace_s=0.2),
     )
     kill = settings["kill"]
     if kill is not None:
