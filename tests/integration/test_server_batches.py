@@ -205,7 +205,7 @@ def test_results_expire_when_they_were_to(server: Serving, clock: Clock) -> None
 # Errors of single lines
 
 
-def test_one_bad_line_in_a_thousand_fails_alone(shared: Serving) -> None:
+def test_one_bad_line_among_many_fails_alone(shared: Serving) -> None:
     client = shared.sdk()
     lines = [line(f"bad-{n}") for n in range(300)]
     lines[7] = line("too long", text="word " * 400_000)
