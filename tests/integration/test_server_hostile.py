@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -405,6 +406,23 @@ def test_what_is_nowhere_is_404_and_what_is_not_allowed_405(shared: Serving) -> 
             "/v1/batches/", json={"input_file_id": "f", "endpoint": CHAT, "completion_window": "24h"}
         )
         assert slash.status_code == 200
+
+
+def test_the_page_runs_what_it_brings_along_and_nothing_else(locked: Serving) -> None:
+    with locked.http() as http:
+        page = http.get("/")
+        policy = page.headers["content-security-policy"]
+        assert page.status_code == 200
+        assert http.get("/status").status_code == 401
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    nonce = re.search("script-src 'nonce-([^']+)'", policy)
+    assert nonce is not None
+    assert page.text.count(f'nonce="{nonce[1]}"') == 2, "one script, one style"
+    assert not re.search(r"https?://|\bsrc=|@import|innerHTML", page.text), "nothing from elsewhere"
+    with locked.http(KEYS[0]) as http:
+        assert http.get("/").text != page.text, "a nonce is used once"
+        assert http.get("/status").json() == {"engine": "up", "disk": "ok", "trouble": False, "loaded": []}
 
 
 # Memory and logs

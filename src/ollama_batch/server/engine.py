@@ -8,9 +8,9 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from ollama_batch._portal import portal
-from ollama_batch.engines.base import Engine, Listing, Loadable, Probed
+from ollama_batch.engines.base import Engine, Listing, Loadable, MemoryReporting, Probed
 from ollama_batch.errors import EngineError
-from ollama_batch.types import ChatRequest, Completion, EngineInfo
+from ollama_batch.types import ChatRequest, Completion, EngineInfo, LoadedModel
 
 T = TypeVar("T")
 
@@ -23,6 +23,7 @@ class SharedEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._health: tuple[float, bool] | None = None
+        self._loaded: tuple[float, tuple[str, ...], Sequence[LoadedModel]] | None = None
 
     @property
     def loads(self) -> bool:
@@ -50,6 +51,23 @@ class SharedEngine:
                 return await self.engine.complete(request, deadline=time.monotonic() + timeout)
 
         return await self._ask(in_turn())
+
+    async def loaded(self, models: Sequence[str]) -> Sequence[LoadedModel]:
+        """What the engine says it holds in memory for `models`; asked at most every few seconds."""
+        now = time.monotonic()
+        if self._loaded is None or now - self._loaded[0] > LOOK_S or self._loaded[1] != tuple(models):
+            self._loaded = (now, tuple(models), await self._look_at(models))
+        return self._loaded[2]
+
+    async def _look_at(self, models: Sequence[str]) -> Sequence[LoadedModel]:
+        if not isinstance(self.engine, MemoryReporting):
+            return ()
+        try:
+            async with asyncio.timeout(LOOK_S):
+                found = [await self._ask(self.engine.loaded(model)) for model in models]
+        except (TimeoutError, EngineError):
+            return ()
+        return [each for each in found if each is not None]
 
     async def healthy(self) -> bool:
         """Whether it answers; asked at most every few seconds."""

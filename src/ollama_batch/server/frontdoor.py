@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import sqlite3
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,8 +25,6 @@ MOST_HEADERS = 100
 MOST_HEADER_BYTES = 64 * 2**10
 OPEN_PATHS = ("/", "/health")
 """Answered without a key: they tell nothing of anybody."""
-
-_LOCAL = ("localhost", "127.0.0.1", "[::1]", "testserver")
 
 log = logging.getLogger("ollama_batch.server")
 
@@ -121,7 +121,7 @@ class FrontDoor:
     def _same_machine(headers: dict[bytes, bytes]) -> None:
         """Without keys, refuse what a web page in somebody's browser could send here."""
         host = headers.get(b"host", b"localhost").decode("latin-1")
-        if host.rpartition(":")[0] not in _LOCAL and host not in _LOCAL:
+        if not _is_local(host):
             raise ApiFault(
                 403, "Without a key this server answers only to localhost; give it one to serve others."
             )
@@ -141,6 +141,16 @@ class FrontDoor:
         told = f" ({error})" if isinstance(error, JournalError | sqlite3.Error) else ""
         log.error("%s: %s at %s:%s%s", request_id, type(error).__name__, place.filename, place.lineno, told)
         return ApiFault(500, "The server failed at this request; its log says where.", code="internal_error")
+
+
+@lru_cache(64)
+def _is_local(host: str) -> bool:
+    """Whether a Host header names this machine."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _route(scope: Scope) -> str:

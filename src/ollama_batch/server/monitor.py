@@ -1,9 +1,12 @@
-"""`/health` and `/metrics`."""
+"""`/health`, `/metrics`, and the page at `/` with what it shows."""
 
 from __future__ import annotations
 
+import secrets
+from importlib import resources
+
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from ollama_batch.server.asked import service_of, stored
 
@@ -25,6 +28,38 @@ async def health(request: Request) -> Response:
     up = await service.engine.healthy()
     low = service.vault.free_bytes() < service.settings.min_free_bytes
     return JSONResponse({"status": "ok", "engine": "up" if up else "down", "disk": "full" if low else "ok"})
+
+
+async def status(request: Request) -> Response:
+    """GET /status: what the page shows beside the batches."""
+    service = service_of(request)
+    up = await service.engine.healthy()
+    low = service.vault.free_bytes() < service.settings.min_free_bytes
+    loaded = await service.engine.loaded(service.scheduler.models()) if up else []
+    return JSONResponse(
+        {
+            "engine": "up" if up else "down",
+            "disk": "full" if low else "ok",
+            "trouble": service.scheduler.trouble is not None,
+            "loaded": [{"model": each.model, "vram_bytes": each.vram_bytes} for each in loaded],
+        }
+    )
+
+
+async def page(request: Request) -> Response:
+    """GET /: the page for people. It runs what it brings along and nothing else."""
+    nonce = secrets.token_urlsafe(16)
+    html = resources.files("ollama_batch.server").joinpath("page.html").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+        "img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+    )
+    headers = {
+        "content-security-policy": policy,
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-store",
+    }
+    return HTMLResponse(html.replace("NONCE", nonce), headers=headers)
 
 
 async def metrics(request: Request) -> Response:

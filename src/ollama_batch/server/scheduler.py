@@ -107,6 +107,10 @@ class Scheduler:
         """The ids of batches that are being run."""
         return tuple(self._going)
 
+    def models(self) -> Sequence[str]:
+        """The models of batches that are being run."""
+        return tuple(dict.fromkeys(name for each in self._going.values() for name in each.going.load.models))
+
     def num_ctx_of(self, model: str) -> int | None:
         """The context length that a model is used with at the moment; None if no batch uses it."""
         for each in self._going.values():

@@ -323,13 +323,18 @@ class Store:
 _ALIVE: Final = "deleted_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
 
 
+_NAMES: Final[Mapping[type[Any], tuple[str, ...]]] = {
+    kind: tuple(field.name for field in fields(kind))
+    for kind in (StoredFile, StoredBatch, StoredUpload, StoredPart)
+}
+
+
 def _columns(kind: type[Any]) -> str:
-    return ", ".join(field.name for field in fields(kind))
+    return ", ".join(_NAMES[kind])
 
 
 def _made(kind: type[T], row: Sequence[Any]) -> T:
-    names = [field.name for field in fields(kind)]
-    values: dict[str, Any] = dict(zip(names, row, strict=True))
+    values: dict[str, Any] = dict(zip(_NAMES[kind], row, strict=True))
     for name in _JSON & values.keys():
         if values[name] is not None:
             values[name] = json.loads(values[name])
@@ -348,9 +353,7 @@ def _packed(name: str, value: Any) -> Any:
 
 def _insert(con: sqlite3.Connection, table: str, thing: T) -> None:
     values: Mapping[str, Any] = {
-        field.name: _packed(field.name, getattr(thing, field.name))
-        for field in fields(thing)
-        if field.name != "seq"
+        name: _packed(name, getattr(thing, name)) for name in _NAMES[type(thing)] if name != "seq"
     }
     con.execute(
         f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",

@@ -127,7 +127,8 @@ def _check_row(found: Validated, row: ScannedRow, seen: dict[bytes, int], settin
 def _add_invalid(found: Validated, row: InvalidRow) -> None:
     code, param, message = row.code, row.field, row.message
     if code == "invalid_json_line":
-        param, message = None, f"This line is not parseable as valid JSON. {message}"
+        reason = message.removeprefix("not JSON: ")
+        param, message = None, f"This line is not parseable as valid JSON. {reason[:1].upper()}{reason[1:]}."
     elif code == "line_too_long":
         param = None
     message = _MESSAGES.get(code, message)
