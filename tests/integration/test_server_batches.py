@@ -13,6 +13,8 @@ import httpx
 import openai
 import pytest
 
+from ollama_batch import EmbeddedEngine, OpenAIEngine
+from ollama_batch._portal import portal
 from ollama_batch.testing import CostModel, FakeOllama
 from server_support import (
     BATCH_KEYS,
@@ -567,6 +569,39 @@ def test_a_disk_that_is_full_refuses_uploads_and_makes_batches_wait(
     full = False
     batch = ended(client, batch.id)
     assert ids(*results(client, batch)) == [f"row-{n}" for n in range(5)]
+
+
+# Engines
+
+
+def test_any_openai_server_may_be_behind_it(
+    tmp_path: Path, fake_ollama_factory: Callable[..., FakeOllama]
+) -> None:
+    fake = fake_ollama_factory()
+    engine = OpenAIEngine(fake.url)
+    with serving(tmp_path / "data", fake, engine=engine) as server:
+        client = server.sdk()
+        assert [model.id for model in client.models.list()] == [MODEL]
+        batch = run(client, jsonl(line("o-1"), line("o-2", num_ctx=100)))
+        output, errors = results(client, batch)
+        assert (ids(output), ids(errors)) == (["o-1"], ["o-2"])
+        assert errors_of(run(client, jsonl(line("o-3", model="none:1b")))) == [
+            ("model_not_found", 1, "body.model")
+        ]
+    portal().call(engine.aclose())
+
+
+def test_an_engine_of_its_own_may_be_behind_it(
+    tmp_path: Path, fake_ollama_factory: Callable[..., FakeOllama]
+) -> None:
+    engine = EmbeddedEngine.toy(alias="toy")
+    with serving(tmp_path / "data", fake_ollama_factory(), engine=engine) as server:
+        client = server.sdk()
+        assert [model.id for model in client.models.list()] == ["toy"]
+        batch = run(client, jsonl(*(line(f"e-{n}", model="toy", max_tokens=8) for n in range(6))))
+        assert ids(*results(client, batch)) == [f"e-{n}" for n in range(6)]
+        assert batch.usage.output_tokens > 0
+    portal().call(engine.aclose())
 
 
 # Repetitions
