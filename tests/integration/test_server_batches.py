@@ -571,6 +571,39 @@ def test_a_disk_that_is_full_refuses_uploads_and_makes_batches_wait(
     assert ids(*results(client, batch)) == [f"row-{n}" for n in range(5)]
 
 
+def test_a_journal_that_is_gone_fails_the_batch_and_loses_nothing_in_silence(
+    server: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ollama_batch.server.steps import Steps
+
+    client, real = server.sdk(), Steps.ran
+
+    async def ran(self: Steps, batch: Any, tally: Any) -> None:
+        server.service.vault.journal(batch.id).unlink()
+        await real(self, batch, tally)
+
+    monkeypatch.setattr(Steps, "ran", ran)
+    assert errors_of(run(client, rows(3))) == [("internal_error", None, None)]
+
+
+def test_a_fault_of_the_loop_itself_does_not_end_it(
+    server: Serving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, scheduler = server.sdk(), server.service.scheduler
+    real, left = scheduler._start, [2]
+
+    async def start(*args: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise KeyError("what a line says")
+        await real(*args)
+
+    monkeypatch.setattr(scheduler, "_start", start)
+    assert run(client, rows(2)).status == "completed"
+    assert "KeyError at " in caplog.text
+    assert "what a line says" not in caplog.text
+
+
 # Engines
 
 

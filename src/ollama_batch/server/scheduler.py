@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -127,6 +128,9 @@ class Scheduler:
                 await self._turn()
             except (OllamaBatchError, OSError) as error:
                 self._say(f"{type(error).__name__}: {error}")
+            except Exception as error:
+                # All batches depend on this loop: it goes on after a fault of ours as well.
+                self._say(f"{type(error).__name__}{_place(error)}")
             try:
                 async with asyncio.timeout(TICK_S):
                     await self._awake.wait()
@@ -155,7 +159,12 @@ class Scheduler:
         now, moment = self._clock(), time.monotonic()
         await asyncio.to_thread(self._steps.sweep, now)
         ready: list[StoredBatch] = []
-        for batch in self._store.open_batches():
+        batches = self._store.open_batches()
+        known = {batch.id for batch in batches}
+        for each in (self._waiting_since, self._retry_at, self._troubles):
+            for gone in each.keys() - known:
+                del each[gone]
+        for batch in batches:
             late = now >= batch.expires_at and batch.status in ("validating", "in_progress")
             if batch.id in self._tasks:
                 if batch.status == "cancelling" or late:
@@ -273,13 +282,7 @@ class Scheduler:
         self._troubles[batch.id] += 1
         wait_s = min(MOST_WAIT_S, 0.5 * 2 ** min(self._troubles[batch.id], 10))
         self._retry_at[batch.id] = time.monotonic() + wait_s
-        place = ""
-        if error is not None and error.__traceback__ is not None:
-            last = error.__traceback__
-            while last.tb_next is not None:
-                last = last.tb_next
-            place = f" at {last.tb_frame.f_code.co_filename}:{last.tb_lineno}"
-        self._say(f"{batch.id} waits: {why}{place}")
+        self._say(f"{batch.id} waits: {why}{'' if error is None else _place(error)}")
 
     def _halt(self, batch_id: str) -> None:
         """Have the work on a batch end soon: it was cancelled, or its window is over."""
@@ -319,3 +322,9 @@ class Scheduler:
         if what != self.trouble:
             log.warning("%s", what)
         self.trouble = what
+
+
+def _place(error: Exception) -> str:
+    """Where `error` came from. Not what it says: that may be what is in a line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f" at {last.filename}:{last.lineno}"

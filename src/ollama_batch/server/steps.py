@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ollama_batch._points import reached
-from ollama_batch.errors import ModelNotFoundError, OllamaBatchError
+from ollama_batch.errors import JournalCorruptError, ModelNotFoundError, OllamaBatchError
 from ollama_batch.run import Run
 from ollama_batch.runner import BatchRunner
 from ollama_batch.server.engine import SharedEngine
@@ -159,6 +159,10 @@ class Steps:
                     self._vault, batch.id, rest=rest, max_line_bytes=self._settings.max_line_bytes
                 )
             )
+        if rest is None and outcome.completed + outcome.failed != batch.total:
+            outcome.discard()
+            done = outcome.completed + outcome.failed
+            raise JournalCorruptError(f"the journal of {batch.id} has {done:,} of {batch.total:,} results")
         at = batch.moment(self._clock())
         made: list[StoredFile] = []
         try:
