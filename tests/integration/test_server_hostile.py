@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from ollama_batch.errors import ConfigError
-from ollama_batch.server import create_app, keys
+from ollama_batch.server import app, create_app, keys
 from ollama_batch.server.serving import check_host
 from ollama_batch.testing import FakeOllama
 from server_support import (
@@ -406,6 +406,19 @@ def test_what_is_nowhere_is_404_and_what_is_not_allowed_405(shared: Serving) -> 
             "/v1/batches/", json={"input_file_id": "f", "endpoint": CHAT, "completion_window": "24h"}
         )
         assert slash.status_code == 200
+
+
+def test_every_route_is_described(shared: Serving) -> None:
+    with shared.http() as http:
+        paths = http.get("/openapi.json").json()["paths"]
+    told = {(path, method) for path, does in paths.items() for method in does if path.startswith("/v1")}
+    real = {
+        (route.path, method.lower())
+        for route in app.ROUTES
+        for method in route.methods or ()
+        if route.path.startswith("/v1") and method != "HEAD"
+    }
+    assert told == real
 
 
 def test_the_page_runs_what_it_brings_along_and_nothing_else(locked: Serving) -> None:

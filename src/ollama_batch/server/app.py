@@ -38,6 +38,7 @@ ROUTES = (
     Route("/v1/chat/completions", chat.complete, methods=["POST"]),
     Route("/v1/models", chat.models, methods=["GET"]),
     Route("/health", monitor.health, methods=["GET"]),
+    Route("/openapi.json", monitor.described, methods=["GET"]),
     Route("/status", monitor.status, methods=["GET"]),
     Route("/", monitor.page, methods=["GET"]),
     Route("/metrics", monitor.metrics, methods=["GET"]),

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from ollama_batch.server.asked import service_of, stored
+from ollama_batch.server.openapi import description
 
 _STATUSES = (
     "validating",
@@ -44,6 +45,11 @@ async def status(request: Request) -> Response:
             "loaded": [{"model": each.model, "vram_bytes": each.vram_bytes} for each in loaded],
         }
     )
+
+
+async def described(request: Request) -> Response:
+    """GET /openapi.json."""
+    return JSONResponse(description())
 
 
 async def page(request: Request) -> Response:
