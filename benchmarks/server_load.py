@@ -371,9 +371,7 @@ def throughput(found: Any) -> Outcome:
     ]
     columns = ["lines", "library, s", "server, s", "share, %"]
     notes = ["lines of 20 ms, 4 at a time; the server's time has upload, polling and download in it"]
-    return Outcome(
-        "server_cost", harness.command_line(), columns, rows, goals, pairs, notes, found.quick
-    )
+    return Outcome("server_cost", harness.command_line(), columns, rows, goals, pairs, notes, found.quick)
 
 
 if __name__ == "__main__":
