@@ -532,6 +532,27 @@ def test_deleting_the_input_does_not_disturb_the_batch(server: Serving) -> None:
 # Trouble
 
 
+def test_an_engine_that_is_gone_for_the_whole_window_fails_no_line(
+    tmp_path: Path, fake_ollama_factory: Callable[..., FakeOllama], clock: Clock
+) -> None:
+    fake = fake_ollama_factory(speed=SLOW)
+    with serving(tmp_path / "data", fake, clock=clock, cancel_grace_s=0.1) as server:
+        client = server.sdk()
+        batch = create(client, rows(20))
+        until(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 2)
+        fake.stop()
+        clock.now += 86_399
+        server.wake()
+        assert client.batches.retrieve(batch.id).status == "in_progress"
+        clock.now += 1
+        server.wake()
+        batch = ended(client, batch.id)
+        assert (batch.status, batch.request_counts.failed) == ("expired", 0)
+        output, errors = results(client, batch)
+        assert len(output) + len(errors) == 20
+        assert {each["error"]["code"] for each in errors} == {"batch_expired"}
+
+
 def test_an_engine_that_is_down_makes_the_batch_wait(server: Serving) -> None:
     client = server.sdk()
     server.fake.stop()
@@ -706,6 +727,24 @@ def test_a_few_lines_of_one_key_do_not_wait_for_many_of_another(
         assert fake.ledger.count("behind-0") == 0, "of one key the oldest comes first"
         first.batches.cancel(many.id)
         assert ended(first, behind.id).status == "completed"
+
+
+def test_another_model_gets_its_turn_and_the_first_goes_on(
+    tmp_path: Path, fake_ollama_factory: Callable[..., FakeOllama]
+) -> None:
+    from ollama_batch.testing import FakeModel
+    from server_support import KEYS
+
+    fake = fake_ollama_factory(models=(FakeModel("toy:1b"), FakeModel("other:1b")), speed=SLOW)
+    with serving(tmp_path / "data", fake, keys=KEYS, turn_s=0.2) as server:
+        first, second = (server.sdk(key) for key in KEYS)
+        many = create(first, rows(120, "many"))
+        until(lambda: first.batches.retrieve(many.id).request_counts.completed >= 3)
+        few = run(second, jsonl(*(line(f"few-{n}", model="other:1b") for n in range(4))))
+        assert few.request_counts.completed == 4
+        assert first.batches.retrieve(many.id).status == "in_progress"
+        assert ids(*results(first, ended(first, many.id))) == [f"many-{n}" for n in range(120)]
+    assert all(n == 1 for n in fake.ledger.counts().values()), "a turn that ends lets requests finish"
 
 
 def test_quotas_of_a_key_are_kept(tmp_path: Path, fake_ollama_factory: Callable[..., FakeOllama]) -> None:

@@ -16,6 +16,9 @@ from ollama_batch.errors import ConfigError
 from ollama_batch.server.protocol import HEAD_BYTES, GuardedProtocol
 from ollama_batch.server.service import Service
 
+KEEP_S = 30
+"""Idle connections are kept so long: well beyond the 5 s of SDKs, so that they close them and not we."""
+
 DRAIN_S = 5
 """Answers under way have so long to end when the server is asked to stop."""
 
@@ -45,6 +48,7 @@ def make_server(app: Starlette, *, host: str = "127.0.0.1", port: int = 8080) ->
         ws="none",
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=DRAIN_S,
+        timeout_keep_alive=KEEP_S,
         access_log=False,
         log_config=None,
         server_header=False,
