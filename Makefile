@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format crash faults scale conversations concurrency bench clean
+.PHONY: help install demo test check format crash faults scale conversations concurrency server bench clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ conversations: $(STAMP) ## What trimming costs, what several conversations gain,
 
 concurrency: $(STAMP) ## The concurrency that runs find against the best fixed number, an hour and a half
 	$(BIN)/python benchmarks/concurrency.py
+
+server: $(STAMP) ## The batch server: killed in every state, under load
+	$(BIN)/python benchmarks/server_crash.py
+	$(BIN)/python benchmarks/server_load.py
 
 bench: $(STAMP) ## The benchmarks, then their figures into docs/benchmarks.md
 	$(BIN)/python benchmarks/import_time.py

@@ -33,6 +33,7 @@ from ollama_batch.metrics import BatchMetrics
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.runner import BatchRunner
 from ollama_batch.savings import HeadUsage
+from ollama_batch.server import ServerSettings, create_app
 from ollama_batch.testing import FAULT_KINDS, CostModel, FakeModel, FakeReply
 from ollama_batch.trim import TrimResult
 
@@ -162,6 +163,17 @@ def analyses() -> str:
     return "\n\n".join([*parts, classes(*data)()])
 
 
+def server() -> str:
+    """`create_app` with its arguments, and its settings."""
+    rows = [
+        (f"`{name}`", "required" if parameter.default is parameter.empty else default(parameter.default))
+        for name, parameter in inspect.signature(create_app).parameters.items()
+        if name != "clock"
+    ]
+    settings = classes(ServerSettings)()
+    return f"### create_app\n\n{prose(create_app)}\n\n{table(('argument', 'default'), rows)}\n\n{settings}"
+
+
 def told() -> str:
     """Every event."""
     rows = []
@@ -224,6 +236,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "doctor": doctor,
     "aris": classes(PraxisTemplate, DataQuality, ReadProgress),
     "analysis": analyses,
+    "server": server,
     "faults": faults,
     "columns": columns,
     "evaluations": classes(Ranking, RankedCandidate, FailedEvaluation, WrittenEvaluations),

@@ -10,6 +10,10 @@ from ollama_batch._analyze_command import ANALYZE_CODES, add_analyze_options, ad
 from ollama_batch._aris_command import ARIS_CODES
 from ollama_batch._aris_command import add_options as add_aris_options
 from ollama_batch._doctor_command import DOCTOR_CODES, add_options
+from ollama_batch._serve_command import SERVE_CODES
+from ollama_batch._serve_command import add_options as add_serve_options
+from ollama_batch._submit_command import SUBMIT_CODES
+from ollama_batch._submit_command import add_options as add_submit_options
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -60,6 +64,8 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         "aris": _add_aris,
         "analyze": _add_analyze,
         "compare": _add_compare,
+        "serve": _add_serve,
+        "submit": _add_submit,
         "demo": _add_demo,
     }
     added = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -326,6 +332,19 @@ def _add_aris(subparsers: Any, command: Command) -> None:
     )
 
 
+def _add_serve(subparsers: Any, command: Command) -> None:
+    add_serve_options(
+        _add(
+            subparsers,
+            "serve",
+            command,
+            "serve OpenAI's files and batches on your own engine",
+            "The `openai` SDK works unchanged with base_url set.",
+            codes=SERVE_CODES,
+        )
+    )
+
+
 def _add_analyze(subparsers: Any, command: Command) -> None:
     add_analyze_options(
         _add(subparsers, "analyze", command, "say what came out of a run, and plot it", codes=ANALYZE_CODES)
@@ -340,6 +359,19 @@ def _add_compare(subparsers: Any, command: Command) -> None:
             command,
             "say which answers changed between two runs of the same rows",
             codes=ANALYZE_CODES,
+        )
+    )
+
+
+def _add_submit(subparsers: Any, command: Command) -> None:
+    add_submit_options(
+        _add(
+            subparsers,
+            "submit",
+            command,
+            "send a file to a batch server and fetch its results",
+            "The same line goes on where it was broken off.",
+            codes=SUBMIT_CODES,
         )
     )
 

@@ -1,7 +1,7 @@
 """Named points of the write path, where tests stop the process to prove that nothing is lost.
 
 `reached(name)` does nothing unless a listener was set. Every place that writes, syncs, renames or locks
-calls it with a name from `POINTS`; a test compares the two.
+calls it with a name from `POINTS` or `SERVER_POINTS`; a test compares the two.
 """
 
 from __future__ import annotations
@@ -56,6 +56,18 @@ POINTS: tuple[str, ...] = (
     "turn.before_begin",
     "turn.after_begin",
 )
+
+SERVER_POINTS: tuple[str, ...] = (
+    "server.before_tables",
+    "server.before_commit",
+    "server.after_commit",
+    "server.before_link",
+    "server.after_link",
+    "server.before_forget",
+    "submission.before_note",
+    "submission.before_download",
+)
+"""Those of the batch server, and of who sends a file to one: no run of the library comes to them."""
 
 _listener: Callable[[str], None] | None = None
 

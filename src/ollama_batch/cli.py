@@ -38,7 +38,9 @@ from ollama_batch._asked import (
     trim_strategy,
 )
 from ollama_batch._doctor_command import doctor
+from ollama_batch._serve_command import serve
 from ollama_batch._spelling import as_options
+from ollama_batch._submit_command import submit
 from ollama_batch._text import duration, plain
 from ollama_batch.errors import (
     ConfigError,
@@ -77,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "aris": convert,
         "analyze": analyze,
         "compare": compare,
+        "serve": serve,
+        "submit": submit,
         "demo": _demo,
     }
     arguments = make_parser(commands).parse_args(argv)

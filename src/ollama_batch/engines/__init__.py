@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ollama_batch.engines.base import Engine, Loadable, MemoryReporting, Probed, Restartable, Unloading
+from ollama_batch.engines.base import (
+    Engine,
+    Listing,
+    Loadable,
+    MemoryReporting,
+    Probed,
+    Restartable,
+    Unloading,
+)
 
 if TYPE_CHECKING:
     from ollama_batch.engines.embedded import EmbeddedEngine
@@ -14,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EmbeddedEngine",
     "Engine",
+    "Listing",
     "Loadable",
     "MemoryReporting",
     "OllamaEngine",

@@ -76,6 +76,15 @@ class Probed(Protocol):
 
 
 @runtime_checkable
+class Listing(Protocol):
+    """An engine that tells which models it has."""
+
+    async def models(self) -> Sequence[str]:
+        """The names of its models, sorted. Raises EngineError."""
+        ...
+
+
+@runtime_checkable
 class QueueReporting(Protocol):
     """An engine that may tell how many requests wait, where its answers do not tell for how long they did."""
 

@@ -265,6 +265,10 @@ class EmbeddedEngine:
             await self._server.raise_if_ended(serving.child, error)
             raise
 
+    async def models(self) -> Sequence[str]:
+        """The one name that it answers to."""
+        return (self.model,)
+
     async def waiting(self) -> int | None:
         """How many requests wait for a slot. Raises EngineError."""
         serving = await self._started()

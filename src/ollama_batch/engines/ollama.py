@@ -272,6 +272,13 @@ class OllamaEngine:
             "digest": _digest(tags, model),
         }
 
+    async def models(self) -> Sequence[str]:
+        """The names of the models that were pulled, sorted."""
+        tags = await self._ask("GET", "/api/tags", None, "", time.monotonic() + ASK_S)
+        listed = tags.get("models")
+        names = [_dict(entry).get("name") for entry in (listed if isinstance(listed, list) else ())]
+        return sorted(name for name in names if isinstance(name, str))
+
     async def healthy(self) -> bool:
         """Whether the server answers; that a model can run is only shown by a completion."""
         try:

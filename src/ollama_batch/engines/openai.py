@@ -185,6 +185,11 @@ class OpenAIEngine:
             raise InvalidReplyError(f"{self.address} did not count a prompt", status=200)
         return count
 
+    async def models(self) -> Sequence[str]:
+        """The names of the models that `/v1/models` lists, sorted."""
+        reply = await self._http.get("/v1/models", deadline=time.monotonic() + ASK_S)
+        return sorted(_models(self._decoded(reply, "")))
+
     async def waiting(self) -> int | None:
         """How many requests wait, as `/metrics` of vLLM, SGLang or llama.cpp (`--metrics`) has it."""
         reply = await self._http.get("/metrics", deadline=time.monotonic() + ASK_S)

@@ -1,0 +1,121 @@
+"""The command `serve`: its options, and the server they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from ollama_batch.errors import ConfigError
+
+SERVE_CODES: Final = (
+    "exit codes: 0 asked to stop, and did; 2 wrong usage, an address or a data folder that is taken.\n"
+    "Batches go on when it is started again, whatever ended it"
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `serve`."""
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="H", help="default: 127.0.0.1, this machine alone"
+    )
+    parser.add_argument("--port", type=int, default=8080, metavar="P", help="default: 8080")
+    parser.add_argument(
+        "--data", default="ollama-batch-server", metavar="DIR", help="for its files (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--api-key-env",
+        metavar="VAR",
+        help="environment variable with the keys that clients need, separated by commas; needed for a --host "
+        "that others reach",
+    )
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--base-url", metavar="URL", help="default: OLLAMA_HOST, else this machine")
+    engine.add_argument(
+        "--api", choices=("ollama", "openai"), help="ollama (default), or openai: vLLM, llama.cpp, LM Studio"
+    )
+    engine.add_argument(
+        "--engine-key-env", metavar="VAR", help="environment variable that holds the key of the engine"
+    )
+    engine.add_argument("--embedded", action="store_true", help="a llama.cpp of our own; with --gguf")
+    engine.add_argument("--gguf", metavar="F", help="the model file of --embedded")
+    engine.add_argument("--toy", action="store_true", help="embedded, with random weights: to try things out")
+    engine.add_argument("--model", metavar="M", help="the name that an embedded model answers to")
+    batches = parser.add_argument_group("batches")
+    batches.add_argument(
+        "--num-ctx",
+        default="auto",
+        metavar="N|auto",
+        help="context length in tokens (default: what lines need)",
+    )
+    batches.add_argument(
+        "--max-tokens", type=int, default=1024, metavar="N", help="answer limit of lines that set none"
+    )
+    batches.add_argument("--concurrency", default="auto", metavar="N|auto", help="requests out at a time")
+    batches.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="seconds for one attempt (default: 600)"
+    )
+    batches.add_argument("--mixed-models", action="store_true", help="a batch may name several models")
+    batches.add_argument(
+        "--max-lines", type=int, default=50_000, metavar="N", help="of a batch (default: 50000)"
+    )
+    batches.add_argument(
+        "--max-file-mb", type=int, default=200, metavar="N", help="of a file, in MiB (default: 200)"
+    )
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve until stopped, and return the exit code."""
+    from ollama_batch._asked import fallback_model, make_engine
+    from ollama_batch.server import ServerSettings, create_app
+    from ollama_batch.server.keys import parse_keys
+
+    keys: list[str] = []
+    if arguments.api_key_env is not None:
+        keys = parse_keys(os.environ.get(arguments.api_key_env, ""))
+        if not keys:
+            raise ConfigError(f"--api-key-env {arguments.api_key_env}: the environment variable holds no key")
+    settings = ServerSettings(
+        num_ctx=_number_or_auto(arguments, "num_ctx"),
+        max_lines=arguments.max_lines,
+        max_file_bytes=arguments.max_file_mb * 2**20,
+        mixed_models=arguments.mixed_models,
+        runner={
+            "max_tokens": arguments.max_tokens,
+            "concurrency": _number_or_auto(arguments, "concurrency"),
+            "timeout": arguments.timeout,
+        },
+    )
+    asked = argparse.Namespace(**{**vars(arguments), "api_key_env": arguments.engine_key_env})
+    asked.num_ctx = settings.num_ctx
+    own = arguments.toy or arguments.gguf is not None
+    engine = make_engine(asked, (arguments.model or fallback_model(asked)) if own else arguments.model)
+    app = create_app(Path(arguments.data), engine=engine, keys=keys, settings=settings)
+    _serve(app, engine, arguments)
+    return 0
+
+
+def _serve(app: Any, engine: Any, arguments: argparse.Namespace) -> None:
+    from ollama_batch._portal import portal
+    from ollama_batch.server.serving import serve as serve_app
+
+    def announce(port: int) -> None:
+        where = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        sys.stdout.write(f"serving http://{where}:{port}/v1 from {arguments.data}, engine {engine.address}\n")
+        sys.stdout.flush()
+
+    try:
+        serve_app(app, host=arguments.host, port=arguments.port, announce=announce)
+    finally:
+        portal().call(engine.aclose())
+
+
+def _number_or_auto(arguments: argparse.Namespace, name: str) -> Any:
+    text: str = getattr(arguments, name)
+    if text == "auto":
+        return text
+    if not text.isdecimal():
+        raise ConfigError(f"--{name.replace('_', '-')} {text}: is neither a whole number nor auto")
+    return int(text)
