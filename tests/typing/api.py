@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, assert_type
 
+from starlette.applications import Starlette
+
 from ollama_batch import (
     BatchReport,
     BatchRequest,
@@ -18,6 +20,7 @@ from ollama_batch import (
     SystemdUnit,
 )
 from ollama_batch.engines import EmbeddedEngine, Restartable
+from ollama_batch.server import ServerSettings, create_app
 
 
 class Counting:
@@ -49,3 +52,9 @@ async def use() -> None:
     assert_type(await runner.arun({"messages": []} for _ in range(3)), BatchReport[Any])
     async for result in runner.stream(["a prompt"], output=None):
         assert_type(result.output, str | None)
+
+
+def serve() -> None:
+    settings = ServerSettings(max_lines=10, runner={"concurrency": 4})
+    app = create_app("data", base_url="http://127.0.0.1:11434", keys=["k" * 16], settings=settings)
+    assert_type(app, Starlette)
