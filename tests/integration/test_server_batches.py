@@ -694,6 +694,20 @@ def test_a_create_whose_reply_was_lost_is_made_once(shared: Serving) -> None:
     assert [batch.id for batch in found] == list(dict.fromkeys(made))
 
 
+def test_an_idempotency_key_and_a_deleted_place_are_known_for_a_day(server: Serving, clock: Clock) -> None:
+    client, headers = server.sdk(), {"Idempotency-Key": "k"}
+    first = create(client, "file-none", extra_headers=headers)
+    file = upload(client, rows(1))
+    client.files.delete(file.id)
+    for passed, known in ((86_400, True), (86_402, False)):
+        clock.now = first.created_at + passed
+        server.service.scheduler._steps.sweep(clock.now)
+        again = create(client, "file-none", extra_headers=headers)
+        assert (again.id == first.id) == known
+        with server.http() as http:
+            assert http.get(f"/v1/files?after={file.id}").status_code == (200 if known else 400)
+
+
 def test_an_idempotency_key_names_one_batch(shared: Serving) -> None:
     client = shared.sdk()
     file, other = (upload(client, rows(1, name)).id for name in ("idem", "other"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, assert_type
 
 from pydantic import BaseModel
+from starlette.applications import Starlette
 
 from ollama_batch import (
     BatchReport,
@@ -25,6 +26,7 @@ from ollama_batch.analysis import analyze, compare
 from ollama_batch.aris import Candidate, PraxisTemplate, RequestStream, read_candidates, to_requests
 from ollama_batch.engines import EmbeddedEngine, Restartable
 from ollama_batch.hooks import CommandHook, Notice, OpenTelemetryHook, PrometheusHook, WebhookHook
+from ollama_batch.server import ServerSettings, create_app
 from ollama_batch.structured import Answer, read_answer
 
 
@@ -106,3 +108,9 @@ async def use() -> None:
     found = analyze(await runner.arun(["a prompt"]), fields={"a.b": ["x", "y"]}, score=lambda answer: 1.0)
     assert_type(found.field("a.b").labels, Mapping[str, int])
     assert_type(compare("a.jsonl", ["b.jsonl", "c.jsonl"], fields=["a"]).field("a").kappa, float | None)
+
+
+def serve() -> None:
+    settings = ServerSettings(max_lines=10, runner={"concurrency": 4})
+    app = create_app("data", base_url="http://127.0.0.1:11434", keys=["k" * 16], settings=settings)
+    assert_type(app, Starlette)

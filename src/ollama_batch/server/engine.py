@@ -22,6 +22,8 @@ class SharedEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        # Invariant: at most one question about the engine's health or memory is out.
+        self._looking = asyncio.Lock()
         self._health: tuple[float, bool] | None = None
         self._loaded: tuple[float, tuple[str, ...], Sequence[LoadedModel]] | None = None
 
@@ -54,6 +56,10 @@ class SharedEngine:
 
     async def loaded(self, models: Sequence[str]) -> Sequence[LoadedModel]:
         """What the engine says it holds in memory for `models`; asked at most every few seconds."""
+        async with self._looking:
+            return await self._recent_loaded(models)
+
+    async def _recent_loaded(self, models: Sequence[str]) -> Sequence[LoadedModel]:
         now = time.monotonic()
         if self._loaded is None or now - self._loaded[0] > LOOK_S or self._loaded[1] != tuple(models):
             self._loaded = (now, tuple(models), await self._look_at(models))
@@ -71,10 +77,11 @@ class SharedEngine:
 
     async def healthy(self) -> bool:
         """Whether it answers; asked at most every few seconds."""
-        now = time.monotonic()
-        if self._health is None or now - self._health[0] > LOOK_S:
-            self._health = (now, await self._look())
-        return self._health[1]
+        async with self._looking:
+            now = time.monotonic()
+            if self._health is None or now - self._health[0] > LOOK_S:
+                self._health = (now, await self._look())
+            return self._health[1]
 
     async def aclose(self) -> None:
         """Close it."""

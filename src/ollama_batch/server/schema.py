@@ -21,6 +21,7 @@ CREATE TABLE files (
     created_at INTEGER NOT NULL, expires_at INTEGER, deleted_at INTEGER
 );
 CREATE INDEX files_of_owner ON files (owner, seq);
+CREATE INDEX files_deleted ON files (deleted_at) WHERE deleted_at IS NOT NULL;
 CREATE INDEX files_expiry ON files (expires_at) WHERE expires_at IS NOT NULL AND deleted_at IS NULL;
 CREATE TABLE batches (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL,
@@ -39,6 +40,7 @@ CREATE TABLE idempotency (
     owner TEXT NOT NULL, key TEXT NOT NULL, body_hash TEXT NOT NULL, batch_id TEXT NOT NULL,
     created_at INTEGER NOT NULL, PRIMARY KEY (owner, key)
 ) WITHOUT ROWID;
+CREATE INDEX idempotency_age ON idempotency (created_at);
 CREATE TABLE uploads (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, purpose TEXT NOT NULL, filename TEXT NOT NULL,
     bytes INTEGER NOT NULL, created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, status TEXT NOT NULL,

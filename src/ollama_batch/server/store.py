@@ -107,8 +107,9 @@ class Store:
         old = int(now) - _REMEMBERED_S
         due = self._read(
             "SELECT EXISTS (SELECT 1 FROM files WHERE deleted_at IS NULL AND expires_at <= ?) "
-            "OR EXISTS (SELECT 1 FROM files WHERE deleted_at < ?)",
-            (now, old),
+            "OR EXISTS (SELECT 1 FROM files WHERE deleted_at < ?) "
+            "OR EXISTS (SELECT 1 FROM idempotency WHERE created_at < ?)",
+            (now, old, old),
         )
         if not due[0][0]:
             return []
