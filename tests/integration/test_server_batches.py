@@ -399,10 +399,14 @@ def test_models_may_be_mixed_where_that_is_allowed(
 SLOW = CostModel(latency_s=0.05)
 
 
-def held(server: Serving, count: int = 30, name: str = "held") -> Any:
+HELD = 200
+"""So many that they are not done before they are held."""
+
+
+def held(server: Serving) -> Any:
     """A batch of which a few lines are done and the rest waits."""
     client = server.sdk()
-    batch = create(client, rows(count, name))
+    batch = create(client, rows(HELD, "held"))
     until(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 5)
     server.fake.hold()
     return client.batches.retrieve(batch.id)
@@ -420,10 +424,10 @@ def test_a_cancel_half_way_keeps_what_is_done(
         output, errors = results(client, batch)
         assert batch.status == "cancelled"
         assert batch.cancelled_at >= batch.cancelling_at == first.cancelling_at
-        assert sorted(ids(output, errors)) == sorted(f"held-{n}" for n in range(30))
+        assert sorted(ids(output, errors)) == sorted(f"held-{n}" for n in range(HELD))
         assert len(output) == batch.request_counts.completed >= 5
         assert {each["error"]["code"] for each in errors} == {"batch_cancelled"}
-        assert (batch.request_counts.total, batch.request_counts.failed) == (30, 0)
+        assert (batch.request_counts.total, batch.request_counts.failed) == (HELD, 0)
         again = client.batches.cancel(batch.id)
         assert (again.status, again.cancelled_at) == ("cancelled", batch.cancelled_at)
         assert all(n == 1 for name, n in server.fake.ledger.counts().items() if name in ids(output))
@@ -441,7 +445,7 @@ def test_an_expired_batch_keeps_what_is_done(
         batch = ended(client, batch.id)
         output, errors = results(client, batch)
         assert (batch.status, batch.expired_at) == ("expired", int(clock.now))
-        assert sorted(ids(output, errors)) == sorted(f"held-{n}" for n in range(30))
+        assert sorted(ids(output, errors)) == sorted(f"held-{n}" for n in range(HELD))
         assert len(errors) > 5
         assert {each["error"]["code"] for each in errors} == {"batch_expired"}
         assert (batch.request_counts.completed, batch.request_counts.failed) == (len(output), 0)
@@ -511,7 +515,7 @@ def test_fifty_cancels_at_once_are_one(
             told = list(pool.map(lambda _: client.batches.cancel(batch.id), range(50)))
         batch = ended(client, batch.id)
         assert {each.cancelling_at for each in told} == {batch.cancelling_at}
-        assert len(set(ids(*results(client, batch)))) == 30
+        assert len(set(ids(*results(client, batch)))) == HELD
 
 
 def test_deleting_the_input_does_not_disturb_the_batch(server: Serving) -> None:
@@ -538,7 +542,7 @@ def test_an_engine_that_is_gone_for_the_whole_window_fails_no_line(
     fake = fake_ollama_factory(speed=SLOW)
     with serving(tmp_path / "data", fake, clock=clock, cancel_grace_s=0.1) as server:
         client = server.sdk()
-        batch = create(client, rows(20))
+        batch = create(client, rows(HELD))
         until(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 2)
         fake.stop()
         clock.now += 86_399
@@ -549,7 +553,7 @@ def test_an_engine_that_is_gone_for_the_whole_window_fails_no_line(
         batch = ended(client, batch.id)
         assert (batch.status, batch.request_counts.failed) == ("expired", 0)
         output, errors = results(client, batch)
-        assert len(output) + len(errors) == 20
+        assert len(output) + len(errors) == HELD
         assert {each["error"]["code"] for each in errors} == {"batch_expired"}
 
 
