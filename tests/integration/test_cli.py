@@ -789,13 +789,13 @@ def test_a_row_for_another_model_is_refused_with_the_options_that_help(
 @pytest.mark.slow
 def test_the_demo_runs_and_runs_again(ask: Cli, tmp_path: Path) -> None:
     for _ in range(2):
-        code, out, err = ask("demo", "--folder", tmp_path / "demo", "--rows", 8)
+        code, out, err = ask("demo", "--folder", tmp_path / "demo", "--rows", 12)
         assert code == 0, out + err
-        assert "8 requests; 0 profiles" in out
-        assert "8 of 8 rows ok" in out
-        assert "8 sent, 0 from the journal" in out
+        assert "9 requests; 3 profiles" in out
+        assert "9 of 9 rows ok" in out
+        assert "9 sent, 0 from the journal" in out
         assert "TOY MODEL" in out
-        assert "8 of 8 candidates evaluated" in out
+        assert "9 of 12 candidates evaluated" in out
     assert ask("verify", tmp_path / "demo/requests.jsonl", tmp_path / "demo/evaluations.jsonl")[0] == 0
     made = {"export.json", "evaluated.json", "ranking.csv", "report.html"}
     assert made <= {path.name for path in (tmp_path / "demo").iterdir()}

@@ -49,10 +49,10 @@ def test_rows_that_crowd_the_limit_of_llama_cpp_never_overflow(
         """Rows whose true lengths lie around the limit, as `/tokenize` counts them."""
         rows, lengths = [], {}
         for n in range(120):
-            words, messages = rng.choices(WORDS, k=40), []
+            words, messages, length = rng.choices(WORDS, k=40), [], 0
             goal = rng.randint(round(0.7 * room), round(1.03 * room))
             while True:
-                words.extend(rng.choices((*WORDS, "Björn", "2024"), k=4))
+                words.extend(rng.choices((*WORDS, "Björn", "2024"), k=max(4, (goal - length) // 8)))
                 messages = [{"role": "user", "content": f"r{n} {' '.join(words)}"}]
                 length = await engine.count_prompt("toy", messages, deadline=float("inf"))
                 if length >= goal:
