@@ -8,16 +8,21 @@ is real. Everything is made here from a seed; nothing is downloaded.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from ollama_batch.errors import MissingExtraError
+from ollama_batch.errors import ConfigError, MissingExtraError
 
 TOY: Final = "toy"
 NUM_CTX: Final = 8192
+LEAST: Final = 4
+"""Of so many synthetic candidates at least one has something to judge by."""
+MADE: Final = ("export.json", "requests.jsonl", "schema.json", "ranking.csv", "evaluated.json", "report.html")
+MARK: Final = "DEMO.txt"
 NEEDED: Final = {
     "embedded": "xllamacpp",
     "aris": "ijson",
@@ -29,10 +34,15 @@ NEEDED: Final = {
 def run_demo(folder: Path, *, rows: int = 200) -> int:
     """Run the demonstration, leaving its files in `folder`; 0 if every row got an answer, 1 if not.
 
-    Raises MissingExtraError without the extras embedded, aris, structured and report. A run that was stopped
-    half way raises as any other run does; the same call goes on with it.
+    Raises MissingExtraError without the extras embedded, aris, structured and report, and ConfigError for a
+    folder that holds files of the same names which are no demonstration's. A run that was stopped half way
+    raises as any other run does; the same call goes on with it.
     """
     _check_extras()
+    if rows < LEAST:
+        raise ConfigError(
+            f"--rows {rows}: of fewer than {LEAST} candidates nobody may have anything to judge by"
+        )
     from ollama_batch.analysis import analyze
     from ollama_batch.aris import (
         PraxisEvaluation,
@@ -47,17 +57,18 @@ def run_demo(folder: Path, *, rows: int = 200) -> int:
     from ollama_batch.engines.embedded import EmbeddedEngine
     from ollama_batch.runner import BatchRunner
 
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_folder(folder)
     export, source, output = (
         folder / name for name in ("export.json", "requests.jsonl", "evaluations.jsonl")
     )
     _forget_finished(output)
 
     _step(1, "An export of candidate profiles, as Aris writes them; nobody in it exists")
-    write_export(export, rows)
+    write_export(export, rows, overwrite=True)
     candidates = read_candidates(export)
     requests = to_requests(candidates, PraxisTemplate())
     write_requests(requests, source, overwrite=True)
+    (folder / "schema.json").write_text(json.dumps(PraxisEvaluation.model_json_schema(), indent=2) + "\n")
     _say(f"{candidates.quality}")
     _say(f"{requests.counts.made} requests; {requests.counts.empty} profiles have nothing to judge by")
 
@@ -86,7 +97,7 @@ def run_demo(folder: Path, *, rows: int = 200) -> int:
     _say(f"\nFiles in {folder}:")
     for path in sorted(folder.iterdir()):
         _say(f"  {path.name:<26} {path.stat().st_size:>11,} bytes")
-    _say(_NEXT.format(source=source, output=folder / "mine.jsonl"))
+    _say(_NEXT.format(source=source, output=folder / "mine.jsonl", schema=folder / "schema.json"))
     return 0 if report.ok else 1
 
 
@@ -94,9 +105,21 @@ def _check_extras() -> None:
     missing = [extra for extra, module in NEEDED.items() if find_spec(module) is None]
     if missing:
         raise MissingExtraError(
-            f"the demonstration needs the extras {', '.join(NEEDED)}, and {', '.join(missing)} cannot be "
-            f'imported: pip install ".[{",".join(missing)}]" in the project\'s folder'
+            f'the demonstration needs more: pip install ".[{",".join(missing)}]" in the project\'s folder'
         )
+
+
+def _check_folder(folder: Path) -> None:
+    """Make the folder; nobody's files are written over but those of an earlier demonstration."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--folder {folder}: is a file")
+    foreign = [name for name in MADE if (folder / name).exists()]
+    if foreign and not (folder / MARK).exists():
+        raise ConfigError(
+            f"--folder {folder}: holds {foreign[0]}, which is no demonstration's; give another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).write_text("Made by `ollama-batch demo`, which may write over the files here.\n")
 
 
 def _forget_finished(output: Path) -> None:
@@ -123,7 +146,7 @@ _NEXT = """
 With your own Ollama, the same requests and real answers:
 
   ollama pull gemma3:12b
-  ollama-batch run {source} -o {output} --model gemma3:12b
+  ollama-batch run {source} -o {output} --schema {schema} --model gemma3:12b
 
 With your own export, first `ollama-batch aris EXPORT.json -o requests.jsonl`. Step by step, in Python:
 notebooks/02_aris_evaluation.ipynb"""

@@ -286,6 +286,8 @@ def _next(report: BatchReport[Any]) -> list[Line]:
             lines.append(("next", f"run the same call again: it sends {rows}, nothing done is sent again"))
         else:
             lines.append(("next", "start over with output=...: then a stopped run can be resumed"))
+    elif counts.total == 0:
+        lines.append(("next", "the input had no rows: an iterator that was read before is used up"))
     elif counts.failed and report.durable:
         invalid = sum(example.count for example in report.error_examples if not example.valid)
         same = sum(e.count for e in report.error_examples if e.valid and e.code in _SAME_AGAIN)

@@ -797,8 +797,20 @@ def test_the_demo_runs_and_runs_again(ask: Cli, tmp_path: Path) -> None:
         assert "TOY MODEL" in out
         assert "9 of 12 candidates evaluated" in out
     assert ask("verify", tmp_path / "demo/requests.jsonl", tmp_path / "demo/evaluations.jsonl")[0] == 0
-    made = {"export.json", "evaluated.json", "ranking.csv", "report.html"}
+    made = {"export.json", "evaluated.json", "ranking.csv", "report.html", "schema.json"}
     assert made <= {path.name for path in (tmp_path / "demo").iterdir()}
+
+
+def test_the_demo_writes_over_nobodys_files(ask: Cli, tmp_path: Path) -> None:
+    mine = tmp_path / "export.json"
+    mine.write_text("mine")
+    code, _, err = ask("demo", "--folder", tmp_path, "--rows", 8)
+    assert code == 2
+    assert "holds export.json, which is no demonstration's" in err
+    assert "is a file" in ask("demo", "--folder", mine)[2]
+    assert ask("demo", "--folder", tmp_path / "new", "--rows", 1)[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["export.json"]
+    assert mine.read_text() == "mine"
 
 
 def test_the_installed_command_is_this_one() -> None:

@@ -161,6 +161,12 @@ def test_a_partly_failed_run_says_which_rows_and_how_to_send_them_again() -> Non
     assert "  cached     not reported by the engine\n" in text
 
 
+def test_an_input_without_rows_is_said_to_be_one() -> None:
+    assert "next       the input had no rows: an iterator" in str(
+        report(counts=RowCounts(total=0, ok=0, failed=0))
+    )
+
+
 def test_lines_that_are_no_requests_are_not_offered_to_be_sent_again() -> None:
     broken = ErrorExample(code="invalid_json_line", count=2, custom_ids=["line 3", "line 9"], valid=False)
     timed_out = ErrorExample(code="request_timeout", count=1, custom_ids=["r1"])

@@ -161,6 +161,9 @@ def _notes(found: Analysis) -> Any:
         more = ", ..." if found.unreadable > len(source.unreadable_at) else ""
         lines = "line is none" if found.unreadable == 1 else "lines are none"
         yield f"{found.unreadable:,} {lines} of a result file and left out ({where}{more})."
+    for each in found.fields:
+        if found.parsed and not each.present and not each.null:
+            yield f"No answer has {each.path!r}: is that the path of the field?"
     if found.latency is None and found.ok:
         yield (
             "Latency is not recorded: result files have no place for it, the journal of a run (OUT.run.db) "

@@ -10,6 +10,7 @@ from typing import Any, Final
 import orjson
 
 from ollama_batch.analysis.rows import ResultRow
+from ollama_batch.structured.reading import spoken
 
 ABSENT: Final = object()
 """What `look_up` finds where there is nothing."""
@@ -21,8 +22,8 @@ _NUMBER: Final = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)\s*")
 def parse_answer(row: ResultRow) -> Mapping[str, Any] | None:
     """The answer of `row` as an object; None if it is none.
 
-    What the run recorded as parsed counts first; else the text, which must be one JSON object, alone or as
-    the only content of a fenced code block.
+    What the run recorded as parsed counts first; else the text behind any thinking, which must be one JSON
+    object, alone or as the only content of a fenced code block.
     """
     parsed = row.parsed
     if parsed is not None:
@@ -31,9 +32,10 @@ def parse_answer(row: ResultRow) -> Mapping[str, Any] | None:
         return parsed if isinstance(parsed, Mapping) else None
     if row.output is None:
         return None
-    fenced = _FENCE.fullmatch(row.output)
+    text = spoken(row.output)
+    fenced = _FENCE.fullmatch(text)
     try:
-        value = orjson.loads(row.output if fenced is None else fenced[1])
+        value = orjson.loads(text if fenced is None else fenced[1])
     except orjson.JSONDecodeError:
         return None
     return value if isinstance(value, Mapping) else None

@@ -267,6 +267,8 @@ def _notes(found: Comparison) -> Iterator[str]:
             yield f"{source.name}: {lines} none of a result file and left out."
     for field in found.fields:
         alone = field.only_a + field.only_b
+        if found.both_ok and not field.count and not alone:
+            yield f"No answer has {field.path!r}: is that the path of the field?"
         if alone:
             rows = "1 row has" if alone == 1 else f"{alone:,} rows have"
             yield f"{field.path}: {rows} it in one of the runs alone, which is in none of its figures."

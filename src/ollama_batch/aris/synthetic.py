@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
+from ollama_batch.aris._files import check_new
 from ollama_batch.errors import ConfigError
 
 NAMED_SET: Final[Mapping[int, int]] = {10: 9_300, 100: 8_350, 1_000: 7_770, 5_000: 8_250}
@@ -190,14 +191,17 @@ def write_export(
     *,
     form: Literal["document", "lines"] = "document",
     seed: int = 0,
+    overwrite: bool = False,
     **options: Any,
 ) -> Path:
-    """Write an export of `count` synthetic candidates to `path` (replaced if there), and return it.
+    """Write an export of `count` synthetic candidates to `path`, and return it.
 
     The document, or a candidate in each line; packed if the name ends in ".gz". Candidates are written as
     they are made: memory does not grow with `count`. `options` are those of `synthetic_candidates`.
+    Raises OutputError if the file exists, unless `overwrite`.
     """
     place = Path(path)
+    check_new(place, overwrite=overwrite)
     candidates = synthetic_candidates(count, seed=seed, **options)
     with _writing(place) as file:
         if form == "lines":
@@ -212,9 +216,11 @@ def write_export(
 
 
 def write_named_set(folder: str | os.PathLike[str], *, most: int = 5_000) -> list[Path]:
-    """Write `aris-10.json` to `aris-5000.json`, those of `NAMED_SET` with up to `most` candidates."""
+    """Write `aris-10.json` to `aris-5000.json`, those of `NAMED_SET` with up to `most` candidates,
+    in place of what is there.
+    """
     return [
-        write_export(Path(folder) / f"aris-{count}.json", count, mean_bytes=each)
+        write_export(Path(folder) / f"aris-{count}.json", count, mean_bytes=each, overwrite=True)
         for count, each in NAMED_SET.items()
         if count <= most
     ]

@@ -47,7 +47,7 @@ def read(text: str, form: AnswerForm[ParsedT]) -> Answer[ParsedT]:
     a repair of that (see `repair.repaired`), and is marked. Two objects that differ, a list, a key that is
     there twice, an object without an end: none of them is clear, and none counts.
     """
-    said = _spoken(text)
+    said = spoken(text)
     try:
         value = _decode(said)
     except RecursionError:
@@ -94,7 +94,7 @@ def _checked(text: str, form: AnswerForm[ParsedT], *, made: bool = False) -> Ans
         return Answer(None, found, f"does not fit {form.name}: {error.reason}")
 
 
-def _spoken(text: str) -> str:
+def spoken(text: str) -> str:
     """`text` without the thinking that some servers leave before it."""
     said = text.strip().lstrip("\ufeff")
     return said.partition("</think>")[2].strip() if said.startswith("<think>") else said

@@ -25,7 +25,7 @@ from analysis_support import (
     write_lines,
 )
 from ollama_batch import BatchRunner, ConfigError
-from ollama_batch.analysis import Analysis, analyze
+from ollama_batch.analysis import Analysis, analyze, compare
 from ollama_batch.errors import JournalCorruptError
 from ollama_batch.testing import FakeModel, FakeOllama
 
@@ -353,6 +353,21 @@ def test_what_a_repaired_answer_was_repaired_to_counts(tmp_path: Path) -> None:
     line["ollama_batch"] = {"parsed": {"recommendation": "Yes"}}
     found = analyze(write_lines(tmp_path / "o.jsonl", [line]), fields="recommendation")
     assert (found.parsed, found.repaired, found.field("recommendation").labels) == (1, 1, {"Yes": 1})
+
+
+def test_an_answer_behind_thinking_that_a_server_left_in_the_text_is_read(tmp_path: Path) -> None:
+    text = '<think>{"recommendation": "No"}</think>\n{"recommendation": "Yes"}'
+    found = analyze(write_lines(tmp_path / "o.jsonl", [chat_line("a", text)]), fields="recommendation")
+    assert (found.unparsed, found.field("recommendation").labels) == (0, {"Yes": 1})
+
+
+def test_a_field_that_no_answer_has_is_named(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "o.jsonl", [chat_line("a", '{"recommendation": "Yes"}')])
+    note = "No answer has 'recomendation': is that the path of the field?"
+    assert note in analyze(path, fields="recomendation").notes
+    assert note in compare(path, path, fields="recomendation").notes
+    assert note not in analyze(path, fields="recommendation").notes
+    assert note not in compare(path, path, fields="recommendation").notes
 
 
 # Fields and scores

@@ -15,7 +15,7 @@ from ollama_batch.aris.synthetic import (
     write_export,
     write_named_set,
 )
-from ollama_batch.errors import ConfigError
+from ollama_batch.errors import ConfigError, OutputError
 
 
 def test_the_same_seed_makes_the_same_bytes(tmp_path: Path) -> None:
@@ -83,3 +83,12 @@ def test_broken_ids_are_made_only_when_asked_for(tmp_path: Path) -> None:
 def test_what_cannot_be_made_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         next(synthetic_candidates(**options))
+
+
+def test_a_file_that_is_there_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    mine = tmp_path / "export.json"
+    mine.write_text("mine")
+    with pytest.raises(OutputError, match="exists"):
+        write_export(mine, 2)
+    assert mine.read_text() == "mine"
+    assert len(list(read_candidates(write_export(mine, 2, overwrite=True)))) == 2
