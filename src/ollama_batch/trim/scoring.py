@@ -14,7 +14,7 @@ import re
 import string
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -42,10 +42,9 @@ _WORDS = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The words of one text, by hash: how often each occurs, their number, and a sample in order."""
+    """The words of one text, as often as they occur, and a sample of them by hash, in order."""
 
-    counts: Mapping[int, int]
-    total: int
+    words: Sequence[bytes]
     sample: Sequence[int]
 
 
@@ -89,21 +88,21 @@ class Corpus:
         `own` is the unit that the request was taken from, which would beat all others: it gets 0.
         """
         texts = self._texts
-        asked = read_words(request).counts.keys()
-        met = [asked & words.counts.keys() for words in texts]
+        asked = frozenset(read_words(request).words)
+        met = [Counter(filter(asked.__contains__, text.words)) for text in texts]
         holders = Counter(chain.from_iterable(met))
         if own is not None:
             holders.subtract(met[own])
         # By number and word, as the order of a set is another in every process.
         held = sorted((count, word) for word, count in holders.items() if count > 0)
         weights = {word: _idf(count, len(texts)) for count, word in held[:_QUERY_WORDS]}
-        mean = max(1.0, sum([words.total for words in texts]) / max(1, len(texts)))
+        mean = max(1.0, sum([len(text.words) for text in texts]) / max(1, len(texts)))
         found = []
-        for unit, words in enumerate(texts):
-            damping = _K1 * (1 - _B + _B * words.total / mean)
+        for unit, text in enumerate(texts):
+            damping = _K1 * (1 - _B + _B * len(text.words) / mean)
             terms = []
-            for word in weights.keys() & met[unit]:
-                times = words.counts[word]
+            for word in weights.keys() & met[unit].keys():
+                times = met[unit][word]
                 terms.append(weights[word] * times * (_K1 + 1) / (times + damping))
             found.append(0.0 if unit == own else math.fsum(terms))  # exact, so in any order the same
         largest = max(found, default=0.0)
@@ -138,10 +137,9 @@ def _idf(frequency: int, texts: int) -> float:
 
 @functools.lru_cache(maxsize=512)
 def read_words(texts: tuple[str, ...]) -> Words:
-    """The words of these texts, hashed; they are remembered by the text."""
+    """The words of these texts; they are remembered by the text."""
     words = words_of(texts)
-    counts = Counter(map(zlib.crc32, words))
-    return Words(counts, len(words), _sample(counts))
+    return Words(words, _sample(set(words)))
 
 
 def words_of(texts: Sequence[str]) -> list[bytes]:
@@ -157,13 +155,13 @@ def words_of(texts: Sequence[str]) -> list[bytes]:
     return words or [whole]
 
 
-def _sample(hashes: Mapping[int, int]) -> list[int]:
-    """About `_SAMPLE_WORDS` of the hashes, those below a bound that texts of the same length share.
+def _sample(words: Set[bytes]) -> list[int]:
+    """The hashes of about `_SAMPLE_WORDS` words, those below a bound that texts of the same length share.
 
     The last bits, which hardly tell words apart, are left out: small numbers sort faster.
     """
-    bound = (_SAMPLE_WORDS << 32) // len(hashes)
-    return sorted([value >> 2 for value in hashes if value < bound])
+    bound = (_SAMPLE_WORDS << 32) // len(words)
+    return sorted({value >> 2 for value in map(zlib.crc32, words) if value < bound})
 
 
 def texts_of(messages: Sequence[Message]) -> tuple[str, ...]:
