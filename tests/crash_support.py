@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nursery
 from ollama_batch import RunJournal
 from ollama_batch.errors import JournalError
 from ollama_batch.testing import FakeOllama, Fault
-
-CHILD = Path(__file__).with_name("run_child.py")
-LIFE_S = 60.0
 
 ELSEWHERE = (
     *("aside.before_rename", "aside.before_return", "failed.begin", "file.remove"),
@@ -91,26 +87,21 @@ class Campaign:
             "point": point,
             "nth": nth,
         }
-        child = subprocess.Popen(
-            [sys.executable, str(CHILD), json.dumps(settings)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        with child:
-            if kill_after is not None:
-                self._kill_when_asked(child, sum(asked.values()) + kill_after)
-            _, errors = child.communicate(timeout=LIFE_S)
-        killed = child.returncode == -signal.SIGKILL
+        child = nursery.start(settings)
+        if kill_after is not None:
+            self._kill_when_asked(child, sum(asked.values()) + kill_after)
+        code, errors = child.wait()
+        killed = code == -signal.SIGKILL
         if killed:
             self.kills += 1
-        elif child.returncode != 0:
-            self.problems.append(f"exit {child.returncode}: {errors.decode()[-2000:]}")
+        elif code != 0:
+            self.problems.append(f"exit {code}: {errors[-2000:]}")
         self._count(done, asked, killed)
-        return child.returncode == 0
+        return code == 0
 
-    def _kill_when_asked(self, child: subprocess.Popen[bytes], asked: int) -> None:
-        until = time.monotonic() + LIFE_S
-        while child.poll() is None and time.monotonic() < until:
+    def _kill_when_asked(self, child: nursery.Child, asked: int) -> None:
+        until = time.monotonic() + nursery.LIFE_S
+        while not child.ended() and time.monotonic() < until:
             if self.fake.ledger.count() >= asked:
                 child.kill()
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -10,6 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from ollama_batch import BatchRunner, _points
+
+LAZY = (
+    *("ollama_batch.runner", "ollama_batch.conversation", "ollama_batch.engines.ollama"),
+    *("ollama_batch.memory", "ollama_batch._activity", "ollama_batch._feeds", "ollama_batch._opening"),
+)
+"""What a run imports when it is made and started."""
+
+
+def prepare() -> None:
+    """Import what `main` needs."""
+    for name in LAZY:
+        importlib.import_module(name)
 
 
 def die_at(point: str, nth: int) -> None:

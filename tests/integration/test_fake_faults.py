@@ -365,7 +365,7 @@ def test_a_connection_that_arrives_while_the_server_closes_is_closed_too() -> No
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        for _ in range(10):
+        for _ in range(4):
             knocking = threading.Event()
             with FakeOllama() as fake, ThreadPoolExecutor(4) as clients:
                 for _ in range(4):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from crash_support import CHILD
 from ollama_batch.testing import FakeOllama
 
 MIB = 2**20
+CHILD = Path(__file__).parents[1] / "run_child.py"
 
 
 def peak_rss_bytes(folder: Path, url: str, rows: int) -> int:
