@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ollama_batch import BatchRunner, _points
+from ollama_batch.events import Event, RowFinished
 
 LAZY = (
     *("ollama_batch.runner", "ollama_batch.conversation", "ollama_batch.engines.ollama"),
@@ -39,17 +40,34 @@ def die_at(point: str, nth: int) -> None:
     _points.listen(listener)
 
 
+class Early:
+    """Notes the most memory held until `rows` rows have finished."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.peak_rss_bytes = 0
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, RowFinished):
+            self.rows -= 1
+            if self.rows == 0:
+                self.peak_rss_bytes = peak_rss_bytes()
+
+
 def main(settings: dict[str, Any]) -> None:
     if settings.get("point"):
         die_at(settings["point"], settings["nth"])
+    early = Early(settings.get("early_rows", 0))
     runner = BatchRunner(
         model="toy:1b",
         base_url=settings["url"],
         progress="none",
+        hooks=[early] if early.rows else [],
         **settings.get("options", {}),
     )
     report = runner.run(settings["input"], output=settings["output"], retry_failed=True)
     told = {"ok": report.counts.ok, "failed": report.counts.failed, "peak_rss_bytes": peak_rss_bytes()}
+    told["early_peak_rss_bytes"] = early.peak_rss_bytes
     print(json.dumps(told))
 
 

@@ -21,6 +21,9 @@ from trouble_support import QUICK, ScriptedEngine
 SLOW = CostModel(prefill_tps=20_000.0, decode_tps=200.0)
 """About a tenth of a second for an answer, far more than everything around it."""
 
+BRISK = CostModel(prefill_tps=40_000.0, decode_tps=400.0)
+"""Half of that, for as few slots as leave the machine idle for the most part."""
+
 
 def decisions(events: Events) -> list[Decision]:
     return [event for event in events.of(Decision) if event.kind == "concurrency"]
@@ -39,7 +42,7 @@ def heads(count: int, *, each: int) -> list[dict[str, Any]]:
 def test_a_run_finds_the_slots_of_an_ollama_that_does_not_tell_them(
     fake_ollama_factory: Any, tmp_path: Path, slots: int, rows: int
 ) -> None:
-    fake = fake_ollama_factory(slots=slots, speed=SLOW)
+    fake = fake_ollama_factory(slots=slots, speed=SLOW if slots > 4 else BRISK)
     events = Events()
     source = rows_file(tmp_path / "in.jsonl", rows)
     report = runner_on(fake, hooks=[events]).run(source, output=tmp_path / "out.jsonl")
@@ -68,7 +71,7 @@ def test_a_run_finds_the_slots_of_an_ollama_that_does_not_tell_them(
 
 
 def test_what_was_decided_is_in_words_and_in_the_report(fake_ollama_factory: Any) -> None:
-    fake = fake_ollama_factory(slots=1, speed=SLOW)
+    fake = fake_ollama_factory(slots=1, speed=BRISK)
     report = runner_on(fake).run(BatchRequest.chat(name) for name in names(40))
     first = report.metrics.concurrency_decisions[0]
     assert first.startswith("concurrency 4 -> 3: more wait than need be; ")
@@ -81,7 +84,7 @@ def test_what_was_decided_is_in_words_and_in_the_report(fake_ollama_factory: Any
 def test_a_server_that_runs_one_slot_is_named_once_with_what_helps(
     fake_ollama_factory: Any, tmp_path: Path
 ) -> None:
-    fake = fake_ollama_factory(slots=1, speed=CostModel(latency_s=0.06))
+    fake = fake_ollama_factory(slots=1, speed=CostModel(latency_s=0.03))
     for concurrency in ("auto", 4):
         events = Events()
         source = rows_file(tmp_path / f"{concurrency}.jsonl", 70)
@@ -107,7 +110,7 @@ def test_several_heads_keep_their_slots_where_slots_are_not_told(
     cached = {}
     for concurrency in (2, "auto"):
         fake = fake_ollama_factory(
-            slots=2, speed=CostModel(latency_s=0.04), reports_cached=True, tokenizer="words"
+            slots=2, speed=CostModel(latency_s=0.02), reports_cached=True, tokenizer="words"
         )
         rows = heads(4, each=50)
         source: Any = write_lines(tmp_path / f"{concurrency}.jsonl", rows)
@@ -126,7 +129,7 @@ def test_conversations_are_as_many_at_a_time_as_there_are_slots(
     shares = {}
     for concurrency in (2, "auto"):
         fake = fake_ollama_factory(
-            slots=2, speed=CostModel(latency_s=0.04), reports_cached=True, tokenizer="words"
+            slots=2, speed=CostModel(latency_s=0.02), reports_cached=True, tokenizer="words"
         )
         report = runner_on(
             fake,
@@ -159,7 +162,7 @@ def test_refusals_bring_fewer_out_and_cost_no_row(fake_ollama_factory: Any, tmp_
     ("bounds", "slots"), [(Concurrency(min=3, max=5), 1), (Concurrency(min=2, max=5), 16)]
 )
 def test_it_stays_within_the_users_bounds(fake_ollama_factory: Any, bounds: Concurrency, slots: int) -> None:
-    fake = fake_ollama_factory(slots=slots, speed=SLOW)
+    fake = fake_ollama_factory(slots=slots, speed=BRISK)
     report = runner_on(fake, concurrency=bounds).run(BatchRequest.chat(name) for name in names(50))
     m = report.metrics
     assert bounds.min <= m.concurrency_min <= m.concurrency_max <= bounds.max
@@ -262,7 +265,7 @@ def test_lanes_of_workers_that_stand_aside_are_taken_over(tmp_path: Path, stream
 
 
 def test_two_runs_on_one_address_share_what_is_found(fake_ollama_factory: Any, tmp_path: Path) -> None:
-    fake = fake_ollama_factory(slots=2, speed=SLOW)
+    fake = fake_ollama_factory(slots=2, speed=BRISK)
     runs = [
         runner_on(fake).start(
             rows_file(tmp_path / f"{n}.jsonl", 120, prefix=f"{n}-"), output=tmp_path / f"{n}.out"

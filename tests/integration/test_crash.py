@@ -16,7 +16,7 @@ from ollama_batch._points import POINTS
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("seed", range(6))
 def test_ten_kills_at_random_moments_lose_nothing(tmp_path: Path, seed: int) -> None:
-    with Campaign(tmp_path) as campaign:
+    with Campaign(tmp_path, rows=1000) as campaign:
         campaign.finish(random.Random(seed), kills=10)
     assert campaign.problems == []
     assert campaign.ok_rows_sent_again == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import random
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,34 @@ class Silent:
 OLDER = [{"role": "user", "content": "and before " * 300}, {"role": "assistant", "content": "yes " * 90}]
 
 
+@functools.cache
+def crowding() -> list[tuple[str, list[dict[str, Any]], int]]:
+    """Prompts whose true lengths lie around 508 tokens, as `/tokenize` counts them."""
+    from ollama_batch.engines.embedded import EmbeddedEngine
+
+    engine = EmbeddedEngine.toy(slots=2, num_ctx=512)
+    rng, room = random.Random(19), 512 - 4
+
+    async def sized() -> list[tuple[str, list[dict[str, Any]], int]]:
+        prompts = []
+        for n in range(120):
+            words, messages, length = rng.choices(WORDS, k=40), [], 0
+            goal = rng.randint(round(0.7 * room), round(1.03 * room))
+            while True:
+                words.extend(rng.choices((*WORDS, "Björn", "2024"), k=max(4, (goal - length) // 8)))
+                messages = [{"role": "user", "content": f"r{n} {' '.join(words)}"}]
+                length = await engine.count_prompt("toy", messages, deadline=float("inf"))
+                if length >= goal:
+                    break
+            prompts.append((f"r{n}", messages, length))
+        return prompts
+
+    try:
+        return asyncio.run(sized())
+    finally:
+        asyncio.run(engine.aclose())
+
+
 @pytest.mark.parametrize("trim", [None, HybridTrim()], ids=["whole", "trimmed"])
 @pytest.mark.parametrize("counts", [False, True], ids=["silent", "counting"])
 def test_rows_that_crowd_the_limit_of_llama_cpp_never_overflow(
@@ -43,27 +72,14 @@ def test_rows_that_crowd_the_limit_of_llama_cpp_never_overflow(
 
     kind = EmbeddedEngine if counts else Engine
     engine = kind.toy(slots=2, num_ctx=512)
-    rng, room = random.Random(19), 512 - 4
-
-    async def sized() -> tuple[list[dict[str, Any]], dict[str, int]]:
-        """Rows whose true lengths lie around the limit, as `/tokenize` counts them."""
-        rows, lengths = [], {}
-        for n in range(120):
-            words, messages, length = rng.choices(WORDS, k=40), [], 0
-            goal = rng.randint(round(0.7 * room), round(1.03 * room))
-            while True:
-                words.extend(rng.choices((*WORDS, "Björn", "2024"), k=max(4, (goal - length) // 8)))
-                messages = [{"role": "user", "content": f"r{n} {' '.join(words)}"}]
-                length = await engine.count_prompt("toy", messages, deadline=float("inf"))
-                if length >= goal:
-                    break
-            lengths[f"r{n}"] = length
-            older = [] if trim is None else OLDER
-            rows.append({**line(f"r{n}"), "body": {"messages": [*older, *messages], "max_tokens": 4}})
-        return rows, lengths
-
+    prompts, room = crowding(), 512 - 4
+    lengths = {name: length for name, _, length in prompts}
+    older = [] if trim is None else OLDER
+    rows = [
+        {**line(name), "body": {"messages": [*older, *messages], "max_tokens": 4}}
+        for name, messages, _ in prompts
+    ]
     try:
-        rows, lengths = asyncio.run(sized())
         runner = runner_on(
             None,  # type: ignore[arg-type]  # an engine of its own
             engine=engine,
