@@ -30,7 +30,7 @@ _FLAGS: Final = {
             *("model", "base_url", "num_ctx", "max_tokens", "think", "on_length", "mode", "trim", "order"),
             *("concurrency", "timeout", "errors", "journal", "on_invalid", "max_failures", "deadline"),
             *("limit", "lanes", "high", "low", "keep_messages", "gguf", "progress"),
-            *("cv_tokens", "swarm_tokens", "praxis_tokens"),
+            *("cv_tokens", "swarm_tokens", "praxis_tokens", "weights"),
         )
     },
     "output": "-o",
@@ -39,7 +39,7 @@ _FLAGS: Final = {
     "retry_failed": "--retry-failed",
     "response_model": "--schema",
 }
-"""The arguments of the library that `ollama-batch run` and `aris` have options for."""
+"""The arguments of the library that `ollama-batch run`, `aris` and `aris-back` have options for."""
 
 _CALL: Final = re.compile(r"\b(BatchRunner|ConversationPolicy)\((\w+)(=[^()]*)\)")
 _PHRASE: Final = re.compile("|".join(map(re.escape, _PHRASES)))

@@ -72,6 +72,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
             "cli",
             "_analyze_command",
             "_arguments",
+            "_aris_back_command",
             "_aris_command",
             "_asked",
             "_demo",

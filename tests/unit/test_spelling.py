@@ -49,11 +49,12 @@ def test_arguments_become_options_and_nothing_else_changes(said: str, read: str)
 
 
 def test_every_option_that_is_named_is_one() -> None:
-    parser = make_parser({"run": lambda _: 0, "aris": lambda _: 0})
+    commands = ("run", "aris", "aris-back")
+    parser = make_parser(dict.fromkeys(commands, lambda _: 0))
     group = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     known = {
         word
-        for command in ("run", "aris")
+        for command in commands
         for action in group.choices[command]._actions
         for word in action.option_strings
     }
