@@ -94,20 +94,20 @@ def convert(arguments: argparse.Namespace) -> int:
             told.close()
         counts, quality = requests.counts, candidates.quality
         _print(files, candidates, counts, whole=arguments.limit is None)
-        if quality.no_profiles:
-            _warn(_without_profiles(arguments.export, quality, written=bool(files)))
-        if not files and counts.empty and not counts.evaluated:
+        nobody = not files and counts.empty > 0 and not counts.evaluated
+        if quality.no_profiles or nobody:
+            _warn(_without_profiles(quality, written=bool(files)))
+        if nobody:
             return 2
         return 1 if quality.invalid else 0
 
 
-def _without_profiles(export: str, quality: DataQuality, *, written: bool) -> str:
-    """What it means that no candidate has gemData, and what helps."""
-    told = f"no candidate of {'the export' if export == '-' else export} has gemData: "
+def _without_profiles(quality: DataQuality, *, written: bool) -> str:
+    """What it means that no candidate has a profile that says anything, and what helps."""
+    has = "has gemData" if quality.no_profiles else "has a profile that says anything"
+    told = f"none of the {quality.candidates:,} candidates read {has}: "
     if written:
-        return (
-            f'{told}where the profile stands the prompts say "not given", and the rest is all that they tell'
-        )
+        return f'{told}where the profile stands the prompts say "not given", and sections are all they tell'
     parts = [part for part in ("cv", "swarm", "praxis") if getattr(quality, f"with_{part}")]
     options = " or ".join(f"--{part}-tokens 500" for part in parts)
     return (

@@ -150,7 +150,7 @@ def test_an_export_without_any_profile_is_told_and_ends_with_2(
         "nothing was written",
     ]
     assert told.err.startswith(
-        f"ollama-batch: no candidate of {export} has gemData: there is nothing to judge "
+        "ollama-batch: none of the 3 candidates read has gemData: there is nothing to judge anybody by"
     )
     assert told.err.endswith(advice)
     assert not out.exists()
@@ -168,12 +168,22 @@ def test_where_sections_are_all_there_is_it_is_said_what_the_prompts_hold(
     assert "no candidate has gemData" in told.out
     assert "nothing is missing" not in told.out
     assert told.err == (
-        f"ollama-batch: no candidate of {export} has gemData: where the profile stands the prompts say "
-        '"not given", and the rest is all that they tell\n'
+        "ollama-batch: none of the 3 candidates read has gemData: where the profile stands the prompts say "
+        '"not given", and sections are all they tell\n'
     )
     said = bodies(out)[0]["messages"][1]["content"]
     assert "Education:\nnot given" in said
     assert "summary: Bakes." in said
+
+
+def test_profiles_that_say_nothing_are_as_good_as_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = write(tmp_path / "e.json", document([{"aristotleId": "a", "gemData": {"location": "Oslo"}}]))
+    assert main(["aris", str(export), "-o", str(tmp_path / "batch.jsonl"), "--quiet"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "ollama-batch: none of the 1 candidates read has a profile that says anything: there is nothing "
+    )
 
 
 def test_where_one_candidate_has_a_profile_nobody_is_warned(
