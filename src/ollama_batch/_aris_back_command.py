@@ -41,8 +41,8 @@ def _weights(text: str) -> dict[str, float]:
 
 def write_back(arguments: argparse.Namespace) -> int:
     """Write the export and the tables, print what became of everybody, and return the exit code."""
+    from ollama_batch._new_file import check_new
     from ollama_batch.aris import rank, write_evaluations
-    from ollama_batch.journal.new_file import check_new
 
     if arguments.without is not None and arguments.ranking is None:
         raise ConfigError("--without says who is in no ranking: give --ranking as well")

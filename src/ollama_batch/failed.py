@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ollama_batch._new_file import new_file
 from ollama_batch._points import reached
 from ollama_batch.errors import ConfigError, OutputError
 from ollama_batch.journal import ReadOnlyJournal, RunJournal
-from ollama_batch.journal.new_file import new_file
 from ollama_batch.sources import FileSource
 
 JOURNALS = "*.run.db"

@@ -49,6 +49,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
         "what a person sees": (
             "_text",
             "_sheet",
+            "_new_file",
             "_histogram",
             "_minute",
             "savings",

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
+from ollama_batch._new_file import new_file
 from ollama_batch.errors import OutputError
-from ollama_batch.journal.new_file import new_file
 
 
 def write_file(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import orjson
 
+from ollama_batch._new_file import Draft, writing
 from ollama_batch._points import reached
 from ollama_batch.errors import ConfigError, OutputError
-from ollama_batch.journal.new_file import Draft, writing
 from ollama_batch.journal.place import remove_file
 from ollama_batch.types import BatchRequest
 

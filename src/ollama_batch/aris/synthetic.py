@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
+from ollama_batch._new_file import check_new
 from ollama_batch.errors import ConfigError
-from ollama_batch.journal.new_file import check_new
 
 NAMED_SET: Final[Mapping[int, int]] = {10: 9_300, 100: 8_350, 1_000: 7_770, 5_000: 8_250}
 """The exports that Aris users know: candidates, and bytes for each (91 KB, 822 KB, 7.7 MB, 41 MB in all)."""

@@ -10,13 +10,13 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from ollama_batch._new_file import check_new, new_file
 from ollama_batch._text import count, plain
 from ollama_batch.aris._export import copy_export
 from ollama_batch.aris._scan import Candidate
 from ollama_batch.aris._store import EvaluationStore, Left
 from ollama_batch.aris.evaluation import PraxisEvaluation
 from ollama_batch.aris.results import UNPARSED, FailedEvaluation, PathLike, Results, read_evaluations
-from ollama_batch.journal.new_file import check_new, new_file
 
 _FAILURES: Final = 100
 _SHOWN: Final = 10

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 import httpx
 
+from ollama_batch._new_file import new_file
 from ollama_batch._points import reached
 from ollama_batch.errors import (
     ConfigError,
@@ -24,7 +25,6 @@ from ollama_batch.errors import (
     OutputError,
     RequestRejectedError,
 )
-from ollama_batch.journal.new_file import new_file
 from ollama_batch.journal.verify import verify
 from ollama_batch.sources import FileSource
 from ollama_batch.types import CHAT_URL

@@ -247,7 +247,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(
 ) -> None:
     import os
 
-    from ollama_batch.journal import new_file
+    from ollama_batch import _new_file as new_file
 
     monkeypatch.setattr(new_file, "create_private", lambda path: os.open("/dev/full", os.O_WRONLY))
     with pytest.raises(

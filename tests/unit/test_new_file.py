@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ollama_batch import _new_file as module
+from ollama_batch._new_file import Draft, new_file
 from ollama_batch.errors import DiskFullError, OutputError
-from ollama_batch.journal import new_file as module
-from ollama_batch.journal.new_file import Draft, new_file
 
 
 @pytest.fixture
