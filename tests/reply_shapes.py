@@ -165,6 +165,13 @@ USELESS = [
         ONLY,
     ),
     Shape("thinking in the text only", native("<think>hm</think>\n"), gpt("<think>hm</think>\n"), ONLY),
+    Shape(
+        "thinking only, behind a byte order mark",
+        native("\ufeff <think>hm</think>"),
+        gpt("\ufeff <think>hm</think>"),
+        ONLY,
+    ),
+    Shape("a byte order mark only", native("\ufeff\n"), gpt("\ufeff\n"), EMPTY),
     Shape("thinking that never ends", native("<think>hm, so"), gpt("<think>hm, so"), ONLY),
     Shape(
         "no tool calls", native("", message={"tool_calls": []}), gpt("", message={"tool_calls": []}), EMPTY

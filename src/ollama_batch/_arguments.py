@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ollama_batch._analyze_command import ANALYZE_CODES, add_analyze_options, add_compare_options
+from ollama_batch._aris_back_command import ARIS_BACK_CODES
+from ollama_batch._aris_back_command import add_options as add_aris_back_options
 from ollama_batch._aris_command import ARIS_CODES
 from ollama_batch._aris_command import add_options as add_aris_options
 from ollama_batch._doctor_command import DOCTOR_CODES, add_options
@@ -62,6 +64,7 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         "verify": _add_verify,
         "doctor": _add_doctor,
         "aris": _add_aris,
+        "aris-back": _add_aris_back,
         "analyze": _add_analyze,
         "compare": _add_compare,
         "serve": _add_serve,
@@ -330,6 +333,11 @@ def _add_aris(subparsers: Any, command: Command) -> None:
             codes=ARIS_CODES,
         )
     )
+
+
+def _add_aris_back(subparsers: Any, command: Command) -> None:
+    what = "put evaluations back into their Aris export, and rank the candidates"
+    add_aris_back_options(_add(subparsers, "aris-back", command, what, codes=ARIS_BACK_CODES))
 
 
 def _add_serve(subparsers: Any, command: Command) -> None:

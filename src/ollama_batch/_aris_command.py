@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 from ollama_batch._text import count, duration, rate, share
 
 if TYPE_CHECKING:
-    from ollama_batch.aris import CandidateReader, PraxisTemplate, ReadProgress, RequestCounts
+    from ollama_batch.aris import CandidateReader, DataQuality, PraxisTemplate, ReadProgress, RequestCounts
 
 ARIS_CODES: Final = (
     "exit codes: 0 written; 1 written, but broken candidates were left out (--on-invalid skip); 2 wrong\n"
-    "usage, an export that is refused, or a file in the way; nothing was written; 130 interrupted"
+    "usage, an export that is refused or has nothing to judge by, or a file in the way; nothing was\n"
+    "written; 130 interrupted"
 )
 
 
@@ -47,7 +48,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"up to so much of the {what} (default: 0)",
         )
-    words.add_argument("--model", metavar="M", help="written into every line (default: none, the run's own)")
+    words.add_argument(
+        "--model",
+        metavar="M",
+        help="written into every line, as a batch server needs it (default: none, `run --model` says it)",
+    )
     words.add_argument(
         "--max-tokens", type=int, default=1024, metavar="N", help="of the answer (default: 1024)"
     )
@@ -87,8 +92,33 @@ def convert(arguments: argparse.Namespace) -> int:
             )
         finally:
             told.close()
-        _print(files, candidates, requests.counts, whole=arguments.limit is None)
-        return 1 if candidates.quality.invalid else 0
+        counts, quality = requests.counts, candidates.quality
+        _print(files, candidates, counts, whole=arguments.limit is None)
+        nobody = not files and counts.empty > 0 and not counts.evaluated
+        if quality.no_profiles or nobody:
+            _warn(_without_profiles(quality, written=bool(files)))
+        if nobody:
+            return 2
+        return 1 if quality.invalid else 0
+
+
+def _without_profiles(quality: DataQuality, *, written: bool) -> str:
+    """What it means that no candidate has a profile that says anything, and what helps."""
+    has = "has gemData" if quality.no_profiles else "has a profile that says anything"
+    told = f"none of the {quality.candidates:,} candidates read {has}: "
+    if written:
+        return f'{told}where the profile stands the prompts say "not given", and sections are all they tell'
+    parts = [part for part in ("cv", "swarm", "praxis") if getattr(quality, f"with_{part}")]
+    options = " or ".join(f"--{part}-tokens 500" for part in parts)
+    return (
+        f"{told}there is nothing to judge anybody by, and no request was made. Is it an export with profiles?"
+        + (f" To judge by the other parts that it has, say {options}" if parts else "")
+    )
+
+
+def _warn(message: str) -> None:
+    sys.stderr.write(f"ollama-batch: {message}\n")
+    sys.stderr.flush()
 
 
 def _template(arguments: argparse.Namespace) -> PraxisTemplate:

@@ -8,12 +8,19 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_exponential_jitter,
+)
 
 from ollama_batch import __version__
 from ollama_batch._context import UNKNOWN, Context
 from ollama_batch._intake import Intake
 from ollama_batch._options import RunnerOptions
+from ollama_batch._outage import Outage
 from ollama_batch._sizes import next_bucket
 from ollama_batch._summary import NEW_RUN
 from ollama_batch._width import RunWidth
@@ -77,14 +84,26 @@ class Meeting:
 
 async def once_free(ask: Callable[[], Awaitable[T]], *, sleep: Sleep, patience_s: float) -> T:
     """The result of `ask()`, repeated for up to `patience_s` seconds while the engine is busy or loading."""
+    began, outage = time.monotonic(), Outage(patience_s)
+
+    def told(attempt: RetryCallState) -> None:
+        error = None if attempt.outcome is None else attempt.outcome.exception()
+        if isinstance(error, EngineError):
+            outage.met(error, at=began)
+
     retrying = AsyncRetrying(
         retry=retry_if_exception_type((EngineBusyError, EngineLoadingError)),
         wait=wait_exponential_jitter(multiplier=0.5, max=30),
         stop=stop_after_delay(patience_s),
         sleep=sleep,
+        before_sleep=told,
         reraise=True,
     )
-    result: T = await retrying(ask)
+    try:
+        result: T = await retrying(ask)
+        outage.over()
+    finally:
+        outage.rest()
     return result
 
 

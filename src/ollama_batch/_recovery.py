@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from ollama_batch._check import EngineCheck
 from ollama_batch._gate import ENGINE, Gate
+from ollama_batch._outage import Outage
 from ollama_batch._portal import AddressLimit
 from ollama_batch._record import RecoveryRecord
 from ollama_batch._refusals import Refusals
@@ -64,7 +65,8 @@ class Recovery:
         self._record = record
         self._emit = emit
         self.turns = Turns(stop)
-        self._refusals = Refusals(stop, sent_at=self.turns.sent_at, accepted=limit.accepted)
+        self._outage = Outage(patience_s, load_patience_s)
+        self._refusals = Refusals(stop, sent_at=self.turns.sent_at, accepted=self._accepted)
         self._ladder = Ladder(
             rungs=() if relief is None else relief.rungs,
             timeouts=retry.timeout,
@@ -119,6 +121,7 @@ class Recovery:
         self._history = self._history.answered(row, time.monotonic())
         self._alone.discard(row)
         self._check.answered()
+        self._outage.over()
         self._refusals.answered()
         self._supervision.answered()
         if self._history.rungs and self._history.clean >= BREAKER_ANSWERS:
@@ -172,6 +175,7 @@ class Recovery:
 
     async def aclose(self) -> None:
         """End the pause, if there is one, and its hold."""
+        self._outage.rest()
         if self._pause is not None:
             self._pause.cancel()
             await asyncio.gather(self._pause, return_exceptions=True)
@@ -299,6 +303,8 @@ class Recovery:
             )
         )
         if kind in (Kind.BUSY, Kind.LOADING):
+            if not self.turns.out:  # else others may be answered meanwhile
+                self._outage.met(error, at=job.refused_since or trouble.at)
             await self._refusals.wait(job.index, wait_s, least_s=asked_s)
         elif wait_s:
             await self._stop.sleep(wait_s)
@@ -318,6 +324,7 @@ class Recovery:
     def _watch(self, action: Action, error: EngineError) -> None:
         if self._pause is None or self._pause.done():
             self._gate.shut(ENGINE)
+            self._outage.met(error, at=self._history.down_since or time.monotonic())
             self._pause = asyncio.create_task(self._until_well(action, error))
 
     async def _until_well(self, action: Action, error: EngineError) -> None:
@@ -343,6 +350,7 @@ class Recovery:
                 then = probed(well, at=time.monotonic(), history=self._history, ladder=self._ladder)
                 if not well:
                     self._gate.hold(ENGINE, str(error))
+                    self._outage.met(error, at=self._history.down_since or since)
                 if then.do is Do.RESUME:
                     break
                 self._history = self._history.probed(then)
@@ -365,9 +373,15 @@ class Recovery:
             self._broken(bug)
             return
         self._history = self._history.probed(then)
+        self._outage.rest()  # whether it is over the rows will tell
         if then.limit is not None:
             self._limit.crashed()
         self._gate.release(ENGINE)
+
+    def _accepted(self, sent_at: float) -> None:
+        """The engine has taken a request again, after refusals."""
+        self._outage.over()
+        self._limit.accepted(sent_at)
 
     def _forgive_pauses(self) -> None:
         """Silence while something else than the engine held the gate means nothing."""

@@ -16,6 +16,9 @@ _PHRASES: Final = {
     "raise max_tokens": "raise --max-tokens",
     "set trim": "set --trim",
     "raise the conversation limit": "raise --conversation-limit",
+    "message has {": "--template has {",
+    "since message has no": "since --template has no",
+    "message names nothing of": "--template names nothing of",
     "(OllamaEngine, --api ollama)": "(--api ollama)",
     "use OllamaEngine": "use --api ollama",
 }
@@ -27,6 +30,7 @@ _FLAGS: Final = {
             *("model", "base_url", "num_ctx", "max_tokens", "think", "on_length", "mode", "trim", "order"),
             *("concurrency", "timeout", "errors", "journal", "on_invalid", "max_failures", "deadline"),
             *("limit", "lanes", "high", "low", "keep_messages", "gguf", "progress"),
+            *("cv_tokens", "swarm_tokens", "praxis_tokens", "weights"),
         )
     },
     "output": "-o",
@@ -35,7 +39,7 @@ _FLAGS: Final = {
     "retry_failed": "--retry-failed",
     "response_model": "--schema",
 }
-"""The arguments of the library that `ollama-batch run` has options for."""
+"""The arguments of the library that `ollama-batch run`, `aris` and `aris-back` have options for."""
 
 _CALL: Final = re.compile(r"\b(BatchRunner|ConversationPolicy)\((\w+)(=[^()]*)\)")
 _PHRASE: Final = re.compile("|".join(map(re.escape, _PHRASES)))

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, cast
 from ollama_batch._analyze_command import analyze, compare
 from ollama_batch._arguments import THINK as THINK_LEVELS
 from ollama_batch._arguments import make_parser
+from ollama_batch._aris_back_command import write_back
 from ollama_batch._aris_command import convert
 from ollama_batch._asked import (
     StandardInput,
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "verify": _verify,
         "doctor": _doctor,
         "aris": convert,
+        "aris-back": write_back,
         "analyze": analyze,
         "compare": compare,
         "serve": serve,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ollama_batch._new_file import new_file
 from ollama_batch._points import reached
 from ollama_batch.errors import ConfigError, OutputError
 from ollama_batch.journal import ReadOnlyJournal, RunJournal
-from ollama_batch.journal.place import create_private, put_in_place, remove_file, sync_file
 from ollama_batch.sources import FileSource
 
 JOURNALS = "*.run.db"
@@ -52,17 +52,15 @@ def export_failed(
     place = Path(output)
     with RunJournal.open_readonly(_journal_in(Path(journal))) as opened:
         sources = [_source(opened, each) for each in opened.get("sources") or []]
-        _refuse(place, sources, overwrite=overwrite)
+        if place.resolve() in {source.path.resolve() for source in sources}:
+            raise OutputError(f"{place} is an input of this run: give another name")
         counts: Counter[str] = Counter()
-        temporary = place.with_name(f".{place.name[:180]}.{opened.run_id[:8]}.{os.getpid()}.tmp")
         try:
-            _write(temporary, _lines(opened, sources, codes, counts))
-            if counts["rows"]:
-                put_in_place(temporary, place)
-        except OSError as error:
-            raise OutputError(f"{place} cannot be written: {error.strerror or error}") from error
+            reached("failed.begin")
+            with new_file(place, overwrite=overwrite, empty=False) as file:
+                for line in _lines(opened, sources, codes, counts):
+                    file.write(line + b"\n")
         finally:
-            remove_file(temporary)
             for source in sources:
                 source.close()
     return FailedRows(place, counts["rows"], counts["invalid"])
@@ -90,15 +88,6 @@ def _source(journal: ReadOnlyJournal, known: dict[str, Any]) -> FileSource:
     return FileSource(beside if not path.exists() and beside.exists() else path)
 
 
-def _refuse(place: Path, sources: list[FileSource], *, overwrite: bool) -> None:
-    if place.resolve() in {source.path.resolve() for source in sources}:
-        raise OutputError(f"{place} is an input of this run: give another name")
-    if place.is_dir():
-        raise OutputError(f"{place} is a folder: give a file name in it")
-    if os.path.lexists(place) and not overwrite:
-        raise OutputError(f"{place} exists: give another name, or say overwrite=True")
-
-
 def _lines(
     journal: ReadOnlyJournal,
     sources: list[FileSource],
@@ -122,13 +111,3 @@ def _lines(
             seen.add(row.custom_id)
         counts["rows"] += 1
         yield from sources[row.source].lines([row])
-
-
-def _write(path: Path, lines: Iterator[bytes]) -> None:
-    remove_file(path)  # what a killed process of the same number left
-    reached("failed.begin")
-    with os.fdopen(create_private(path), "wb") as file:
-        for line in lines:
-            file.write(line + b"\n")
-        file.flush()
-        sync_file(file.fileno())

@@ -214,7 +214,7 @@ def test_every_command_in_a_document_can_be_given(file: str, line: str) -> None:
     elif words[0] == "ollama-batch":
         names = ("run", "status", "watch", "export", "export-failed", "verify", "doctor", "aris", "demo")
         names += ("analyze", "compare")
-        names += ("serve", "submit")
+        names += ("serve", "submit", "aris-back")
         make_parser(dict.fromkeys(names, lambda _: 0)).parse_args(words[1:])
     elif words[1] == "-m":
         assert words[2] == "venv" or importlib.util.find_spec(words[2]) is not None
@@ -224,7 +224,7 @@ def test_every_command_in_a_document_can_be_given(file: str, line: str) -> None:
 
 def test_every_option_of_the_command_line_stands_in_a_document() -> None:
     names = ("run", "status", "watch", "export", "verify", "aris", "demo", "analyze", "compare")
-    names += ("serve", "submit")
+    names += ("serve", "submit", "aris-back")
     commands = make_parser(dict.fromkeys(names, lambda _: 0))._subparsers._group_actions[0].choices  # type: ignore[union-attr]  # argparse has no other way
     text = "".join(file.read_text(encoding="utf-8") for file in DOCUMENTS)
     for command in commands.values():

@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parents[2]
 # From left to right. A file imports from its own room and from those on lines above its own; rooms that stand
 # side by side on a line know nothing of each other. The first pattern that fits a file says where it lives.
 ROOMS: list[dict[str, tuple[str, ...]]] = [
-    {"ground floor": ("__init__", "types", "errors", "events", "_points", "memory/sample")},
+    {"ground floor": ("__init__", "types", "errors", "events", "_points", "_thinking", "memory/sample")},
     {"toy model": ("testing/toy", "testing/_toy_words")},
     {"token counts": ("tokens/*",)},
     {"trimming": ("trim/*",), "ordering": ("ordering/*",), "control": ("control/*",)},
@@ -49,6 +49,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
         "what a person sees": (
             "_text",
             "_sheet",
+            "_new_file",
             "_histogram",
             "_minute",
             "savings",
@@ -72,6 +73,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
             "cli",
             "_analyze_command",
             "_arguments",
+            "_aris_back_command",
             "_aris_command",
             "_asked",
             "_demo",

@@ -35,6 +35,9 @@ CASES = [
     ("BatchRunner(keep_alive=...)", "BatchRunner(keep_alive=...)"),
     ("/data/limit=3/in.jsonl exists", "/data/limit=3/in.jsonl exists"),
     ("http://host/v1?model=m&trim=x", "http://host/v1?model=m&trim=x"),
+    ("message has {nam}, which is", "--template has {nam}, which is"),
+    ("cv_tokens=9: since message has no {sections}", "--cv-tokens 9: since --template has no {sections}"),
+    ("an assistant message has tool_calls", "an assistant message has tool_calls"),
     ("my_limit=3 and a-limit=4", "my_limit=3 and a-limit=4"),
 ]
 
@@ -46,9 +49,15 @@ def test_arguments_become_options_and_nothing_else_changes(said: str, read: str)
 
 
 def test_every_option_that_is_named_is_one() -> None:
-    parser = make_parser({"run": lambda _: 0})
+    commands = ("run", "aris", "aris-back")
+    parser = make_parser(dict.fromkeys(commands, lambda _: 0))
     group = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    known = {word for action in group.choices["run"]._actions for word in action.option_strings}
+    known = {
+        word
+        for command in commands
+        for action in group.choices[command]._actions
+        for word in action.option_strings
+    }
     named = {
         word for text in (*_FLAGS.values(), *_PHRASES.values()) for word in text.split() if word[0] == "-"
     }

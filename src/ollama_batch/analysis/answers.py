@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import orjson
 
+from ollama_batch._thinking import without_thinking
 from ollama_batch.analysis.rows import ResultRow
-from ollama_batch.structured.reading import spoken
 
 ABSENT: Final = object()
 """What `look_up` finds where there is nothing."""
@@ -32,7 +32,7 @@ def parse_answer(row: ResultRow) -> Mapping[str, Any] | None:
         return parsed if isinstance(parsed, Mapping) else None
     if row.output is None:
         return None
-    text = spoken(row.output)
+    text = without_thinking(row.output)
     fenced = _FENCE.fullmatch(text)
     try:
         value = orjson.loads(text if fenced is None else fenced[1])

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import orjson
 
+from ollama_batch._new_file import Draft, writing
 from ollama_batch._points import reached
 from ollama_batch.errors import ConfigError, OutputError
-from ollama_batch.journal.place import create_private, put_in_place, remove_file, sync_file
+from ollama_batch.journal.place import remove_file
 from ollama_batch.types import BatchRequest
 
 
@@ -40,24 +41,25 @@ def write_requests(
     in_the_way = _in_the_way(place, split)
     if in_the_way and not overwrite:
         raise OutputError(f"{in_the_way[0]} exists: give another name, or say overwrite=True")
-    written: list[tuple[Path, Path]] = []
-    try:
-        for number, part in enumerate(_parts(requests, split), start=1):
-            final = place if split is None else place.with_name(f"{place.stem}-{number:04}{place.suffix}")
-            temporary = final.with_name(f".{final.name[:180]}.{os.getpid()}.tmp")
-            written.append((temporary, final))
-            _write(temporary, part)
-        for temporary, final in written:
-            put_in_place(temporary, final)
-        if written:
-            for stale in set(in_the_way) - {final for _, final in written}:
-                remove_file(stale)
-    except OSError as error:
-        raise OutputError(f"{place} cannot be written: {error.strerror or error}") from error
-    finally:
-        for temporary, _ in written:
-            remove_file(temporary)
-    return [final for _, final in written]
+    drafts: list[Draft] = []
+    with writing(place):
+        try:
+            reached("requests.begin")
+            for number, part in enumerate(_parts(requests, split), start=1):
+                final = place if split is None else place.with_name(f"{place.stem}-{number:04}{place.suffix}")
+                drafts.append(Draft(final))
+                with drafts[-1].filled() as file:
+                    for request in part:
+                        file.write(orjson.dumps(request.to_openai()) + b"\n")
+            for draft in drafts:
+                draft.put_in_place()
+            if drafts:
+                for stale in set(in_the_way) - {draft.path for draft in drafts}:
+                    remove_file(stale)
+        finally:
+            for draft in drafts:
+                draft.drop()
+    return [draft.path for draft in drafts]
 
 
 def _in_the_way(place: Path, split: int | None) -> list[Path]:
@@ -74,13 +76,3 @@ def _parts(requests: Iterable[BatchRequest], split: int | None) -> Iterator[Iter
     source = iter(requests)
     for first in source:
         yield chain([first], source if split is None else islice(source, split - 1))
-
-
-def _write(path: Path, requests: Iterator[BatchRequest]) -> None:
-    remove_file(path)  # what a killed process of the same number left
-    reached("requests.begin")
-    with os.fdopen(create_private(path), "wb") as file:
-        for request in requests:
-            file.write(orjson.dumps(request.to_openai()) + b"\n")
-        file.flush()
-        sync_file(file.fileno())

@@ -38,6 +38,11 @@ class DataQuality:
     unknown_dates: int = 0
     unreadable_dates: int = 0
 
+    @property
+    def no_profiles(self) -> bool:
+        """Whether there are candidates, and none of them has gemData."""
+        return self.candidates > 0 and self.with_gem == 0
+
     def __str__(self) -> str:
         broken = ""
         if self.invalid:
@@ -45,6 +50,11 @@ class DataQuality:
             broken += f"{self.duplicate_ids:,} with the id of another)"
         parts = (f"{part} {getattr(self, f'with_{part}'):,}" for part in ("gem", "swarm", "cv", "praxis"))
         lines = [f"{self.candidates:,} candidates{broken}", f"  with {', '.join(parts)}"]
+        if self.no_profiles:
+            lines.append(
+                "  no candidate has gemData, the profile: a prompt can tell sections only (cv, swarm, praxis)"
+            )
+            return "\n".join(lines)
         lacking = ", ".join(f"{name} {number:,}" for name, number in self.missing.items() if number)
         lines.append(f"  profiles without: {lacking or 'nothing is missing'}")
         lines.append(

@@ -10,8 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
+from ollama_batch._new_file import check_new, new_file
 from ollama_batch._sheet import cell
-from ollama_batch.aris._files import check_new, new_file
 from ollama_batch.aris.evaluation import RATINGS, RECOMMENDATIONS, PraxisEvaluation
 from ollama_batch.aris.results import FailedEvaluation, PathLike, Results, read_evaluations
 from ollama_batch.errors import ConfigError, InputError

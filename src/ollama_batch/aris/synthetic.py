@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
-from ollama_batch.aris._files import check_new
+from ollama_batch._new_file import check_new
 from ollama_batch.errors import ConfigError
 
 NAMED_SET: Final[Mapping[int, int]] = {10: 9_300, 100: 8_350, 1_000: 7_770, 5_000: 8_250}

@@ -39,7 +39,9 @@ class PraxisTemplate:
 
     `omit`: parts of the profile to leave out, such as "name": a line of `message` that has nothing but
     omitted parts is left out whole. Without the name, it is also taken out of the other fields where it
-    stands in full, and of the sections. E-mail addresses, phone numbers and photos are never in a prompt.
+    stands in full, and of the sections. A text must name something of the candidate that is not omitted, or
+    all prompts would be the same, and `{sections}` where one is on. E-mail addresses, phone numbers and
+    photos are never in a prompt.
     `cv_tokens`, `swarm_tokens`, `praxis_tokens`: up to so many tokens of the resume, the enrichment and
     the earlier analysis (0: nothing of it), counted by `counter` (None: estimated, the same on every
     machine).
@@ -106,7 +108,30 @@ class PraxisTemplate:
             kept = [name for name in named if name not in self.omit]
             if kept or not named:
                 lines.append((line, named))
+        self._check_places({name for _, named in lines for name in named})
         return tuple(lines)
+
+    def _check_places(self, named: Collection[str]) -> None:
+        """Raise ConfigError for a message that loses the candidate, or a section that is on."""
+        on = [part for part in TITLES if getattr(self, f"{part}_tokens")]
+        if on and "sections" not in named:
+            name, most = f"{on[0]}_tokens", getattr(self, f"{on[0]}_tokens")
+            raise ConfigError(
+                f"{name}={most}: would be in no prompt, since message has no {{sections}}: put it where "
+                "they are to stand"
+            )
+        if on or any(part in named for part in PARTS if part not in self.omit):
+            return
+        why = ""
+        if "sections" in named:
+            why = " ({sections} is empty without cv_tokens=, swarm_tokens= or praxis_tokens=)"
+        elif self.omit:
+            why = " that is not omitted"
+        places = ", ".join(f"{{{part}}}" for part in PARTS)
+        raise ConfigError(
+            f"message names nothing of a candidate{why}, so that all prompts would be the same: put some of "
+            f"{places}, {{sections}} where they are to stand"
+        )
 
     def request(self, candidate: Candidate) -> BatchRequest | None:
         """The request for `candidate`, its id that of the candidate; None if there is nothing to judge.

@@ -10,9 +10,9 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from ollama_batch._new_file import check_new, new_file
 from ollama_batch._text import count, plain
 from ollama_batch.aris._export import copy_export
-from ollama_batch.aris._files import check_new, new_file
 from ollama_batch.aris._scan import Candidate
 from ollama_batch.aris._store import EvaluationStore, Left
 from ollama_batch.aris.evaluation import PraxisEvaluation

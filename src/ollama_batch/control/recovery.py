@@ -27,6 +27,9 @@ UNDO_DOUBLINGS: Final = 6
 LOADING_S, LOADING_MOST_S = 1.0, 10.0
 PROBE_S, PROBE_MOST_S = 1.0, 60.0
 
+NO_TIME_S: Final = 0.001
+"""So little left of a patience is its end: waits are drawn, and would only come ever nearer to it."""
+
 NUM_BATCH: Final = 256
 SMALLEST_CONTEXT: Final = 4096
 
@@ -93,7 +96,7 @@ def probed(well: bool, *, at: float, history: History, ladder: Ladder) -> Action
         return Action(do=Do.RESUME, reason="the engine answers again", limit=1 if history.crashed else None)
     away_s = at - (at if history.down_since is None else history.down_since)
     left_s = ladder.patience_s - away_s
-    if left_s <= 0:
+    if left_s < NO_TIME_S:
         reason = f"the engine did not come back within {ladder.patience_s:g} s"
         return Action(do=Do.STOP, reason=reason)
     wait = min(_growing(PROBE_S, PROBE_MOST_S, history.probes + 1), left_s)

@@ -14,6 +14,7 @@ from typing import Any, Final
 import httpx
 import orjson
 
+from ollama_batch._thinking import without_thinking
 from ollama_batch.engines._http import Reply
 from ollama_batch.engines._runaway import runs_away
 from ollama_batch.errors import (
@@ -77,7 +78,13 @@ LOADING: Final = ("loading model",)
 
 BUSY: Final = ("server busy", "server overloaded")
 
-STOPPED: Final = ("enginedeaderror", "enginecore encountered an issue", "llama-server binary not found")
+STOPPED: Final = (
+    "enginedeaderror",
+    "enginecore encountered an issue",
+    "llama-server binary not found",
+    # Of `ollama_batch.testing`: the test is wrong, and nothing to be waited for.
+    "the reply function of fakeollama raised",
+)
 
 # Ollama reports these faults of the request itself with status 500.
 REJECTED: Final = ("invalid format:", "invalid options", " must be of type ")
@@ -252,8 +259,8 @@ def check_outcome(completion: Completion) -> Completion:
             )
         if message.get("tool_calls") or message.get("function_call"):
             continue
-        if not content or (isinstance(content, str) and not _without_thinking(content).strip()):
-            if completion.reasoning or (content and content.strip()):
+        if not content or (isinstance(content, str) and not without_thinking(content)):
+            if completion.reasoning or (content and content.strip("\ufeff \t\r\n")):
                 raise ReasoningOnlyError(
                     "the answer has only reasoning, no text: turn think off or raise max_tokens", completion
                 )
@@ -269,12 +276,6 @@ def _cut_off(content: Any, reasoning: str | None) -> str:
             "ask for less, raise repeat_penalty or temperature, or give a schema"
         )
     return f"{said}; raise max_tokens" + ("" if content else " (there is only reasoning, no text yet)")
-
-
-def _without_thinking(content: str) -> str:
-    """What follows the thinking that servers without a reasoning parser leave in the text."""
-    text = content.lstrip()
-    return text.partition("</think>")[2] if text.startswith("<think>") else content
 
 
 def _json(content: bytes) -> dict[str, Any] | None:

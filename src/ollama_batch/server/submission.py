@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 import httpx
 
+from ollama_batch._new_file import new_file
 from ollama_batch._points import reached
 from ollama_batch.errors import (
     ConfigError,
@@ -24,7 +25,6 @@ from ollama_batch.errors import (
     OutputError,
     RequestRejectedError,
 )
-from ollama_batch.journal.place import create_private, put_in_place, sync_file
 from ollama_batch.journal.verify import verify
 from ollama_batch.sources import FileSource
 from ollama_batch.types import CHAT_URL
@@ -129,20 +129,11 @@ class Submission:
         return OK if found.ok and not found.failed else SOME_FAILED
 
     def _download(self, file_id: str | None, place: Path) -> None:
-        draft = place.with_name(f".{place.name[:180]}.{os.getpid()}.tmp")
         reached("submission.before_download")
-        draft.unlink(missing_ok=True)
-        with os.fdopen(create_private(draft), "wb") as file:
-            try:
-                if file_id is not None:
-                    for piece in self._pieces(f"/files/{file_id}/content"):
-                        file.write(piece)
-                file.flush()
-                sync_file(file.fileno())
-            except BaseException:
-                draft.unlink(missing_ok=True)
-                raise
-        put_in_place(draft, place)
+        with new_file(place, overwrite=True) as file:
+            if file_id is not None:
+                for piece in self._pieces(f"/files/{file_id}/content"):
+                    file.write(piece)
 
     def _pieces(self, path: str) -> Iterator[bytes]:
         try:
@@ -208,14 +199,9 @@ class Submission:
             raise InputError(f"{self._source} cannot be read: {error.strerror}") from error
 
     def _remember(self, known: Mapping[str, Any]) -> None:
-        draft = self._memory.with_name(f".{self._memory.name[:180]}.{os.getpid()}.tmp")
         reached("submission.before_note")
-        draft.unlink(missing_ok=True)
-        with os.fdopen(create_private(draft), "wb") as file:
+        with new_file(self._memory, overwrite=True) as file:
             file.write(json.dumps(known).encode())
-            file.flush()
-            sync_file(file.fileno())
-        put_in_place(draft, self._memory)
 
 
 def _refusal(reply: httpx.Response) -> Exception:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic
 
+from ollama_batch._thinking import without_thinking
 from ollama_batch.structured.form import AnswerForm, JsonSchema, Unfit, form_of
 from ollama_batch.structured.repair import repaired
 from ollama_batch.types import ParsedT
@@ -47,7 +48,7 @@ def read(text: str, form: AnswerForm[ParsedT]) -> Answer[ParsedT]:
     a repair of that (see `repair.repaired`), and is marked. Two objects that differ, a list, a key that is
     there twice, an object without an end: none of them is clear, and none counts.
     """
-    said = spoken(text)
+    said = without_thinking(text)
     try:
         value = _decode(said)
     except RecursionError:
@@ -92,12 +93,6 @@ def _checked(text: str, form: AnswerForm[ParsedT], *, made: bool = False) -> Ans
         return Answer(form.check(text), found)
     except Unfit as error:
         return Answer(None, found, f"does not fit {form.name}: {error.reason}")
-
-
-def spoken(text: str) -> str:
-    """`text` without the thinking that some servers leave before it."""
-    said = text.strip().lstrip("\ufeff")
-    return said.partition("</think>")[2].strip() if said.startswith("<think>") else said
 
 
 def _objects(span: str) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from ollama_batch.testing._http import MAX_BODY, Service
 from ollama_batch.testing._ollama import Ollama
+from ollama_batch.testing._replies import Replies
 from ollama_batch.testing.config import FakeConfig
 from ollama_batch.testing.faults import FaultPlan
 from ollama_batch.testing.ledger import Ledger
@@ -22,9 +23,9 @@ HOST = "127.0.0.1"
 class Listener:
     """A fake server on one event loop. `open` and `shut` may be called in turn."""
 
-    def __init__(self, config: FakeConfig, ledger: Ledger) -> None:
+    def __init__(self, config: FakeConfig, ledger: Ledger, replies: Replies) -> None:
         self.plan = FaultPlan(config.faults, config.seed)
-        self.ollama = Ollama(config, ledger)
+        self.ollama = Ollama(config, ledger, replies)
         self.service = Service(self.ollama, ledger, self.plan, self._go_down)
         self.port = 0
         self._http: web.Server | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -16,9 +16,10 @@ from ollama_batch.testing import _answers
 from ollama_batch.testing._answer import Answer, limit
 from ollama_batch.testing._asks import LOAD_OPTIONS, Ask, Refusal, check_format, keep_alive_s
 from ollama_batch.testing._prompts import fit
+from ollama_batch.testing._replies import Replies
 from ollama_batch.testing._runner import Card, Runner, died
 from ollama_batch.testing._slots import Slot, SlotPool
-from ollama_batch.testing.config import CostModel, FakeConfig, FakeModel, FakeReply, full_name
+from ollama_batch.testing.config import CostModel, FakeConfig, FakeModel, full_name
 from ollama_batch.testing.faults import BUSY, Fault
 from ollama_batch.testing.ledger import Ledger
 
@@ -40,7 +41,7 @@ class Running:
 class Ollama:
     """What answers requests. Lives on one event loop."""
 
-    def __init__(self, config: FakeConfig, ledger: Ledger) -> None:
+    def __init__(self, config: FakeConfig, ledger: Ledger, replies: Replies) -> None:
         self.config = config
         self.models = {model.name: model for model in config.models}
         self.digests = {model.name: model.digest for model in config.models}
@@ -50,12 +51,7 @@ class Ollama:
         self._pending = 0
         self.gate = asyncio.Event()
         self.gate.set()
-        self._reply: Callable[[Mapping[str, Any]], str | FakeReply | None] | None = None
-        if callable(config.reply):
-            self._reply = config.reply
-        elif config.reply is not None:
-            fixed = config.reply
-            self._reply = lambda _: fixed
+        self._replies = replies
         self._rng = random.Random(config.seed)  # noqa: S311 - spreads latencies, not a secret
         self._card = Card(config.memory)
         self._deaths: dict[asyncio.Task[Any], Refusal] = {}
@@ -308,8 +304,7 @@ class Ollama:
         self._card.place(new, self._runners.values())
 
     def _answer(self, ask: Ask, model: FakeModel, num_ctx: int, digest: str, prompt_tokens: int) -> Answer:
-        reply = self._reply(ask.body) if self._reply is not None else None
-        given = reply if isinstance(reply, FakeReply) else FakeReply(reply)
+        given = self._replies.to(ask.body)
         source = b""
         text, thinking = given.text, given.thinking
         thinks = model.thinking and ask.think is not False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
@@ -13,7 +14,11 @@ from ollama_batch.testing.ledger import Ledger
 
 
 class FakeServer(ABC):
-    """A running fake Ollama. Leaving its `with` block ends it; so does `close`."""
+    """A running fake Ollama. Leaving its `with` block ends it; so does `close`.
+
+    Both raise then what a `reply` function has raised. Where the block ends with another exception, that
+    goes on, with what the function raised in its notes.
+    """
 
     ledger: Ledger
     """What the server was asked."""
@@ -64,9 +69,25 @@ class FakeServer(ABC):
     def memory_used_bytes(self) -> int:
         """What loaded models and their work take on the card now, in bytes."""
 
-    @abstractmethod
+    def check(self) -> None:
+        """Raise what the `reply` function has raised since the last check, if it has: the first, as it was.
+
+        It is raised once. Of a server in a process of its own it is a RuntimeError with the traceback.
+        """
+        error = self._take_error()
+        if error is not None:
+            raise error
+
     def close(self) -> None:
-        """End the server; the ledger can still be read."""
+        """End the server; the ledger can still be read. Then `check`."""
+        self._end()
+        self.check()
+
+    @abstractmethod
+    def _end(self) -> None: ...
+
+    @abstractmethod
+    def _take_error(self) -> BaseException | None: ...
 
     def wait_until(self, condition: Callable[[Ledger], object], timeout: float = 10.0) -> None:
         """Wait until `condition` holds for the ledger. Raises TimeoutError after `timeout` seconds."""
@@ -82,4 +103,11 @@ class FakeServer(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._end()
+        raised = self._take_error()
+        if raised is None:
+            return
+        if error is None:
+            raise raised
+        text = "".join(traceback.format_exception(raised))
+        error.add_note(f"before that the reply function of the fake server raised:\n{text}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -99,6 +100,9 @@ def _obey(fake: FakeOllama, command: dict[str, Any]) -> dict[str, Any]:
             fake.inject(Fault.from_json(command["fault"]))
         elif command["do"] in ("clear_faults", "stop", "restart", "hold", "release"):
             getattr(fake, command["do"])()
+        elif command["do"] == "take_error":
+            raised = fake._take_error()
+            return {"said": None if raised is None else "".join(traceback.format_exception(raised))}
         elif command["do"] == "memory_used_bytes":
             return {"said": fake.memory_used_bytes()}
         else:

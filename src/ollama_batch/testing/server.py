@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
+from ollama_batch.testing._replies import Replies
 from ollama_batch.testing.base import FakeServer
 from ollama_batch.testing.config import VERSION, CostModel, FakeConfig, FakeModel, Reply
 from ollama_batch.testing.faults import Fault
@@ -28,7 +29,8 @@ class FakeOllama(FakeServer):
 
     Answers are words without meaning, the same for the same seed, model, messages and sampling
     options; a request for JSON gets JSON that fits its schema. Everything asked is in `ledger`: in
-    memory, or in a JSONL file if `ledger` is a path. The settings are those of `FakeConfig`.
+    memory, or in a JSONL file if `ledger` is a path. The settings are those of `FakeConfig`. A `reply`
+    function that raises answers with status 500, and the test is told at the end (see `check`).
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class FakeOllama(FakeServer):
             start_s=start_s,
         )
         self.ledger: Ledger = Ledger() if ledger is None else FileLedger(ledger)
+        self._replies = Replies(reply)
         self._wanted_port = port
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -111,7 +114,7 @@ class FakeOllama(FakeServer):
             try:
                 self._run(self._open())
             except BaseException:
-                self.close()
+                self._end()
                 raise
         return self
 
@@ -144,8 +147,10 @@ class FakeOllama(FakeServer):
         """What loaded models and their work take on the card now, in bytes."""
         return self._run(self._call(self._parts().ollama.memory_used_bytes))
 
-    def close(self) -> None:
-        """End the server and its thread; the ledger can still be read."""
+    def _take_error(self) -> BaseException | None:
+        return self._replies.take_error()
+
+    def _end(self) -> None:
         loop, thread = self._loop, self._thread
         if loop is None or thread is None:
             return
@@ -161,7 +166,7 @@ class FakeOllama(FakeServer):
     async def _open(self) -> None:
         from ollama_batch.testing._listener import Listener  # imports aiohttp
 
-        listener = Listener(self.config, self.ledger)
+        listener = Listener(self.config, self.ledger, self._replies)
         await listener.open(self._wanted_port)
         self._listener, self._port = listener, listener.port
 

@@ -29,6 +29,8 @@ class SpawnedFakeOllama(FakeServer):
         self, config: FakeConfig, *, ledger: str | PathLike[str] | None = None, port: int = 0
     ) -> None:
         self._config = config.to_json()
+        self._can_raise = callable(config.reply)
+        self._error: BaseException | None = None
         self._wanted_port = port
         self._folder: Path | None = None
         if ledger is None:
@@ -59,7 +61,7 @@ class SpawnedFakeOllama(FakeServer):
             try:
                 self._port = self._ask(settings)["port"]
             except BaseException:
-                self.close()
+                self._end()
                 raise
         return self
 
@@ -98,10 +100,25 @@ class SpawnedFakeOllama(FakeServer):
         self._reap(process)
 
     def close(self) -> None:
-        """End the server; a ledger in a file of yours stays, one of its own is read into memory."""
-        process = self._process
-        if process is not None:
-            self._reap(process)
+        """End the server; a ledger in a file of yours stays, one of its own is read into memory.
+
+        Then `check`.
+        """
+        super().close()
+
+    def _take_error(self) -> BaseException | None:
+        if self._process is not None and self._can_raise:
+            said = self._ask({"do": "take_error"})["said"]
+            if said is not None:
+                self._error = RuntimeError(f"the reply function raised in the server's process:\n{said}")
+        error, self._error = self._error, None
+        return error
+
+    def _end(self) -> None:
+        with suppress(RuntimeError, OSError):  # it is gone, or has never begun
+            self._error = self._take_error()
+        if self._process is not None:
+            self._reap(self._process)
         if self._folder is not None:
             self.ledger = _in_memory(self.ledger)
             with suppress(FileNotFoundError):

@@ -114,7 +114,7 @@ def test_a_file_that_is_there_is_replaced_only_where_asked(how: str, found: Anal
         getattr(found, how)(found.source.files[0], overwrite=True)
     with pytest.raises(OutputError, match="is a folder"):
         getattr(found, how)(tmp_path)
-    with pytest.raises(OutputError, match="cannot be written: No such file"):
+    with pytest.raises(OutputError, match="cannot be written: there is no folder"):
         getattr(found, how)(tmp_path / "none" / "t")
     assert not list(tmp_path.glob(".*.tmp"))
 

@@ -126,13 +126,101 @@ def test_wrong_usage_ends_with_2(
     assert [path.name for path in tmp_path.iterdir()] == ["export.json"]
 
 
-def test_nothing_to_write_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    export = write(tmp_path / "e.json", document([{"aristotleId": "a", "gemData": None}]))
-    assert main(["aris", str(export), "-o", str(tmp_path / "batch.jsonl")]) == 0
-    assert capsys.readouterr().out.splitlines()[-2:] == [
-        "0 requests; none for 1 with nothing to judge by",
+def without_profiles(path: Path, **parts: Any) -> Path:
+    return write(path, document([{"aristotleId": str(n), "gemData": None, **parts} for n in range(3)]))
+
+
+@pytest.mark.parametrize(
+    ("parts", "advice"),
+    [
+        ({}, "Is it an export with profiles?\n"),
+        ({"cvData": {"summary": "Bakes."}}, "To judge by the other parts that it has, say --cv-tokens 500\n"),
+        ({"swarmData": {"a": 1}, "praxisData": {"a": 1}}, "say --swarm-tokens 500 or --praxis-tokens 500\n"),
+    ],
+)
+def test_an_export_without_any_profile_is_told_and_ends_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: dict[str, Any], advice: str
+) -> None:
+    export, out = without_profiles(tmp_path / "e.json", **parts), tmp_path / "batch.jsonl"
+    assert main(["aris", str(export), "-o", str(out), "--quiet"]) == 2
+    told = capsys.readouterr()
+    assert told.out.splitlines()[2:] == [
+        "  no candidate has gemData, the profile: a prompt can tell sections only (cv, swarm, praxis)",
+        "0 requests; none for 3 with nothing to judge by",
         "nothing was written",
     ]
+    assert told.err.startswith(
+        "ollama-batch: none of the 3 candidates read has gemData: there is nothing to judge anybody by"
+    )
+    assert told.err.endswith(advice)
+    assert not out.exists()
+
+
+def test_where_sections_are_all_there_is_it_is_said_what_the_prompts_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export, out = (
+        without_profiles(tmp_path / "e.json", cvData={"summary": "Bakes."}),
+        tmp_path / "batch.jsonl",
+    )
+    assert main(["aris", str(export), "-o", str(out), "--quiet", "--cv-tokens", "50"]) == 0
+    told = capsys.readouterr()
+    assert "no candidate has gemData" in told.out
+    assert "nothing is missing" not in told.out
+    assert told.err == (
+        "ollama-batch: none of the 3 candidates read has gemData: where the profile stands the prompts say "
+        '"not given", and sections are all they tell\n'
+    )
+    said = bodies(out)[0]["messages"][1]["content"]
+    assert "Education:\nnot given" in said
+    assert "summary: Bakes." in said
+
+
+def test_profiles_that_say_nothing_are_as_good_as_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = write(tmp_path / "e.json", document([{"aristotleId": "a", "gemData": {"location": "Oslo"}}]))
+    assert main(["aris", str(export), "-o", str(tmp_path / "batch.jsonl"), "--quiet"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "ollama-batch: none of the 1 candidates read has a profile that says anything: there is nothing "
+    )
+
+
+def test_where_one_candidate_has_a_profile_nobody_is_warned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = write(tmp_path / "e.json", document([{"aristotleId": "a"}, whole("b")]))
+    assert main(["aris", str(export), "-o", str(tmp_path / "batch.jsonl"), "--quiet"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert "profiles without: nothing is missing" in told.out
+
+
+def test_where_all_are_evaluated_nothing_is_left_to_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = write(tmp_path / "e.json", document([{**whole("a"), "praxisData": {"a": 1}}]))
+    line = ["aris", str(export), "-o", str(tmp_path / "batch.jsonl"), "--quiet", "--skip-evaluated"]
+    assert main(line) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[-2:] == ["0 requests; none for 1 evaluated before", "nothing was written"]
+    assert told.err == ""
+
+
+def test_a_template_that_loses_the_candidate_is_refused_by_its_option(
+    export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "message.txt").write_text("Is this person a baker?\n")
+    line = ["aris", str(export), "-o", str(tmp_path / "b.jsonl"), "--template", str(tmp_path / "message.txt")]
+    assert main(line) == 2
+    told = capsys.readouterr().err
+    assert "--template names nothing of a candidate, so that all prompts would be the same: put" in told
+    (tmp_path / "message.txt").write_text("{work}\n")
+    assert main([*line, "--cv-tokens", "50"]) == 2
+    assert (
+        "--cv-tokens 50: would be in no prompt, since --template has no {sections}" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "b.jsonl").exists()
 
 
 def test_in_a_terminal_progress_is_one_line_that_changes(

@@ -98,6 +98,30 @@ def test_what_a_candidate_says_is_no_template() -> None:
         ({"criteria": ""}, "criteria: must be a text"),
         ({"criteria": Path("none.txt")}, "criteria='none.txt': cannot be read: No such file"),
         ({"message": "{nam}"}, r"message has \{nam\}, which is no part of a profile: there are \{name\}, "),
+        (
+            {"message": "Judge this one."},
+            r"message names nothing of a candidate, so .* put some of \{name\}, ",
+        ),
+        (
+            {"message": "Judge.\n{answer_format}"},
+            "names nothing of a candidate, so that all prompts would be",
+        ),
+        (
+            {"message": "Judge {name}.", "omit": ["name"]},
+            "names nothing of a candidate that is not omitted, so that all prompts would be the same: put",
+        ),
+        (
+            {"message": "{sections}\nJudge."},
+            r"names nothing of a candidate \(\{sections\} is empty without cv_tokens=, swarm_tokens= or",
+        ),
+        (
+            {"message": "{work}", "cv_tokens": 9},
+            r"cv_tokens=9: would be in no prompt, since message has no \{sec",
+        ),
+        (
+            {"message": "Hm.", "praxis_tokens": 9},
+            r"praxis_tokens=9: would be in no prompt, since message has",
+        ),
         ({"answer_format": lambda: None}, "answer_format: must be a text"),
         ({"omit": ["shoe"]}, "omit='shoe': must be one of name, role,"),
         ({"omit": "name"}, r"omit='name': must be a list of parts, as in \['name'\]"),
@@ -109,6 +133,24 @@ def test_what_a_candidate_says_is_no_template() -> None:
 def test_a_wrong_option_is_named_when_the_template_is_made(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         PraxisTemplate(**options)
+
+
+@pytest.mark.parametrize("place", ["name", "role", "location", "work", "education", "skills"])
+def test_a_message_that_names_one_thing_of_a_candidate_tells_candidates_apart(place: str) -> None:
+    template = PraxisTemplate(message=f"Judge this: {{{place}}}")
+    one = changed("gemData.first_name", "Robin")
+    one["gemData"].update(
+        title="Baker", location="Oslo", skills=["Bread"], work_info=[{"title": "Baker"}], education_info=[]
+    )
+    assert made(template, one).messages[1] != made(template, whole()).messages[1]
+
+
+def test_what_needs_no_place_for_the_candidate_is_taken_without_one() -> None:
+    """A system prompt is the same for all; sections may be all there is; a function knows what it does."""
+    assert made(PraxisTemplate(criteria="Judge kindly."), whole()).messages[0]["content"] == "Judge kindly."
+    template = PraxisTemplate(message="Judge.\n{sections}", cv_tokens=50)
+    assert made(template, changed("cvData", "Bakes.")).messages[1]["content"].endswith("Bakes.\n</resume>")
+    assert made(PraxisTemplate(message=lambda _: "Say yes."), whole()).messages[1]["content"] == "Say yes."
 
 
 # What is left out

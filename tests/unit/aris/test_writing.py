@@ -247,9 +247,9 @@ def test_a_full_disk_is_told_and_leaves_nothing(
 ) -> None:
     import os
 
-    from ollama_batch.aris import _files
+    from ollama_batch import _new_file as new_file
 
-    monkeypatch.setattr(_files, "create_private", lambda path: os.open("/dev/full", os.O_WRONLY))
+    monkeypatch.setattr(new_file, "create_private", lambda path: os.open("/dev/full", os.O_WRONLY))
     with pytest.raises(
         DiskFullError, match=r"out\.json cannot be written: No space left on device .* make room"
     ):

@@ -1,0 +1,120 @@
+"""`ollama-batch aris-back`: evaluations back into the export, and a ranking, from a shell."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluations_support import answer
+from ollama_batch.cli import main
+from runner_support import write_lines
+
+CANDIDATES = ("ann", "bob", "cleo")
+
+
+def result(name: str, said: Any) -> str:
+    message = {"role": "assistant", "content": said if isinstance(said, str) else json.dumps(said)}
+    body = {
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+    }
+    return json.dumps({"custom_id": name, "response": {"status_code": 200, "body": body}, "error": None})
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    candidates = [{"aristotleId": name, "praxisData": None} for name in CANDIDATES]
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps({"metadata": {}, "candidates": candidates}))
+    return path
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    low, high = answer("Maybe", "Great"), answer("Yes", "None")
+    return write_lines(tmp_path / "results.jsonl", [result("ann", low), result("bob", high)])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_evaluations_go_back_and_candidates_are_ranked(
+    export: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, ranking, without = (tmp_path / name for name in ("out.json", "ranking.csv", "without.csv"))
+    line = ["aris-back", str(export), str(results), "-o", str(out)]
+    assert main([*line, "--ranking", str(ranking), "--without", str(without)]) == 0
+    said = [each["praxisData"] for each in json.loads(out.read_text())["candidates"]]
+    assert [each and each["recommendation"] for each in said] == ["Maybe", "Yes", None]
+    assert [(row["rank"], row["custom_id"]) for row in rows(ranking)] == [("1", "bob"), ("2", "ann")]
+    assert rows(without) == []
+    assert capsys.readouterr().out.splitlines() == [
+        f"{out}: 2 of 3 candidates evaluated",
+        "  1 unchanged: there is no result",
+        f"{ranking}: 2 candidates, the best first",
+        f"{without}: 0 rows without an evaluation",
+    ]
+
+
+def test_the_weights_are_those_that_are_given(export: Path, results: Path, tmp_path: Path) -> None:
+    line = ["aris-back", str(export), str(results), "-o", str(tmp_path / "out.json")]
+    line += ["--ranking", str(tmp_path / "r.csv"), "--weights", "educational_pedigree=3, recommendation=1"]
+    assert main(line) == 0
+    assert [row["custom_id"] for row in rows(tmp_path / "r.csv")] == ["ann", "bob"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        result("cleo", "Hire them."),
+        result("dora", answer()),
+        json.dumps({"custom_id": "cleo", "response": None, "error": {"code": "timeout", "message": "late"}}),
+    ],
+    ids=["no evaluation", "no candidate", "failed"],
+)
+def test_what_did_not_get_back_ends_with_1(export: Path, results: Path, tmp_path: Path, more: str) -> None:
+    results.write_text(results.read_text() + more + "\n")
+    assert main(["aris-back", str(export), str(results), "-o", str(tmp_path / "out.json")]) == 1
+    assert "Yes" in (tmp_path / "out.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--ranking", "there.csv"], "there.csv exists: give another name, or say --overwrite"),
+        (["--ranking", "new.json"], "-o, --ranking and --without must be different files"),
+        (["--without", "w.csv"], "--without says who is in no ranking: give --ranking as well"),
+        (["--ranking", "none/r.csv"], "there is no folder none"),
+        (["--weights", "beauty=3"], "--weights names 'beauty': the names are recommendation,"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_written(
+    export: Path,
+    results: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there.csv").write_text("mine")
+    assert main(["aris-back", str(export), str(results), "-o", "new.json", *more]) == 2
+    assert told in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export.json", "results.jsonl", "there.csv"]
+    assert Path("there.csv").read_text() == "mine"
+
+
+def test_weights_that_are_no_numbers_are_wrong_usage(
+    export: Path, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["aris-back", str(export), str(results), "-o", "out.json", "--weights", "trajectory=much"]
+    with pytest.raises(SystemExit, match="2"):
+        main(line)
+    assert "argument --weights: invalid" in capsys.readouterr().err
