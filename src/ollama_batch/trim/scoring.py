@@ -14,7 +14,7 @@ import re
 import string
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -24,7 +24,7 @@ from ollama_batch.types import Message
 # A text is known by about so many of its words, the same ones in every text that has them; it is compared
 # by the rarest of these, so many, of which all texts together hold so many: that bounds the cost.
 _SAMPLE_WORDS = 48
-_SKETCH_WORDS = 16
+_SKETCH_WORDS = 12
 _SKETCH_HOLDERS = 160
 _SKETCH_LEAST = 4
 
@@ -42,9 +42,9 @@ _WORDS = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The words of one text, as often as they occur, and a sample of them by hash, in order."""
+    """The words of one text by hash, as often as they occur, and a sample of them, in order."""
 
-    words: Sequence[bytes]
+    hashes: Sequence[int]
     sample: Sequence[int]
 
 
@@ -88,21 +88,22 @@ class Corpus:
         `own` is the unit that the request was taken from, which would beat all others: it gets 0.
         """
         texts = self._texts
-        asked = frozenset(read_words(request).words)
-        met = [Counter(filter(asked.__contains__, text.words)) for text in texts]
+        asked = frozenset(read_words(request).hashes)
+        met = [asked.intersection(text.hashes) for text in texts]
         holders = Counter(chain.from_iterable(met))
         if own is not None:
             holders.subtract(met[own])
         # By number and word, as the order of a set is another in every process.
         held = sorted((count, word) for word, count in holders.items() if count > 0)
         weights = {word: _idf(count, len(texts)) for count, word in held[:_QUERY_WORDS]}
-        mean = max(1.0, sum([len(text.words) for text in texts]) / max(1, len(texts)))
+        rarest = frozenset(weights)
+        mean = max(1.0, sum([len(text.hashes) for text in texts]) / max(1, len(texts)))
         found = []
         for unit, text in enumerate(texts):
-            damping = _K1 * (1 - _B + _B * len(text.words) / mean)
+            damping = _K1 * (1 - _B + _B * len(text.hashes) / mean)
             terms = []
-            for word in weights.keys() & met[unit].keys():
-                times = met[unit][word]
+            for word in rarest & met[unit]:
+                times = text.hashes.count(word)
                 terms.append(weights[word] * times * (_K1 + 1) / (times + damping))
             found.append(0.0 if unit == own else math.fsum(terms))  # exact, so in any order the same
         largest = max(found, default=0.0)
@@ -138,8 +139,8 @@ def _idf(frequency: int, texts: int) -> float:
 @functools.lru_cache(maxsize=512)
 def read_words(texts: tuple[str, ...]) -> Words:
     """The words of these texts; they are remembered by the text."""
-    words = words_of(texts)
-    return Words(words, _sample(set(words)))
+    hashes = list(map(zlib.crc32, words_of(texts)))
+    return Words(hashes, _sample(hashes))
 
 
 def words_of(texts: Sequence[str]) -> list[bytes]:
@@ -155,13 +156,13 @@ def words_of(texts: Sequence[str]) -> list[bytes]:
     return words or [whole]
 
 
-def _sample(words: Set[bytes]) -> list[int]:
-    """The hashes of about `_SAMPLE_WORDS` words, those below a bound that texts of the same length share.
+def _sample(hashes: Sequence[int]) -> list[int]:
+    """About `_SAMPLE_WORDS` of the hashes, those below a bound that texts of the same length share.
 
     The last bits, which hardly tell words apart, are left out: small numbers sort faster.
     """
-    bound = (_SAMPLE_WORDS << 32) // len(words)
-    return sorted({value >> 2 for value in map(zlib.crc32, words) if value < bound})
+    bound = (_SAMPLE_WORDS << 32) // len(hashes)
+    return sorted({value >> 2 for value in hashes if value < bound})
 
 
 def texts_of(messages: Sequence[Message]) -> tuple[str, ...]:
