@@ -41,11 +41,14 @@ CANCEL_AGAIN_S = 0.5
 
 
 class _Outcome(NamedTuple):
-    """The result of a row, and where its time went. `made`: the JSON that its text was repaired to."""
+    """The result of a row, and where the time of its answers went, that of the last and of those before it.
+    `made`: the JSON that its text was repaired to.
+    """
 
     row: RowRecord
     result: BatchResult[Any]
     timings: Timings
+    earlier_timings: tuple[Timings, ...]
     prompt: Prompt | None
     made: str | None
 
@@ -224,6 +227,7 @@ class WorkerPool:
             if not (self._settings.on_length == "keep" and isinstance(error, OutputTruncatedError)):
                 failure = error.to_row_error()
         answer = job.answer if failure is None else None
+        earlier = [each for each in job.answers if each is not completion]
         result: BatchResult[Any] = BatchResult(
             custom_id=custom_id,
             ok=failure is None,
@@ -231,6 +235,7 @@ class WorkerPool:
             parsed=None if answer is None else answer.parsed,
             repaired=answer is not None and answer.repaired,
             asked_again=job.asked_again,
+            earlier_usage=tuple(each.usage for each in earlier),
             reasoning=None if completion is None else completion.reasoning,
             error=failure,
             usage=None if completion is None else completion.usage,
@@ -245,7 +250,8 @@ class WorkerPool:
             body=None if completion is None else completion.body,
         )
         timings = Timings() if completion is None else completion.timings
-        return _Outcome(row, result, timings, job.prompt, None if answer is None else answer.json)
+        before = tuple(each.timings for each in earlier)
+        return _Outcome(row, result, timings, before, job.prompt, None if answer is None else answer.json)
 
     async def _ask(self, job: Job, row: RowRecord, request: BatchRequest) -> Completion:
         """Make the row's prompt and have it answered, sent again as recovery says; a shorter one if the
@@ -286,6 +292,7 @@ class WorkerPool:
                 raise
             return error
         assert job.prompt is not None  # noqa: S101 - it was just sent
+        job.answers.append(completion)
         await self._composer.check(job.prompt, completion)
         if useless is not None:
             raise useless
@@ -308,6 +315,7 @@ class WorkerPool:
             RowFinished(
                 result=outcome.result,
                 timings=outcome.timings,
+                earlier_timings=outcome.earlier_timings,
                 in_flight=self.in_flight,
                 head=head_name(outcome.row.order),
             )

@@ -7,7 +7,7 @@ that raises is logged and the run goes on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -77,12 +77,15 @@ class RowFinished:
     """A row's result is durable (where the journal is). `in_flight` no longer counts it.
 
     `head` names what its prompt begins with (see `ollama_batch.ordering`): equal heads, equal names.
+    `timings` are of the last answer; `earlier_timings` has those of each answer of `result.earlier_usage`, or
+    nothing.
     """
 
     result: BatchResult[Any]
     timings: Timings
     in_flight: int
     head: str | None = None
+    earlier_timings: Sequence[Timings] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

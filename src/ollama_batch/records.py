@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from ollama_batch.types import BatchResult, ResultRecord, RowError, Usage
 
-__all__ = ["decode_result", "encode_result", "made_json"]
+__all__ = ["decode_result", "earlier_usage", "encode_result", "made_json"]
 
 _OK = 200
 _HTTP_ERROR = 400
@@ -30,8 +30,9 @@ def encode_result(
     of 400 or more holds that status and an error body. A failed row with an answer that is of no use
     holds 200, the answer and an `error` beside it. Any other failed row holds only an `error`. A row of a
     conversation, or one whose prompt was trimmed, has a fifth key, EXTENSION: an object with `lane`, `trim`.
-    So has a row that was asked again (`asked_again`), and one whose answer was repaired: the answer stays as
-    the model gave it, and `parsed` is the JSON that it was repaired to (`made`).
+    So has a row that was asked again (`asked_again`, and `earlier_usage` with the usage of each answer before
+    this), and one whose answer was repaired: the answer stays as the model gave it, and `parsed` is the JSON
+    that it was repaired to (`made`).
     So `error is None and status_code == 200` is true of answers alone. The same result always gives
     the same line. Raises ValueError if `ok` and `error` contradict each other.
     """
@@ -65,6 +66,8 @@ def encode_result(
     extension = {
         name: value for name, usual in _EXTENDED.items() if (value := getattr(result, name)) != usual
     }
+    if result.earlier_usage:
+        extension[EARLIER] = [None if usage is None else asdict(usage) for usage in result.earlier_usage]
     if result.repaired and made is not None:
         extension["parsed"] = json.loads(made)
     if extension:
@@ -100,6 +103,15 @@ def decode_result(record: ResultRecord, custom_id: str | None) -> BatchResult[An
     )
 
 
+def earlier_usage(extension: Mapping[str, Any]) -> tuple[Usage | None, ...]:
+    """What the extension of a line says of answers before the last one; nothing where it is not ours."""
+    try:
+        told = extension.get(EARLIER) or ()
+        return tuple(None if usage is None else Usage(**usage) for usage in told)
+    except TypeError:
+        return ()
+
+
 def made_json(record: ResultRecord) -> Any:
     """What the answer of a `repaired` row was repaired to, as JSON data; None for any other."""
     # Not by orjson, which makes floats of integers beyond 64 bits.
@@ -107,6 +119,7 @@ def made_json(record: ResultRecord) -> Any:
     return extension.get("parsed")
 
 
+EARLIER: Final = "earlier_usage"
 _ABSENT: Any = object()
 _EXTENDED: Mapping[str, Any] = {"lane": None, "trim": None, "asked_again": 0}
 """What of a result stands there where it is not as usual, and what is usual."""
@@ -128,7 +141,7 @@ def _info(result: BatchResult[Any], line: Mapping[str, Any]) -> dict[str, Any]:
     if result.model_digest is not None:
         info["model_digest"] = result.model_digest
     for name, told in _read_back(line, result.ok).items():
-        real = getattr(result, name)
+        real = tuple(result.earlier_usage) if name == EARLIER else getattr(result, name)
         if real is told or real == told:
             continue
         kind = _PARTLY_TOLD.get(name)
@@ -189,6 +202,7 @@ def _read_back(line: Mapping[str, Any], ok: bool) -> dict[str, Any]:
     extension = line.get(EXTENSION, {})
     return {
         **{name: extension.get(name, usual) for name, usual in _EXTENDED.items()},
+        EARLIER: earlier_usage(extension),
         "body": body,
         "error": error,
         "output": output if isinstance(output, str) else None,

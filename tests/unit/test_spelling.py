@@ -35,6 +35,16 @@ CASES = [
     ("BatchRunner(keep_alive=...)", "BatchRunner(keep_alive=...)"),
     ("/data/limit=3/in.jsonl exists", "/data/limit=3/in.jsonl exists"),
     ("http://host/v1?model=m&trim=x", "http://host/v1?model=m&trim=x"),
+    ("X cannot think; set think=False and leave", "X cannot think; set --think off and leave"),
+    ("run the same call again: it sends", "run the same command again: it sends"),
+    ("and 3 more in report.notes", "and 3 more in the log above"),
+    ("give codes= that tell them apart", "give --code that tell them apart"),
+    ("to_parquet() needs pyarrow", "--parquet needs pyarrow"),
+    ("is no field that OllamaEngine knows: remove it", "is no field that the engine knows: remove it"),
+    (
+        "correct its name, or give it to all requests with OpenAIEngine(extra_body=...)",
+        "correct its name",
+    ),
     ("my_limit=3 and a-limit=4", "my_limit=3 and a-limit=4"),
 ]
 
@@ -46,9 +56,11 @@ def test_arguments_become_options_and_nothing_else_changes(said: str, read: str)
 
 
 def test_every_option_that_is_named_is_one() -> None:
-    parser = make_parser({"run": lambda _: 0})
+    commands = ("run", "export-failed", "analyze")
+    parser = make_parser(dict.fromkeys(commands, lambda _: 0))
     group = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    known = {word for action in group.choices["run"]._actions for word in action.option_strings}
+    options = [action for each in commands for action in group.choices[each]._actions]
+    known = {word for action in options for word in action.option_strings}
     named = {
         word for text in (*_FLAGS.values(), *_PHRASES.values()) for word in text.split() if word[0] == "-"
     }

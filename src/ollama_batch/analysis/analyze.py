@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final, Literal
 
+from ollama_batch._error_groups import ErrorTally
 from ollama_batch._text import duration, plain
 from ollama_batch.analysis.analysis import Analysis
 from ollama_batch.analysis.asked import Asked, Fields, Score
@@ -13,7 +14,7 @@ from ollama_batch.analysis.figures import Example, ScoreFigures
 from ollama_batch.analysis.numbers import Numbers, distribution_of
 from ollama_batch.analysis.reading import PathLike, Results, RunSource, open_run
 from ollama_batch.analysis.rows import ResultRow
-from ollama_batch.analysis.tally import ErrorTally, Examples, FieldTally, Largest, TokenTally
+from ollama_batch.analysis.tally import Examples, FieldTally, Largest, TokenTally
 from ollama_batch.analysis.timeline import TimelineTally
 
 MODELS: Final = 20
@@ -65,6 +66,7 @@ class _Tally:
         n["attempts"] += row.attempts or 0
         n["attempts_known"] += row.attempts is not None
         n["retried"] += (row.attempts or 0) > 1
+        n["asked_again"] += row.asked_again
         n["trimmed"] += row.trimmed_tokens is not None
         n["trimmed_tokens"] += row.trimmed_tokens or 0
         if row.model is not None and (row.model in self._models or len(self._models) < MODELS):
@@ -75,7 +77,7 @@ class _Tally:
             self._answer(row)
         else:
             n["failed"] += 1
-            self._errors.add(row)
+            self._errors.add(row.error_code, row.error_message, row.custom_id)
 
     def _answer(self, row: ResultRow) -> None:
         n, name = self._n, row.custom_id
@@ -125,8 +127,9 @@ class _Tally:
             failed=n["failed"],
             parsed=n["parsed"] if self._asked.anything else None,
             unparsed=n["unparsed"] if self._asked.anything else None,
-            # Result files of other servers have no word for it.
+            # Result files of other servers have no word for these.
             repaired=None if source.kind == "files" and not n["repaired"] else n["repaired"],
+            asked_again=None if source.kind == "files" and not n["asked_again"] else n["asked_again"],
             empty=n["empty"],
             retried=n["retried"] if n["attempts_known"] else None,
             attempts=n["attempts"] if n["attempts_known"] else None,

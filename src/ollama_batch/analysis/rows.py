@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ollama_batch.metrics import saved_tokens
-from ollama_batch.records import EXTENSION
+from ollama_batch._usage import saved_tokens
+from ollama_batch.records import EXTENSION, earlier_usage
 from ollama_batch.types import BatchResult, Usage
 
 _OK = 200
@@ -20,7 +20,9 @@ class ResultRow:
 
     `finished_at` is in seconds since the epoch: when the result was committed, or, from a result file, the
     time that the answer itself bears. `session` numbers the part of the run it belongs to. `parsed` is the
-    answer as an object, where the run recorded it.
+    answer as an object, where the run recorded it. `usage` is that of the last answer, `earlier_usage` has
+    those of the answers before it that did not fit, `replaced_usage` those of all answers that it had before
+    it was sent again as a failed row.
     """
 
     custom_id: str
@@ -35,6 +37,9 @@ class ResultRow:
     finished_at: float | None = None
     session: int | None = None
     usage: Usage | None = None
+    earlier_usage: Sequence[Usage | None] = ()
+    replaced_usage: Sequence[Usage | None] = ()
+    asked_again: int = 0
     lane: int | None = None
     trimmed_tokens: int | None = None
     repaired: bool = False
@@ -53,8 +58,11 @@ def row_of_result(
     parsed: Any = None,
     finished_at: float | None = None,
     session: int | None = None,
+    replaced: Sequence[BatchResult[Any]] = (),
 ) -> ResultRow:
-    """A result of ours; `parsed` is its answer as an object, where that is recorded."""
+    """A result of ours; `parsed` is its answer as an object, where that is recorded, `replaced` the failed
+    results that its row had before.
+    """
     error = result.error
     return ResultRow(
         custom_id=result.custom_id,
@@ -69,6 +77,9 @@ def row_of_result(
         finished_at=finished_at,
         session=session,
         usage=result.usage,
+        earlier_usage=result.earlier_usage,
+        replaced_usage=[usage for each in replaced for usage in (*each.earlier_usage, each.usage)],
+        asked_again=result.asked_again + sum(each.asked_again for each in replaced),
         lane=result.lane,
         trimmed_tokens=None if result.trim is None else saved_tokens(result.trim),
         repaired=result.repaired,
@@ -98,7 +109,7 @@ def row_of_line(line: Mapping[str, Any]) -> ResultRow | None:
     extension = _object(line.get(EXTENSION))
     trim = extension.get("trim")
     created = body.get("created")
-    lane = extension.get("lane")
+    lane, asked_again = extension.get("lane"), extension.get("asked_again")
     return ResultRow(
         custom_id=_text(line.get("custom_id")) or "",
         ok=ok,
@@ -109,6 +120,8 @@ def row_of_line(line: Mapping[str, Any]) -> ResultRow | None:
         error_message=message,
         finished_at=_moment(created),
         usage=_usage(body.get("usage")),
+        earlier_usage=earlier_usage(extension),
+        asked_again=asked_again if isinstance(asked_again, int) else 0,
         lane=lane if isinstance(lane, int) else None,
         trimmed_tokens=saved_tokens(trim) if isinstance(trim, Mapping) else None,
         repaired=extension.get("parsed") is not None,
