@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ollama_batch._reuse import ReuseEstimate
-from ollama_batch.events import RowFinished
+from ollama_batch.events import RowFinished, RowLeft
 from ollama_batch.savings import HeadTally
 from ollama_batch.types import Timings, Usage
 
@@ -45,6 +45,14 @@ class UsageTally:
             self._add(usage, timings, first=first and n == 0)
         self._context_current = usages[-1].total_tokens
         return sum(usage.prompt_tokens for usage in usages), sum(usage.completion_tokens for usage in usages)
+
+    def left(self, event: RowLeft) -> None:
+        """Count the answers of a row that stays pending."""
+        self.earlier += len(event.earlier_usage)
+        for usage, timings in zip(event.earlier_usage, event.earlier_timings, strict=True):
+            if usage is not None:
+                self._earlier_told += 1
+                self._add(usage, timings, first=False)
 
     def _add(self, usage: Usage, timings: Timings, *, first: bool) -> None:
         self._answers += 1

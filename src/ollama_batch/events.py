@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from ollama_batch.memory.sample import MemorySample
-from ollama_batch.types import BatchResult, EngineInfo, Timings
+from ollama_batch.types import BatchResult, EngineInfo, Timings, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +86,20 @@ class RowFinished:
     in_flight: int
     head: str | None = None
     earlier_timings: Sequence[Timings] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowLeft:
+    """The run ends early, and a row stays pending although it had answers, which did not fit.
+
+    `earlier_usage` has the usage of each (None: the engine did not tell), `earlier_timings` the times. A row
+    that was not answered as yet is left without an event.
+    """
+
+    index: int
+    custom_id: str
+    earlier_usage: Sequence[Usage | None]
+    earlier_timings: Sequence[Timings]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +190,7 @@ Event: TypeAlias = (
     | RowSent
     | RowRetried
     | RowFinished
+    | RowLeft
     | RunPaused
     | RunResumed
     | RunStalled

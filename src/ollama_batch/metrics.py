@@ -21,6 +21,7 @@ from ollama_batch.events import (
     Event,
     MemoryMeasured,
     RowFinished,
+    RowLeft,
     RowSent,
     RowsFound,
     RunEnding,
@@ -257,6 +258,8 @@ class MetricsHook:
                 self._pause = event
             elif isinstance(event, RunResumed):
                 self._end_pause(self._clock())
+            elif isinstance(event, RowLeft):
+                self._usage.left(event)
             elif isinstance(event, RunStalled):
                 self._stall = event
                 self._stall_at = self._clock()

@@ -12,10 +12,14 @@ import orjson
 
 from ollama_batch.types import BatchResult, ResultRecord, RowError, Usage
 
-__all__ = ["decode_result", "earlier_usage", "encode_result", "made_json"]
+__all__ = ["decode_result", "earlier_usage", "encode_result", "made_json", "told"]
 
 _OK = 200
 _HTTP_ERROR = 400
+
+EARLIER: Final = "earlier_usage"
+LEFT: Final = "rows_left"
+"""The kind of the note that a session leaves of rows that it left pending although they had answers."""
 
 EXTENSION = "ollama_batch"
 """The key of a line for what OpenAI's form has no place for and a reader of the file may want to know."""
@@ -67,7 +71,7 @@ def encode_result(
         name: value for name, usual in _EXTENDED.items() if (value := getattr(result, name)) != usual
     }
     if result.earlier_usage:
-        extension[EARLIER] = [None if usage is None else asdict(usage) for usage in result.earlier_usage]
+        extension[EARLIER] = [told(usage) for usage in result.earlier_usage]
     if result.repaired and made is not None:
         extension["parsed"] = json.loads(made)
     if extension:
@@ -86,9 +90,9 @@ def decode_result(record: ResultRecord, custom_id: str | None) -> BatchResult[An
     """The result in `record`, a row called `custom_id` (None: as its line says); `parsed` is None."""
     line = orjson.loads(record.line)
     values = _read_back(line, record.ok)
-    told = orjson.loads(record.info)
+    info = orjson.loads(record.info)
     for name, kind in _PARTLY_TOLD.items():
-        part = told.pop(name, _ABSENT)
+        part = info.pop(name, _ABSENT)
         if isinstance(part, dict):
             base = values[name]
             values[name] = kind(**part) if base is None else replace(base, **part)
@@ -99,15 +103,22 @@ def decode_result(record: ResultRecord, custom_id: str | None) -> BatchResult[An
         ok=record.ok,
         index=record.index,
         attempts=record.attempts,
-        **{**values, **told},
+        **{**values, **info},
     )
 
 
+def told(usage: Usage | None) -> dict[str, Any] | None:
+    """`usage` as JSON data, which `earlier_usage` reads."""
+    return None if usage is None else asdict(usage)
+
+
 def earlier_usage(extension: Mapping[str, Any]) -> tuple[Usage | None, ...]:
-    """What the extension of a line says of answers before the last one; nothing where it is not ours."""
+    """What the extension of a line, or a note of kind LEFT, says of answers before the last one; nothing
+    where it is not ours.
+    """
     try:
-        told = extension.get(EARLIER) or ()
-        return tuple(None if usage is None else Usage(**usage) for usage in told)
+        usages = extension.get(EARLIER) or ()
+        return tuple(None if usage is None else Usage(**usage) for usage in usages)
     except TypeError:
         return ()
 
@@ -119,7 +130,6 @@ def made_json(record: ResultRecord) -> Any:
     return extension.get("parsed")
 
 
-EARLIER: Final = "earlier_usage"
 _ABSENT: Any = object()
 _EXTENDED: Mapping[str, Any] = {"lane": None, "trim": None, "asked_again": 0}
 """What of a result stands there where it is not as usual, and what is usual."""
@@ -140,9 +150,9 @@ def _info(result: BatchResult[Any], line: Mapping[str, Any]) -> dict[str, Any]:
         info["metadata"] = result.metadata
     if result.model_digest is not None:
         info["model_digest"] = result.model_digest
-    for name, told in _read_back(line, result.ok).items():
+    for name, read in _read_back(line, result.ok).items():
         real = tuple(result.earlier_usage) if name == EARLIER else getattr(result, name)
-        if real is told or real == told:
+        if real is read or real == read:
             continue
         kind = _PARTLY_TOLD.get(name)
         if kind is None or real is None:
@@ -151,7 +161,7 @@ def _info(result: BatchResult[Any], line: Mapping[str, Any]) -> dict[str, Any]:
             info[name] = {
                 key: value
                 for key in _FIELDS_OF[kind]
-                if (value := getattr(real, key)) != getattr(told, key, _ABSENT)
+                if (value := getattr(real, key)) != getattr(read, key, _ABSENT)
             }
     return info
 

@@ -16,6 +16,8 @@ from ollama_batch.testing import FakeOllama, FakeReply
 from runner_support import line, read_lines, rows_file, runner_on, write_lines
 
 Factory = Callable[..., FakeOllama]
+WAIT = "wait"
+"""In the place of an answer: one that comes too late."""
 
 
 class Counting:
@@ -34,6 +36,8 @@ class Counting:
         texts = self._texts.get(name, [PLAIN])
         n = self._times[name] = self._times.get(name, 0) + 1
         text = texts[min(n, len(texts)) - 1]
+        if text == WAIT:
+            return FakeReply(PLAIN, delay_s=30)
         if isinstance(text, int):
             return FakeReply(status=text, body="no")
         self.answers += 1
@@ -113,6 +117,28 @@ def test_a_resumed_run_loses_none_and_rows_sent_again_keep_what_they_cost(
     assert (tokens.reported, tokens.earlier) == (5, books.answers - 5)
     assert f"{books.answers - 5} answers before the last" in str(analyze(journal))
     assert [len(each.earlier_usage) for each in third.results()] == [1, 1, 1, 0, 0]
+
+
+def test_what_a_row_had_cost_when_a_run_was_stopped_is_counted(
+    fake_ollama_factory: Factory, tmp_path: Path
+) -> None:
+    """The row is asked again while the run is told to stop: its second answer never comes."""
+    books = Counting({"r1": ["no", WAIT, PLAIN]})
+    fake = fake_ollama_factory(reply=books)
+    source, output = rows_file(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    runner = runner_on(fake, response_model=Verdict, concurrency=1)
+    run = runner.start(source, output=output)
+    fake.wait_until(lambda ledger: ledger.count() == 3)
+    run.cancel(now=True)
+    with pytest.raises(RunCancelledError) as stopped:
+        run.wait(timeout=10)
+    m = stopped.value.report.metrics
+    assert (m.ok, m.answers, m.earlier_answers) == (1, 2, 1)
+    assert (m.prompt_tokens, m.completion_tokens) == (books.prompt, books.completion)
+    assert runner.run(source, output=output).counts.ok == 3
+    assert books.answers == 4
+    tokens = analyze(f"{output}.run.db").tokens
+    assert (tokens.prompt, tokens.completion, tokens.earlier) == (books.prompt, books.completion, 1)
 
 
 def test_a_report_names_the_limit_that_has_cut_an_answer_off(

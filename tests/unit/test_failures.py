@@ -81,7 +81,7 @@ def test_the_message_says_how_many_and_why() -> None:
     error = FailureWatch(0).add(bad(), total=5)
     assert isinstance(error, TooManyFailuresError)
     assert str(error) == (
-        "1 rows failed, max_failures=0 allows 0; the last with output_truncated: why; the same call again goes "
-        "on with the rows left, a larger max_failures= bears more"
+        "1 rows failed, max_failures=0 allows 0; the last with output_truncated: why; the same call again "
+        "goes on with the rows left, a larger max_failures= bears more"
     )
     assert not error.hopeless

@@ -188,8 +188,8 @@ def _notes(found: Analysis) -> Any:
     if found.tokens.earlier:
         answers = "1 answer" if found.tokens.earlier == 1 else f"{found.tokens.earlier:,} answers"
         yield (
-            f"Tokens include {answers} before the last of their rows: asked for again, or of failed rows "
-            "that were sent again."
+            f"Tokens include {answers} before the last of their rows: asked for again, or of rows that "
+            "were sent again."
         )
     if found.ok and found.tokens.reported and found.tokens.cached is None:
         yield "How many prompt tokens came from the engine's cache is not recorded: no answer told."

@@ -16,6 +16,7 @@ from ollama_batch.analysis.reading import PathLike, Results, RunSource, open_run
 from ollama_batch.analysis.rows import ResultRow
 from ollama_batch.analysis.tally import Examples, FieldTally, Largest, TokenTally
 from ollama_batch.analysis.timeline import TimelineTally
+from ollama_batch.records import LEFT, earlier_usage
 
 MODELS: Final = 20
 
@@ -44,6 +45,9 @@ def analyze(
     tally = _Tally(asked)
     for row in source.rows():
         tally.add(row)
+    for note in source.notes:
+        if note.kind == LEFT:
+            tally.tokens.add_earlier(earlier_usage(note.data))
     return tally.analysis(source)
 
 
@@ -55,7 +59,7 @@ class _Tally:
         self._finish: Counter[str] = Counter()
         self._fields = [FieldTally(path, asked.order(path)) for path in asked.fields]
         self._scores, self._latency, self._length = Numbers(), Numbers(), Numbers()
-        self._errors, self._tokens, self._timeline = ErrorTally(), TokenTally(), TimelineTally()
+        self._errors, self.tokens, self._timeline = ErrorTally(), TokenTally(), TimelineTally()
         self._unparsed, self._repaired, self._empty = Examples(), Examples(), Examples()
         self._slowest, self._highest, self._lowest = Largest(), Largest(), Largest()
         self._fullest = Largest()
@@ -71,7 +75,7 @@ class _Tally:
         n["trimmed_tokens"] += row.trimmed_tokens or 0
         if row.model is not None and (row.model in self._models or len(self._models) < MODELS):
             self._models[row.model] += 1
-        self._tokens.add(row)
+        self.tokens.add(row)
         self._timeline.add(row)
         if row.ok:
             self._answer(row)
@@ -143,7 +147,7 @@ class _Tally:
             score=None
             if name is None
             else ScoreFigures(name, n["no_score"], distribution_of(self._scores.values)),
-            tokens=self._tokens.figures(),
+            tokens=self.tokens.figures(),
             latency=distribution_of(self._latency.values),
             answer_length=distribution_of(self._length.values),
             timeline=timeline,

@@ -32,7 +32,7 @@ def comparison_view(found: Comparison) -> dict[str, Any]:
         Card("Same text", share(found.same_text_share), f"{count(found.same_text)} answers, to the letter"),
     ]
     if found.latency_a is not None and found.latency_b is not None:
-        medians = f"{duration(found.latency_a.median)} and {duration(found.latency_b.median)}"
+        medians = f"{duration(found.latency_a.median)} \u2192 {duration(found.latency_b.median)}"
         cards.append(
             Card("Median latency", medians, f"of the {count(found.latency_a.count)} rows answered in both")
         )

@@ -51,7 +51,7 @@ class ScoreFigures:
 @dataclass(frozen=True, slots=True)
 class TokenFigures:
     """Sums over the answers that came with a usage: the last ones of the `reported` rows, and `earlier` ones,
-    which did not fit and were asked for again, or are of failed rows that were sent again.
+    which did not fit and were asked for again, or are of rows that were sent again in a later session.
 
     `estimated` answers were not counted by the engine. `cached` sums what `cached_reported` answers told of
     its cache, None if none did; `cached_of` are the prompt tokens of those same answers. `reasoning` likewise

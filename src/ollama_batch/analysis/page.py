@@ -249,10 +249,11 @@ def _heading(console: Console, text: str) -> None:
 def _pairs(console: Console, lines: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
 
+    told = list(lines)
     table = Table.grid(padding=(0, 2))
-    table.add_column(width=11)
+    table.add_column(width=max((11, *(2 + len(label) for label, _ in told))))
     table.add_column(overflow="fold")
-    for label, text in lines:
+    for label, text in told:
         table.add_row(_styled(f"  {label}", "dim"), _styled(text))
     console.print(table)
 

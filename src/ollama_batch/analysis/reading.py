@@ -14,6 +14,7 @@ import orjson
 from ollama_batch.analysis.rows import ResultRow, row_of_line, row_of_result
 from ollama_batch.errors import ConfigError
 from ollama_batch.journal import Note, RunJournal
+from ollama_batch.journal.place import is_database
 from ollama_batch.jsonl import Limits, read_lines
 from ollama_batch.records import decode_result, made_json
 from ollama_batch.report import BatchReport
@@ -22,7 +23,6 @@ PathLike: TypeAlias = str | os.PathLike[str]
 Results: TypeAlias = "PathLike | Sequence[PathLike] | BatchReport[Any]"
 """What can be analysed: a journal (RUN.db), one or more result files, or a report."""
 
-_SQLITE: Final = b"SQLite format 3\x00"
 _LIMITS: Final = Limits(max_line_bytes=256 * 2**20)
 _NAMED: Final = 5
 """So many unreadable lines are named."""
@@ -124,8 +124,7 @@ def open_run(results: Results, *, errors: PathLike | Literal["auto"] | None = "a
 
 def _is_journal(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            return file.read(len(_SQLITE)) == _SQLITE
+        return is_database(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from ollama_batch._text import plain
@@ -74,15 +74,19 @@ class TokenTally:
 
     def add(self, row: ResultRow) -> None:
         """Count the usage of every answer of a row, failed or not, as far as there are any."""
-        for earlier in (*row.replaced_usage, *row.earlier_usage):
-            if earlier is not None:
-                self._sums["earlier"] += 1
-                self._add(earlier)
+        self.add_earlier((*row.replaced_usage, *row.earlier_usage))
         if row.usage is not None:
             self._sums["reported"] += 1
             self._prompt.add(row.usage.prompt_tokens)
             self._completion.add(row.usage.completion_tokens)
             self._add(row.usage)
+
+    def add_earlier(self, usages: Iterable[Usage | None]) -> None:
+        """Count answers before the last one of their row."""
+        for usage in usages:
+            if usage is not None:
+                self._sums["earlier"] += 1
+                self._add(usage)
 
     def _add(self, usage: Usage) -> None:
         sums = self._sums

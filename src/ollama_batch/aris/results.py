@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ollama_batch._text import plain
 from ollama_batch.errors import ConfigError, InputError
 from ollama_batch.journal import RunJournal
+from ollama_batch.journal.place import is_database
 from ollama_batch.jsonl import LineError, OutputLine, parse_output_line, read_lines
 from ollama_batch.records import EXTENSION
 from ollama_batch.structured.form import AnswerForm, form_of
@@ -25,7 +26,6 @@ UNPARSED: Final = "output_unparsed"
 """The code of a row that has an answer, which is no evaluation."""
 
 _SILENT: Final = "the row failed and does not say why"
-_SQLITE: Final = b"SQLite format 3\x00"
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Results: TypeAlias = PathLike | Iterable[BatchResult[Any]]
@@ -104,14 +104,13 @@ def _broken_rule(exc: ValidationError) -> str:
 
 def _of_file(path: Path) -> Iterator[BatchResult[Any]]:
     try:
-        with path.open("rb") as file:
-            if file.read(len(_SQLITE)) != _SQLITE:
-                file.seek(0)
+        if not is_database(path):
+            with path.open("rb") as file:
                 for line in read_lines(file):
                     if line.too_long:
                         raise InputError(f"{path}:{line.line} is longer than a line of results may be")
                     yield _of_line(line.raw, f"{path}:{line.line}")
-                return
+            return
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     with RunJournal.open_readonly(path) as journal:
