@@ -221,6 +221,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         report.RowCounts,
         report.SourceFiles,
         report.ErrorExample,
+        report.ErrorKind,
         BatchMetrics,
         HeadUsage,
     ),

@@ -258,20 +258,20 @@ def _fared(head: HeadUsage) -> str:
 def _errors(report: BatchReport[Any]) -> list[Line]:
     examples = sorted(report.error_examples, key=lambda example: -example.count)
     told = examples[:_ERRORS_SHOWN]
-    lines = []
+    lines, rest = [], 0
     room = _ERRORS_SHOWN - len(told)  # for further messages, those of the most frequent codes first
     for example in told:
         kinds = example.kinds or (ErrorKind(example.message, example.count, tuple(example.custom_ids)),)
         shown = kinds[: 1 + room]
         room -= len(shown) - 1
         lines += [("failed", _kind(example.code, kind)) for kind in shown]
-        rest = example.count - sum(kind.count for kind in shown)
-        if rest:
-            lines.append(("failed", f"{count(rest)} {plain(example.code, 40)} with other messages"))
-    if len(examples) > _ERRORS_SHOWN:
-        others = examples[_ERRORS_SHOWN:]
-        lines.append(("failed", f"{count(sum(e.count for e in others))} with {len(others)} other codes"))
-    return lines
+        rest += example.count - sum(kind.count for kind in shown)
+    others = examples[_ERRORS_SHOWN:]
+    left = [
+        *([f"{count(rest)} with other messages"] if rest else []),
+        *([f"{count(sum(e.count for e in others))} with {len(others)} other codes"] if others else []),
+    ]
+    return [*lines, *([("failed", ", ".join(left))] if left else [])]
 
 
 def _kind(code: str, kind: ErrorKind) -> str:
