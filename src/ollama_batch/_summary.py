@@ -30,8 +30,8 @@ NEW_RUN = "a new run (another output=, or overwrite=True)"
 _HINTS = {
     "unsupported_parameter": f"rows ask for what the engine cannot do: leave it out of them, or give them to "
     f"{NEW_RUN} with a model or an engine that can",
-    "output_unparsed": "answers did not fit the response model: say in the prompt what they must be, or see "
-    "docs/structured.md",
+    "output_unparsed": "answers did not fit the response model: say in the prompt what they must be (see "
+    f"docs/structured.md), in {NEW_RUN}",
 }
 
 _OWN_FILE = "as a file of their own, because a mended file is another input"
@@ -50,8 +50,8 @@ _CONTEXT_WHY = {
     "server": "as the server has it",
 }
 
-_SAME_AGAIN = frozenset({"context_length_exceeded", "unsupported_parameter"})
-"""Rows that fail in the same way however often this run sends them."""
+_SAME_AGAIN = frozenset({"context_length_exceeded", "unsupported_parameter", "output_truncated"})
+"""Rows that fail in the same way, or most likely so, however often this run sends them: they have a hint."""
 
 _MEND = "{} {}: run the mended lines " + _OWN_FILE
 
@@ -309,9 +309,10 @@ def _next(report: BatchReport[Any]) -> list[Line]:
     """What to do now: go on with a run that stopped, or send the failed rows of a finished one again."""
     counts = report.counts
     lines = []
+    hints = _hints(report)
     if report.hopeless:
-        lines.append(("next", f"mend what made them fail and begin {NEW_RUN}"))
-    elif report.outcome != "completed":
+        return [("next", hint) for hint in hints or [f"mend what made them fail and begin {NEW_RUN}"]]
+    if report.outcome != "completed":
         if report.durable:
             rows = "the rest" if counts.left is None else f"the {count(counts.left)} rows left"
             lines.append(("next", f"run the same call again: it sends {rows}, nothing done is sent again"))
@@ -331,14 +332,15 @@ def _next(report: BatchReport[Any]) -> list[Line]:
             lines.append(("next", _MEND.format(count(invalid), _NO_REQUEST[invalid != 1])))
     elif counts.failed:
         lines.append(("next", "give output=... next time: then failed rows can be sent again on their own"))
-    failed_by = {example.code for example in report.error_examples if example.valid}
-    for example in report.error_examples:
-        if example.code == "output_truncated":
-            lines += [("next", hint) for hint in _cut_off(example)]
-    lines += [("next", hint) for code, hint in _HINTS.items() if code in failed_by]
-    if "context_length_exceeded" in failed_by:
-        lines.append(("next", _did_not_fit(report)))
-    return lines
+    return [*lines, *(("next", hint) for hint in hints)]
+
+
+def _hints(report: BatchReport[Any]) -> list[str]:
+    """What helps rows that failed for a reason that another setting or another row would take away."""
+    failed_by = {example.code: example for example in report.error_examples if example.valid}
+    hints = list(_cut_off(failed_by["output_truncated"])) if "output_truncated" in failed_by else []
+    hints += [hint for code, hint in _HINTS.items() if code in failed_by]
+    return [*hints, _did_not_fit(report)] if "context_length_exceeded" in failed_by else hints
 
 
 def _cut_off(example: ErrorExample) -> Iterator[str]:
