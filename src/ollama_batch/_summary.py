@@ -268,7 +268,7 @@ def _errors(report: BatchReport[Any]) -> list[Line]:
         rest += example.count - sum(kind.count for kind in shown)
     others = examples[_ERRORS_SHOWN:]
     left = [
-        *([f"{count(rest)} with other messages"] if rest else []),
+        *([f"{count(rest)} more with these codes"] if rest else []),
         *([f"{count(sum(e.count for e in others))} with {len(others)} other codes"] if others else []),
     ]
     return [*lines, *([("failed", ", ".join(left))] if left else [])]

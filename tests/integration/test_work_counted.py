@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from answer_shapes import PLAIN, Verdict
-from ollama_batch import BatchRequest
+from ollama_batch import BatchRequest, _error_examples
 from ollama_batch.analysis import analyze
 from ollama_batch.errors import RunCancelledError
 from ollama_batch.testing import FakeOllama, FakeReply
@@ -194,3 +194,15 @@ def test_messages_of_a_code_are_told_apart_with_their_rows(
     text = str(report)
     assert "3 request_rejected (r0, r3, r6): " in text
     assert "2 request_rejected (r2, r5): " in text
+
+
+def test_failed_rows_beyond_those_that_are_read_are_counted_all_the_same(
+    fake_ollama_factory: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_error_examples, "LOOKED_AT", 4)
+    fake = fake_ollama_factory(reply=Counting({"r6": [422], **{f"r{n}": [400] for n in range(6)}}))
+    report = runner_on(fake).run(rows_file(tmp_path / "in.jsonl", 7), output=tmp_path / "out.jsonl")
+    (example,) = report.error_examples
+    assert example.count == 7
+    assert sum(kind.count for kind in example.kinds) == 4
+    assert "3 more with these codes" in str(report)

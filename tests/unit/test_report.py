@@ -174,7 +174,7 @@ def test_messages_of_a_code_have_lines_of_their_own_and_add_up() -> None:
         "             5 bad (b, ...): why b\n"
         "             3 bad (c, ...): why c\n"
         "             1 lost (x): gone\n"
-        "             4 with other messages\n"
+        "             4 more with these codes\n"
     ) in text
 
 
