@@ -221,7 +221,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
         report.RowCounts,
         report.SourceFiles,
         report.ErrorExample,
-        report.ErrorKind,
         BatchMetrics,
         HeadUsage,
     ),

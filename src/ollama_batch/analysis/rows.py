@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ollama_batch._usage import saved_tokens
+from ollama_batch.jsonl import fault_of, first_choice
 from ollama_batch.records import EXTENSION, earlier_usage
 from ollama_batch.types import BatchResult, Usage
 
@@ -103,9 +104,8 @@ def row_of_line(line: Mapping[str, Any]) -> ResultRow | None:
     if not ok:
         if isinstance(status, int) and status >= _HTTP_ERROR and fault is None:
             fault, body = body.get("error"), {}
-        code, message = _fault(fault, status)
-    choice = _first(body.get("choices"))
-    said = _object(choice.get("message"))
+        code, message = fault_of(fault, status, unnamed="unknown")
+    choice, said = first_choice(body)
     extension = _object(line.get(EXTENSION))
     trim = extension.get("trim")
     created = body.get("created")
@@ -134,10 +134,6 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _first(values: Any) -> Mapping[str, Any]:
-    return _object(values[0]) if isinstance(values, list) and values else {}
-
-
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
@@ -147,16 +143,6 @@ def _moment(value: Any) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 9e9:
         return float(value)
     return None
-
-
-def _fault(fault: Any, status: Any) -> tuple[str, str]:
-    """Code and message of a failed line; other servers leave one or the other out."""
-    told = _object(fault)
-    code = told.get("code")
-    if code is None or code == "":
-        code = told.get("type") or (f"http_{status}" if isinstance(status, int) else "unknown")
-    message = told.get("message")
-    return str(code), message if isinstance(message, str) else "" if fault is None else str(fault)
 
 
 def _usage(usage: Any) -> Usage | None:

@@ -16,7 +16,14 @@ from ollama_batch._text import plain
 from ollama_batch.errors import ConfigError, InputError
 from ollama_batch.journal import RunJournal
 from ollama_batch.journal.place import is_database
-from ollama_batch.jsonl import LineError, OutputLine, parse_output_line, read_lines
+from ollama_batch.jsonl import (
+    LineError,
+    OutputLine,
+    fault_of,
+    first_choice,
+    parse_output_line,
+    read_lines,
+)
 from ollama_batch.records import EXTENSION
 from ollama_batch.structured.form import AnswerForm, form_of
 from ollama_batch.structured.reading import read
@@ -131,10 +138,11 @@ def _of_line(raw: bytes, where: str) -> BatchResult[Any]:
     if not line.ok:
         return BatchResult(custom_id=line.custom_id, ok=False, error=_fault(line))
     extension = orjson.loads(raw).get(EXTENSION)
+    content = first_choice(line.body or {})[1].get("content")
     return BatchResult(
         custom_id=line.custom_id,
         ok=True,
-        output=_text(line.body or {}),
+        output=content if isinstance(content, str) else None,
         parsed=extension.get("parsed") if isinstance(extension, Mapping) else None,
     )
 
@@ -152,15 +160,6 @@ def _unnamed(raw: bytes) -> BatchResult[Any] | None:
 
 
 def _fault(line: OutputLine) -> RowError:
-    told = line.error or {}
-    unnamed = "failed" if line.status is None else f"http_{line.status}"
-    code, message = told.get("code") or told.get("type") or unnamed, told.get("message") or _SILENT
-    return RowError(str(code), str(message), line.status)
-
-
-def _text(body: Mapping[str, Any]) -> str | None:
-    choices = body.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    content = message.get("content") if isinstance(message, dict) else None
-    return content if isinstance(content, str) else None
+    code, message = fault_of(line.error, line.status, unnamed="failed")
+    silent = not (line.error or {}).get("message")
+    return RowError(code, _SILENT if silent else message, line.status)
