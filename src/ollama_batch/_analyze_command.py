@@ -40,15 +40,22 @@ def _add_shared(parser: argparse.ArgumentParser, *, table: str) -> None:
     parser.add_argument(
         "--field",
         action="append",
+        type=_path,
         metavar="PATH",
         help="count the values of it in the answers, as in recommendation or trajectory.rating; repeatable",
     )
-    parser.add_argument("--score", metavar="PATH", help="where in the answers a number stands")
+    parser.add_argument("--score", type=_path, metavar="PATH", help="where in the answers a number stands")
     parser.add_argument("--html", metavar="F", help="write a report to look at")
     parser.add_argument("--csv", metavar="F", help=f"write {table}, safe to open in a spreadsheet")
     parser.add_argument("--parquet", metavar="F", help=f"write {table} for pandas, DuckDB ...")
     parser.add_argument("--overwrite", action="store_true", help="replace these files if they are there")
     parser.add_argument("--json", action="store_true", help="print JSON: every figure, times in seconds")
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path of the answer, as in recommendation")
+    return text
 
 
 def analyze(arguments: argparse.Namespace) -> int:
@@ -78,6 +85,8 @@ def compare(arguments: argparse.Namespace) -> int:
 def _tell(found: Any, arguments: argparse.Namespace, show: Callable[[Console], None]) -> int:
     from rich.console import Console
 
+    from ollama_batch.analysis.page import UNBROKEN, as_text
+
     # The tables first: what is missing for the report takes nothing from them.
     written = [
         write(place, overwrite=arguments.overwrite)
@@ -91,7 +100,10 @@ def _tell(found: Any, arguments: argparse.Namespace, show: Callable[[Console], N
     if arguments.json:
         sys.stdout.write(f"{json.dumps(found.to_dict(), indent=2)}\n")
         return 0
-    show(Console(highlight=False, no_color=not colours(), soft_wrap=False))
+    if sys.stdout.isatty():
+        show(Console(highlight=False, no_color=not colours(), force_jupyter=False))
+    else:  # a pipe or a file: one line for each thing, whoever reads it breaks lines himself
+        sys.stdout.write(f"{as_text(show, width=UNBROKEN)}\n")
     for path in written:
         sys.stdout.write(f"{path}\n")
     return 0

@@ -8,7 +8,8 @@ from ollama_batch._summary import NEW_RUN
 from ollama_batch.errors import TooManyFailuresError
 from ollama_batch.types import BatchResult
 
-MENDED = f"other settings, or other rows, make {NEW_RUN}"
+MENDED = f"mend that and begin {NEW_RUN}"
+GO_ON = "the same call again goes on with the rows left, a larger max_failures= bears more"
 
 HOPELESS_ROWS = 50
 """A run whose first rows all fail for one reason of their own is stopped after this many."""
@@ -37,12 +38,14 @@ class FailureWatch:
             self._ok += 1
             return None
         self._failed += 1
-        what, mended = self._hopeless(error.code if error.row_caused else None), f"; {MENDED}"
+        what, way = self._hopeless(error.code if error.row_caused else None), MENDED
         if self._max is not None:
-            what, mended = self._too_many(self._max, total), ""
+            what, way = self._too_many(self._max, total), GO_ON
         if what is None:
             return None
-        return TooManyFailuresError(f"{what} with {error.code}: {error.message}{mended}")
+        stopped = TooManyFailuresError(f"{what} with {error.code}: {error.message}; {way}")
+        stopped.hopeless = self._max is None
+        return stopped
 
     def _too_many(self, most: float, total: int | None) -> str | None:
         allowed = most

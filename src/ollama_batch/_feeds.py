@@ -35,7 +35,7 @@ async def make_feed(
     model: str,
     runner: RunnerOptions,
     check: Check,
-    found: Callable[[int, bool], None],
+    found: Callable[[int, bool, int], None],
     failed: Callable[[BatchResult[Any]], None],
     noticed: Callable[..., None],
 ) -> Feed:

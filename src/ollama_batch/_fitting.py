@@ -193,8 +193,9 @@ def too_large(
     `trimmed`: it was made as short as it can be. `conversation`: nothing can be left out of the row itself.
     """
     # Settings by their bare names: error files are read beside programs and beside command lines.
-    room = f"{gauge.allowed} less max_tokens {chat.max_tokens:,}"
-    ways = [gauge.allowed.more(size.tokens + chat.max_tokens, exact=size.exact), "lower max_tokens"]
+    answer = "the row's own max_tokens" if chat.own_limit else "max_tokens"
+    room = f"{gauge.allowed} less {answer} {chat.max_tokens:,}"
+    ways = [gauge.allowed.more(size.tokens + chat.max_tokens, exact=size.exact), f"lower {answer}"]
     if limit != room_for_prompt(gauge, chat):
         room, ways = "the conversation limit", ["raise the conversation limit"]
     if limit < 1:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from ollama_batch._items import Check, Fault, ScannedRow
 from ollama_batch._options import RunnerOptions
-from ollama_batch._sizes import PromptSizes, needed_tokens
+from ollama_batch._sizes import PromptSizes, needed_tokens, own_limit
 from ollama_batch.errors import InputError, JournalMismatchError
 from ollama_batch.journal import RunJournal
 from ollama_batch.jsonl import fingerprint
@@ -35,11 +35,12 @@ MOST = 0.9
 class Intake:
     """What is known of the input: `total` rows (None for streams), the models they name, how long they are.
 
-    `sizes` is filled only where num_ctx="auto" asks for it.
+    `limited` rows have a max_tokens of their own. `sizes` is filled only where num_ctx="auto" asks for it.
     """
 
     total: int | None = None
     invalid: int = 0
+    limited: int = 0
     sizes: PromptSizes = dataclasses.field(default_factory=PromptSizes)
     models: Counter[str] = dataclasses.field(default_factory=Counter)
 
@@ -110,6 +111,7 @@ class _FileIntake:
             if isinstance(item, InvalidRow):
                 chunk.invalid[index] = item
                 continue
+            found.limited += own_limit(item.request.params) is not None
             model = item.request.params.get("model") or self._options.model
             found.models[model if self._options.row_models == "check" else self._options.model] += 1
             if self._options.num_ctx == "auto":

@@ -45,8 +45,9 @@ class LoadTally:
             self._queued += 1
             self._queue_s += min(timings.queue_s, latency_s)
             self._queue_of_s += latency_s
-        if timings.prompt_s is not None and timings.generate_s is not None:
-            self._served_s = (self._served_s or 0.0) + timings.prompt_s + timings.generate_s
+        for each in (*event.earlier_timings, timings):
+            if each.prompt_s is not None and each.generate_s is not None:
+                self._served_s = (self._served_s or 0.0) + each.prompt_s + each.generate_s
 
     def fields(self, elapsed_s: float, paused_s: float) -> dict[str, Any]:
         """What `BatchMetrics` says of it, by field."""

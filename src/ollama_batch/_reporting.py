@@ -12,25 +12,29 @@ from typing import Any, Literal
 
 from ollama_batch._activity import Activity
 from ollama_batch._context import UNKNOWN, Context
+from ollama_batch._error_examples import error_examples
 from ollama_batch._intake import Intake
 from ollama_batch._meeting import NUM_CTX, TOLD, Meeting, context_of
 from ollama_batch._opening import discard_if_new
 from ollama_batch._options import RunnerOptions
 from ollama_batch._outputs import Place, Places
 from ollama_batch._reading import with_parsed
-from ollama_batch.errors import InputError, JournalError, OllamaBatchError, RunInterrupted, RunStoppedError
+from ollama_batch.errors import (
+    InputError,
+    OllamaBatchError,
+    RunInterrupted,
+    RunStoppedError,
+    TooManyFailuresError,
+)
 from ollama_batch.events import Noticed, RowFinished, RowsFound, RunFinished, RunStarted
 from ollama_batch.journal import JournalCounts, RunJournal
 from ollama_batch.records import decode_result
-from ollama_batch.report import BatchReport, ErrorExample, RowCounts, SourceFiles
+from ollama_batch.report import BatchReport, RowCounts, SourceFiles
 from ollama_batch.run import Ended, Run
 from ollama_batch.structured.form import AnswerForm
 from ollama_batch.types import BatchResult, EngineInfo, ResultRecord, RowRecord, Timings
 
 log = logging.getLogger("ollama_batch.run")
-
-EXAMPLES = 3
-"""Rows named for each error code."""
 
 
 class Reporter:
@@ -94,9 +98,10 @@ class Reporter:
         else:
             self._early.append(event)
 
-    def found(self, rows: int, complete: bool) -> None:
-        """A stream has given so many rows."""
+    def found(self, rows: int, complete: bool, limited: int = 0) -> None:
+        """A stream has given so many rows, of which `limited` have a max_tokens of their own."""
         self._complete = complete
+        self._intake.limited = limited
         self._intake.total = rows if complete else None
         if self.started:
             self._run._emit(RowsFound(total=rows, complete=complete))
@@ -191,6 +196,7 @@ class Reporter:
         return BatchReport(
             outcome=outcome,
             reason=None if error is None else str(error),
+            hopeless=isinstance(error, TooManyFailuresError) and error.hopeless,
             run_id=journal.run_id,
             model=self._options.model,
             engine=engine,
@@ -209,6 +215,7 @@ class Reporter:
             num_ctx=journal.identity.get(NUM_CTX) if meeting is None else meeting.num_ctx,
             num_ctx_why=None if meeting is None else meeting.num_ctx_why,
             max_tokens=self._options.max_tokens,
+            own_max_tokens=self._intake.limited,
             context=context.tokens,
             context_by=None if context.tokens is None else context.source,
             trim=None if self._options.strategy is None else type(self._options.strategy).__name__,
@@ -217,10 +224,7 @@ class Reporter:
             started_at=self._began_at,
             duration_s=duration_s,
             notes=tuple(dict.fromkeys((*self._notes, *self._restarts(), *self._hooks_that_raised()))),
-            error_examples=[
-                _example(journal, code, count, self._names)
-                for code, count in sorted(counts.codes.items(), key=lambda item: -item[1])
-            ],
+            error_examples=error_examples(journal, counts, self._names),
             read_results=lambda: read_results(journal, form=self._options.form),
         )
 
@@ -240,31 +244,6 @@ class Reporter:
             error = self._run._blamed.get(id(hook))
             if error is not None:
                 yield f"the hook {type(hook).__name__} raised {error} and may have missed events; see the log"
-
-
-def _example(journal: RunJournal, code: str, count: int, names: Sequence[str]) -> ErrorExample:
-    try:
-        failed = journal.first_failed(code, count=EXAMPLES)
-        first = [decode_result(record, row.custom_id) for row, record in failed]
-    except JournalError:
-        failed, first = [], []  # a damaged row is named when it is read or exported
-    error = first[0].error if first else None
-    return ErrorExample(
-        code=code,
-        count=count,
-        custom_ids=tuple(
-            result.custom_id or _where(row, names) for (row, _), result in zip(failed, first, strict=True)
-        ),
-        message="" if error is None else error.message,
-        # What was no valid request has no id in the journal, whatever its line says.
-        valid=not failed or any(row.custom_id is not None for row, _ in failed),
-    )
-
-
-def _where(row: RowRecord, names: Sequence[str]) -> str:
-    name = names[row.source]
-    place = f"item {row.line}" if name.startswith("<") else f"line {row.line}"
-    return place if len(names) == 1 else f"{name} {place}"
 
 
 def read_results(

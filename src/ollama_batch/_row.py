@@ -9,6 +9,7 @@ from ollama_batch._fitting import Prompt
 from ollama_batch.control import Kind
 from ollama_batch.errors import EngineError, OutputUnparsedError
 from ollama_batch.structured.reading import Answer
+from ollama_batch.types import Completion
 
 
 class Job:
@@ -19,7 +20,8 @@ class Job:
     the last attempt ended, this one included, `out` all requests at the address. `spent` counts how often it
     was sent again for each kind of trouble, `refused_since` is when it was first refused without anything
     else having come of it; `refusal` says that the prompt is too much for the
-    engine and is to be made shorter; `patience` is how many times the deadline it gets.
+    engine and is to be made shorter; `patience` is how many times the deadline it gets. `answers` are those
+    that came so far, whatever became of them.
 
     With a response model, `answer` is what the last answer says. `asked_again` counts how often it was asked
     for once more because that, `unparsed`, did not fit; `due` says that this is to be done now, behind the
@@ -28,6 +30,7 @@ class Job:
 
     __slots__ = (
         "answer",
+        "answers",
         "asked_again",
         "attempts",
         "beside",
@@ -61,6 +64,7 @@ class Job:
         self.refused_since: float | None = None
         self.refusal: EngineError | None = None
         self.patience = 1.0
+        self.answers: list[Completion] = []
         self.answer: Answer[Any] | None = None
         self.asked_again = 0
         self.unparsed: OutputUnparsedError | None = None

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from ollama_batch._meeting import Meeting
 from ollama_batch._options import RunnerOptions
+from ollama_batch._sizes import own_limit
 from ollama_batch.types import BatchRequest, ChatRequest, Message, Think
 
 TEST_QUESTION = "Say OK."
@@ -51,13 +52,16 @@ class SendSettings:
         """The request as an engine gets it; the row's own fields win over the defaults."""
         params = {**self.defaults, **request.params}
         params.pop("model", None)  # a row's own is that of the phase, or is not to count
-        limits = [params.pop("max_completion_tokens", None), params.pop("max_tokens", None)]
+        own = own_limit(params)
+        for name in ("max_completion_tokens", "max_tokens"):
+            params.pop(name, None)
         return ChatRequest(
             custom_id=custom_id,
             model=self.model,
             messages=request.messages,
             params=params,
-            max_tokens=next((limit for limit in limits if limit is not None), self.max_tokens),
+            max_tokens=self.max_tokens if own is None else own,
+            own_limit=own is not None,
             num_ctx=self.num_ctx,
             think=self.think,
         )

@@ -103,6 +103,12 @@ def next_bucket(size: int) -> int:
     return next((bucket for bucket in NUM_CTX_BUCKETS if bucket > size), NUM_CTX_BUCKETS[-1])
 
 
+def own_limit(params: Mapping[str, Any]) -> int | None:
+    """The most tokens that a row says its answer may have; None if it says nothing."""
+    limits = params.get("max_completion_tokens"), params.get("max_tokens")
+    return next((limit for limit in limits if limit is not None), None)
+
+
 def needed_tokens(request: BatchRequest, max_tokens: int, tools: Sequence[Any] | None = None) -> int:
     """An upper estimate of the tokens of a row, prompt and answer; `tools` are those it does not set itself.
 
@@ -113,7 +119,7 @@ def needed_tokens(request: BatchRequest, max_tokens: int, tools: Sequence[Any] |
     rough = rough_tokens(request.messages, params.get("tools") or tools)
     factor = _FACTOR_OTHER if rough.odd else _FACTOR
     prompt = factor * rough.tokens + _PER_MESSAGE * len(request.messages) + _PER_PROMPT
-    answer = params.get("max_completion_tokens") or params.get("max_tokens") or max_tokens
+    answer = own_limit(params) or max_tokens
     return math.ceil(min(prompt, rough.most)) + int(answer)
 
 

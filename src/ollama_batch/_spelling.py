@@ -10,6 +10,7 @@ _PHRASES: Final = {
     "overwrite=True": "--overwrite",
     "retry_failed=True": "--retry-failed",
     "think=True": "--think on",
+    "think=False": "--think off",
     "turn think off": "set --think off",
     "raise num_ctx": "raise --num-ctx",
     "lower max_tokens": "lower --max-tokens",
@@ -21,6 +22,13 @@ _PHRASES: Final = {
     "message names nothing of": "--template names nothing of",
     "(OllamaEngine, --api ollama)": "(--api ollama)",
     "use OllamaEngine": "use --api ollama",
+    "that OllamaEngine knows": "that the engine knows",
+    "that OpenAIEngine knows": "that the engine knows",
+    ", or give it to all requests with OpenAIEngine(extra_body=...)": "",
+    "the same call": "the same command",
+    "more in report.notes": "more in the log above",
+    "give codes= that tell": "give --code that tell",
+    "to_parquet() needs": "--parquet needs",
 }
 
 _FLAGS: Final = {

@@ -12,6 +12,7 @@ from typing import Any
 from ollama_batch._feed import Feed, Retry, Taken, schedule_for
 from ollama_batch._intake import keep_rows, record_invalid, refuse_fewer
 from ollama_batch._items import Check, ScannedRow
+from ollama_batch._sizes import own_limit
 from ollama_batch.errors import DiskFullError, InputError
 from ollama_batch.journal import RunJournal
 from ollama_batch.ordering import HeadSchedule, HeadWatch, Schedule, Window
@@ -34,9 +35,10 @@ PATIENCE = 4
 class StreamFeed(Feed):
     """Rows of one stream after another, journaled as they come; rows done before are passed over.
 
-    `found(rows, complete)` is told how far the streams have come, `noticed` of a head that differs by a few
-    characters. An invalid item ends the run with InputError, or with `skip_invalid` goes to the error file
-    and to `failed`. JournalMismatchError if the items are not those the run began with, or fewer.
+    `found(rows, complete, limited)` is told how far the streams have come, and how many rows have their own
+    max_tokens, `noticed` of a head that differs by a few characters. An invalid item ends the run with
+    InputError, or with `skip_invalid` goes to the error file and to `failed`. JournalMismatchError if the
+    items are not those the run began with, or fewer.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class StreamFeed(Feed):
         check: Check,
         skip_invalid: bool,
         limit: int | None,
-        found: Callable[[int, bool], None],
+        found: Callable[[int, bool, int], None],
         failed: Callable[[BatchResult[Any]], None],
         noticed: Callable[..., None],
     ) -> None:
@@ -63,7 +65,7 @@ class StreamFeed(Feed):
         self._failed = failed
         self._noticed = noticed
         self._heads = HeadWatch()
-        self._next_index = 0
+        self._next_index = self._limited = 0
         self._reading: asyncio.Future[bool] | None = None
 
     async def look_ahead(self, rows: int, seconds: float) -> list[Taken]:
@@ -116,11 +118,11 @@ class StreamFeed(Feed):
             self._sources.popleft()
             if not self._sources:
                 refuse_fewer(self._journal, self._next_index)
-            self._found(self._next_index, not self._sources)
+            self._found(self._next_index, not self._sources, self._limited)
             return True
         self._left = None if self._left is None else self._left - len(items)
         await self._take(number, source, items)
-        self._found(self._next_index, False)
+        self._found(self._next_index, False, self._limited)
         return True
 
     async def _take(
@@ -137,6 +139,7 @@ class StreamFeed(Feed):
             else:
                 rows.append(item.to_record(index, number))
                 requests[index] = item.request
+                self._limited += own_limit(item.request.params) is not None
         for row, holder in await self._keep(source.name, rows):
             invalid[row.index] = source.duplicate(row, holder.line)
         if invalid and not self._skip_invalid:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import html
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ollama_batch._error_groups import ErrorKind
 from ollama_batch._text import count, duration, plain, rate, share
 from ollama_batch.memory.amounts import show
 from ollama_batch.savings import HEADS_KEPT, HeadUsage
 
 if TYPE_CHECKING:
     from ollama_batch.metrics import BatchMetrics
-    from ollama_batch.report import BatchReport
+    from ollama_batch.report import BatchReport, ErrorExample
 
 _LINES = 25
 _ERRORS_SHOWN = 4
@@ -27,12 +28,13 @@ NEW_RUN = "a new run (another output=, or overwrite=True)"
 """Where what changes answers can be changed: a run that goes on keeps to what it began with."""
 
 _HINTS = {
-    "output_truncated": f"answers were cut off: {NEW_RUN} with a larger max_tokens= helps",
     "unsupported_parameter": f"rows ask for what the engine cannot do: leave it out of them, or give them to "
     f"{NEW_RUN} with a model or an engine that can",
-    "output_unparsed": "answers did not fit the response model: say in the prompt what they must be, or see "
-    "docs/structured.md",
+    "output_unparsed": "answers did not fit the response model: say in the prompt what they must be (see "
+    f"docs/structured.md), in {NEW_RUN}",
 }
+
+_OWN_FILE = "as a file of their own, because a mended file is another input"
 
 _LARGER = {
     "num_ctx": "a larger num_ctx=",
@@ -48,10 +50,10 @@ _CONTEXT_WHY = {
     "server": "as the server has it",
 }
 
-_SAME_AGAIN = frozenset({"context_length_exceeded", "unsupported_parameter"})
-"""Rows that fail in the same way however often this run sends them."""
+_SAME_AGAIN = frozenset({"context_length_exceeded", "unsupported_parameter", "output_truncated"})
+"""Rows that fail in the same way, or most likely so, however often this run sends them: they have a hint."""
 
-_MEND = "{} {}: run the mended lines as a file of their own, because a mended file is another input"
+_MEND = "{} {}: run the mended lines " + _OWN_FILE
 
 _NO_REQUEST = ("row is no valid request", "rows are no valid requests")
 
@@ -126,7 +128,7 @@ def _what(report: BatchReport[Any]) -> list[Line]:
             ("concurrency", m.concurrency if m.concurrency_changes else report.concurrency, ""),
             ("num_ctx", report.num_ctx, auto),
             ("context", report.context if report.context != report.num_ctx else None, whose),
-            ("max_tokens", report.max_tokens, ""),
+            ("max_tokens", report.max_tokens, _own_limits(report)),
             ("lanes", report.lanes, ""),
         )
         if value is not None
@@ -144,6 +146,8 @@ def _what(report: BatchReport[Any]) -> list[Line]:
         spent += (
             f", {duration(m.elapsed_s)} sending{paused}, {rate(m.requests_per_s)} requests/s while sending"
         )
+        if m.earlier_answers:
+            spent += f" ({rate(m.rows_per_s)} rows/s)"
     elif m.paused_s:
         spent += f", {duration(m.paused_s)} of it paused"
     lines.append(("time", spent))
@@ -159,16 +163,28 @@ def _what(report: BatchReport[Any]) -> list[Line]:
     return lines
 
 
+def _own_limits(report: BatchReport[Any]) -> str:
+    """Whether the run's max_tokens is that of its rows."""
+    own, total = report.own_max_tokens, report.counts.total
+    if not own:
+        return ""
+    if own == total:
+        return " (not used: every row has its own)"
+    return " (1 row has its own)" if own == 1 else f" ({count(own)} rows have their own)"
+
+
 def _figures(report: BatchReport[Any]) -> list[Line]:
     m = report.metrics
     lines = []
     session = " (this session)" if report.counts.resumed else ""
     if m.answers:
         estimated = f"; {count(m.estimated)} of {count(m.answers)} answers estimated" if m.estimated else ""
-        prompt = f"{count(m.prompt_tokens)} prompt ({rate(m.prompt_tokens_mean)} a row)"
-        answer = f"{count(m.completion_tokens)} answer ({rate(m.completion_tokens_mean)} a row)"
+        of = "request" if m.earlier_answers else "row"
+        prompt = f"{count(m.prompt_tokens)} prompt ({rate(m.prompt_tokens_mean)} a {of})"
+        answer = f"{count(m.completion_tokens)} answer ({rate(m.completion_tokens_mean)} a {of})"
         pace = f"{rate(m.completion_tokens_per_s)} answer tokens/s"
-        lines.append(("tokens", f"{prompt}, {answer}, {pace}{session}{estimated}"))
+        again = f"; with {count(m.earlier_answers)} asked for again" if m.earlier_answers else ""
+        lines.append(("tokens", f"{prompt}, {answer}, {pace}{session}{again}{estimated}"))
         lines.append(("cached", _cached(m)))
         if m.heads_total > 1:
             lines.append(("heads", _heads(m)))
@@ -214,8 +230,9 @@ def _cached(m: BatchMetrics) -> str:
 
 def _heads(m: BatchMetrics) -> str:
     """How many heads the prompts have, and how the largest and the least cached of them fared."""
-    if m.heads_total == m.answers:
-        return f"{count(m.heads_total)} heads for {count(m.answers)} rows: each row has its own"
+    rows = m.answers - m.earlier_answers
+    if m.heads_total == rows:
+        return f"{count(m.heads_total)} heads for {count(rows)} rows: each row has its own"
     many = f"more than {count(HEADS_KEPT)}" if m.heads_total > HEADS_KEPT else count(m.heads_total)
     named = [head for head in m.heads if head.head is not None]
     shares = sorted((head.cached_share, n) for n, head in enumerate(named) if head.cached_share is not None)
@@ -240,17 +257,29 @@ def _fared(head: HeadUsage) -> str:
 
 def _errors(report: BatchReport[Any]) -> list[Line]:
     examples = sorted(report.error_examples, key=lambda example: -example.count)
-    lines = []
-    for example in examples[:_ERRORS_SHOWN]:
-        ids = ", ".join(plain(custom_id, 30) for custom_id in example.custom_ids[:3])
-        more = ", ..." if example.count > len(example.custom_ids[:3]) else ""
-        where = f" ({ids}{more})" if ids else ""
-        why = f": {plain(example.message, 175)}" if example.message else ""
-        lines.append(("failed", f"{count(example.count)} {plain(example.code, 40)}{where}{why}"))
-    if len(examples) > _ERRORS_SHOWN:
-        rest = examples[_ERRORS_SHOWN:]
-        lines.append(("failed", f"{count(sum(e.count for e in rest))} with {len(rest)} other codes"))
-    return lines
+    told = examples[:_ERRORS_SHOWN]
+    lines, rest = [], 0
+    room = _ERRORS_SHOWN - len(told)  # for further messages, those of the most frequent codes first
+    for example in told:
+        kinds = example.kinds or (ErrorKind(example.message, example.count, tuple(example.custom_ids)),)
+        shown = kinds[: 1 + room]
+        room -= len(shown) - 1
+        lines += [("failed", _kind(example.code, kind)) for kind in shown]
+        rest += example.count - sum(kind.count for kind in shown)
+    others = examples[_ERRORS_SHOWN:]
+    left = [
+        *([f"{count(rest)} more with these codes"] if rest else []),
+        *([f"{count(sum(e.count for e in others))} with {len(others)} other codes"] if others else []),
+    ]
+    return [*lines, *([("failed", ", ".join(left))] if left else [])]
+
+
+def _kind(code: str, kind: ErrorKind) -> str:
+    ids = ", ".join(plain(custom_id, 30) for custom_id in kind.custom_ids[:3])
+    more = ", ..." if kind.count > len(kind.custom_ids[:3]) else ""
+    where = f" ({ids}{more})" if ids else ""
+    why = f": {plain(kind.message, 175)}" if kind.message else ""
+    return f"{count(kind.count)} {plain(code, 40)}{where}{why}"
 
 
 def _places(report: BatchReport[Any]) -> list[Line]:
@@ -280,6 +309,9 @@ def _next(report: BatchReport[Any]) -> list[Line]:
     """What to do now: go on with a run that stopped, or send the failed rows of a finished one again."""
     counts = report.counts
     lines = []
+    hints = _hints(report)
+    if report.hopeless:
+        return [("next", hint) for hint in hints or [f"mend what made them fail and begin {NEW_RUN}"]]
     if report.outcome != "completed":
         if report.durable:
             rows = "the rest" if counts.left is None else f"the {count(counts.left)} rows left"
@@ -300,11 +332,24 @@ def _next(report: BatchReport[Any]) -> list[Line]:
             lines.append(("next", _MEND.format(count(invalid), _NO_REQUEST[invalid != 1])))
     elif counts.failed:
         lines.append(("next", "give output=... next time: then failed rows can be sent again on their own"))
-    failed_by = {example.code for example in report.error_examples if example.valid}
-    lines += [("next", hint) for code, hint in _HINTS.items() if code in failed_by]
-    if "context_length_exceeded" in failed_by:
-        lines.append(("next", _did_not_fit(report)))
-    return lines
+    return [*lines, *(("next", hint) for hint in hints)]
+
+
+def _hints(report: BatchReport[Any]) -> list[str]:
+    """What helps rows that failed for a reason that another setting or another row would take away."""
+    failed_by = {example.code: example for example in report.error_examples if example.valid}
+    hints = list(_cut_off(failed_by["output_truncated"])) if "output_truncated" in failed_by else []
+    hints += [hint for code, hint in _HINTS.items() if code in failed_by]
+    return [*hints, _did_not_fit(report)] if "context_length_exceeded" in failed_by else hints
+
+
+def _cut_off(example: ErrorExample) -> Iterator[str]:
+    """What helps answers that were cut off: by the limit of the run, or by those of their rows."""
+    own = example.params.get("max_tokens", 0)
+    if not own or own < sum(kind.count for kind in example.kinds):
+        yield f"answers were cut off: {NEW_RUN} with a larger max_tokens= helps"
+    if own:
+        yield f"answers were cut off by max_tokens of their rows: run these with a larger one {_OWN_FILE}"
 
 
 def _did_not_fit(report: BatchReport[Any]) -> str:

@@ -24,16 +24,17 @@ from ollama_batch._stop import Abandoned, Stop
 from ollama_batch._width import RunWidth
 from ollama_batch.errors import (
     EngineError,
+    JournalError,
     OllamaBatchError,
     OutcomeError,
     OutputTruncatedError,
     OutputUnparsedError,
 )
-from ollama_batch.events import Event, RowFinished
+from ollama_batch.events import Event, RowFinished, RowLeft
 from ollama_batch.journal import RunJournal
 from ollama_batch.ordering import head_name
-from ollama_batch.records import encode_result
-from ollama_batch.types import BatchRequest, BatchResult, Completion, RowError, RowRecord, Timings
+from ollama_batch.records import EARLIER, LEFT, encode_result, told
+from ollama_batch.types import BatchRequest, BatchResult, Completion, RowError, RowRecord, Timings, Usage
 
 T = TypeVar("T")
 
@@ -41,11 +42,14 @@ CANCEL_AGAIN_S = 0.5
 
 
 class _Outcome(NamedTuple):
-    """The result of a row, and where its time went. `made`: the JSON that its text was repaired to."""
+    """The result of a row, and where the time of its answers went, that of the last and of those before it.
+    `made`: the JSON that its text was repaired to.
+    """
 
     row: RowRecord
     result: BatchResult[Any]
     timings: Timings
+    earlier_timings: tuple[Timings, ...]
     prompt: Prompt | None
     made: str | None
 
@@ -95,6 +99,7 @@ class WorkerPool:
         self._aside: deque[asyncio.Future[None]] = deque()
         self._fetching: set[asyncio.Task[None]] = set()
         self._asking: set[asyncio.Task[None]] = set()
+        self._left: list[Usage | None] = []
         self.last_finished = time.monotonic()
 
     @property
@@ -120,6 +125,9 @@ class WorkerPool:
             self._width.moved = None
             self._limit.leave(self._width)
             await self._feed.aclose()
+            if self._left:
+                with suppress(JournalError):  # no room, or closed by now: figures are worth no more than rows
+                    await self._journal.note(LEFT, {EARLIER: [told(usage) for usage in self._left]})
 
     async def _all_work(self) -> None:
         """Have as many workers as the width says; return when all have ended, raise when one has failed."""
@@ -218,12 +226,17 @@ class WorkerPool:
             completion = await _listed(self._asking, self._ask(job, row, request))
         except EngineError as error:
             if self._stop.draining.is_set() and not error.row_caused:
+                self._leave(job)
                 raise Abandoned from error
             if isinstance(error, OutcomeError):
                 completion = error.completion
             if not (self._settings.on_length == "keep" and isinstance(error, OutputTruncatedError)):
                 failure = error.to_row_error()
+        except (Abandoned, asyncio.CancelledError):
+            self._leave(job)
+            raise
         answer = job.answer if failure is None else None
+        earlier = [each for each in job.answers if each is not completion]
         result: BatchResult[Any] = BatchResult(
             custom_id=custom_id,
             ok=failure is None,
@@ -231,6 +244,7 @@ class WorkerPool:
             parsed=None if answer is None else answer.parsed,
             repaired=answer is not None and answer.repaired,
             asked_again=job.asked_again,
+            earlier_usage=tuple(each.usage for each in earlier),
             reasoning=None if completion is None else completion.reasoning,
             error=failure,
             usage=None if completion is None else completion.usage,
@@ -245,7 +259,19 @@ class WorkerPool:
             body=None if completion is None else completion.body,
         )
         timings = Timings() if completion is None else completion.timings
-        return _Outcome(row, result, timings, job.prompt, None if answer is None else answer.json)
+        before = tuple(each.timings for each in earlier)
+        return _Outcome(row, result, timings, before, job.prompt, None if answer is None else answer.json)
+
+    def _leave(self, job: Job) -> None:
+        """The row stays pending; answers that it had all the same are told and kept."""
+        if not job.answers:
+            return
+        usage = [each.usage for each in job.answers]
+        self._left += usage
+        times = [each.timings for each in job.answers]
+        self._emit(
+            RowLeft(index=job.index, custom_id=job.custom_id, earlier_usage=usage, earlier_timings=times)
+        )
 
     async def _ask(self, job: Job, row: RowRecord, request: BatchRequest) -> Completion:
         """Make the row's prompt and have it answered, sent again as recovery says; a shorter one if the
@@ -286,6 +312,7 @@ class WorkerPool:
                 raise
             return error
         assert job.prompt is not None  # noqa: S101 - it was just sent
+        job.answers.append(completion)
         await self._composer.check(job.prompt, completion)
         if useless is not None:
             raise useless
@@ -308,6 +335,7 @@ class WorkerPool:
             RowFinished(
                 result=outcome.result,
                 timings=outcome.timings,
+                earlier_timings=outcome.earlier_timings,
                 in_flight=self.in_flight,
                 head=head_name(outcome.row.order),
             )

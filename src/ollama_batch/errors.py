@@ -96,8 +96,7 @@ class InputError(OllamaBatchError):
         self.count = len(self.invalid) if count is None else count
 
     def __str__(self) -> str:
-        left = self.count - len(self.invalid)
-        more = [f"  ... and {left} more"] if left > 0 else []
+        more = [f"  ... and {left} more"] if (left := self.count - len(self.invalid)) > 0 else []
         return "\n".join([self.message, *(f"  {row}" for row in self.invalid), *more])
 
 
@@ -391,7 +390,9 @@ class RunStoppedError(OllamaBatchError):
 
 
 class TooManyFailuresError(RunStoppedError):
-    """Raised when `max_failures` was reached, or the run could not succeed."""
+    """Raised when `max_failures` was reached, or the run is `hopeless`: its first rows all failed alike."""
+
+    hopeless = False
 
 
 class DeadlineReachedError(RunStoppedError):

@@ -7,12 +7,12 @@ that raises is logged and the run goes on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from ollama_batch.memory.sample import MemorySample
-from ollama_batch.types import BatchResult, EngineInfo, Timings
+from ollama_batch.types import BatchResult, EngineInfo, Timings, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +77,29 @@ class RowFinished:
     """A row's result is durable (where the journal is). `in_flight` no longer counts it.
 
     `head` names what its prompt begins with (see `ollama_batch.ordering`): equal heads, equal names.
+    `timings` are of the last answer; `earlier_timings` has those of each answer of `result.earlier_usage`, or
+    nothing.
     """
 
     result: BatchResult[Any]
     timings: Timings
     in_flight: int
     head: str | None = None
+    earlier_timings: Sequence[Timings] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowLeft:
+    """The run ends early, and a row stays pending although it had answers, which did not fit.
+
+    `earlier_usage` has the usage of each (None: the engine did not tell), `earlier_timings` the times. A row
+    that was not answered as yet is left without an event.
+    """
+
+    index: int
+    custom_id: str
+    earlier_usage: Sequence[Usage | None]
+    earlier_timings: Sequence[Timings]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +190,7 @@ Event: TypeAlias = (
     | RowSent
     | RowRetried
     | RowFinished
+    | RowLeft
     | RunPaused
     | RunResumed
     | RunStalled

@@ -159,3 +159,24 @@ def parse_output_line(raw: bytes) -> OutputLine:
         body=body if ok else None,
         error=error if isinstance(error, dict) else None if error is None else {"message": str(error)},
     )
+
+
+def first_choice(body: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The first choice of an answer, and its message; each is empty where there is none of that form."""
+    choices = body.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    choice = choice if isinstance(choice, Mapping) else {}
+    message = choice.get("message")
+    return choice, message if isinstance(message, Mapping) else {}
+
+
+def fault_of(error: Any, status: Any, *, unnamed: str) -> tuple[str, str]:
+    """Code and message of a failed line. Where a server leaves the code out, the type of the error stands for
+    it, else the HTTP status, else `unnamed`; without a message it is what there is of an error, or empty.
+    """
+    told = error if isinstance(error, Mapping) else {}
+    code = told.get("code")
+    if code is None or code == "":
+        code = told.get("type") or (f"http_{status}" if isinstance(status, int) else unnamed)
+    message = told.get("message")
+    return str(code), message if isinstance(message, str) else "" if error is None else str(error)

@@ -21,6 +21,7 @@ from ollama_batch.events import (
     Event,
     MemoryMeasured,
     RowFinished,
+    RowLeft,
     RowSent,
     RowsFound,
     RunEnding,
@@ -50,8 +51,9 @@ class BatchMetrics:
     the outcome "completed", "stopped", "interrupted";
     `state_reason` is a stable word, `state_message` for people, `state_s` how long it has lasted (seconds).
 
-    Tokens are sums over the `answers`, the rows whose answer came with a usage (failed rows may have one);
-    `estimated` of these were estimated rather than counted by the engine. `cached_tokens` sums what
+    Tokens are sums over the `answers` that came with a usage: of ok rows, of failed ones as far as they had
+    one, and `earlier_answers` that did not fit and were asked for again. `estimated` of them were estimated
+    rather than counted by the engine. `cached_tokens` sums what
     `cached_reported` answers told of their cache, None if none did; `cached_share` is its share (0 to 1) of
     the prompt tokens of those same answers. `reasoning_tokens` likewise. Means are per answer.
 
@@ -77,8 +79,9 @@ class BatchMetrics:
 
     Latency, in seconds, is the last attempt of answered rows: mean and max are exact, percentiles (nearest
     rank) within 1 %. Rates are per second of `elapsed_s`, pauses included; those that end in `_1m` cover
-    the last 60 seconds, or the run if it is younger. `tokens_per_s` counts prompt and answer,
-    `completion_tokens_per_s` the answers. `eta_s` is None while paused and with nothing to go by.
+    the last 60 seconds, or the run if it is younger. `rows_per_s` counts rows that are done,
+    `requests_per_s` also the answers that were asked for again, `tokens_per_s` prompt and answer of all
+    these, `completion_tokens_per_s` the answers. `eta_s` is None while paused and with nothing to go by.
 
     Memory, in bytes: in use now, of the GPUs that hold the model (`vram_used_bytes` of `vram_total_bytes`; of
     an engine on another machine what that reports) and of this machine, and the most so far; `gpu_share` (0
@@ -110,6 +113,7 @@ class BatchMetrics:
     asked_again: int = 0
 
     answers: int = 0
+    earlier_answers: int = 0
     estimated: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -156,6 +160,7 @@ class BatchMetrics:
     elapsed_s: float = 0.0
     paused_s: float = 0.0
     eta_s: float | None = None
+    rows_per_s: float | None = None
     requests_per_s: float | None = None
     requests_per_s_1m: float | None = None
     tokens_per_s: float | None = None
@@ -216,7 +221,6 @@ class MetricsHook:
         self._load = LoadTally()
         self._trouble = TroubleTally(self._clock)
         self._context_limit: int | None = None
-        self._trims = self._trims_told = self._trim_saved = 0
         self._latency = LogHistogram()
         self._minute = Minute()
         self._pause: RunPaused | None = None
@@ -254,6 +258,8 @@ class MetricsHook:
                 self._pause = event
             elif isinstance(event, RunResumed):
                 self._end_pause(self._clock())
+            elif isinstance(event, RowLeft):
+                self._usage.left(event)
             elif isinstance(event, RunStalled):
                 self._stall = event
                 self._stall_at = self._clock()
@@ -301,20 +307,10 @@ class MetricsHook:
             self._failed += 1
             code = result.error.code if result.error is not None else "unknown"
             self._errors[code] = self._errors.get(code, 0) + 1
-        prompt = completion = 0
-        usage = result.usage
-        self._usage.add(event)
-        if usage is not None:
-            prompt = usage.prompt_tokens
-            completion = usage.completion_tokens
-        if result.latency_s is not None and (result.ok or usage is not None):
+        prompt, completion = self._usage.add(event)
+        if result.latency_s is not None and (result.ok or result.usage is not None):
             self._latency.add(result.latency_s)
-        if result.trim and result.trim.get("why") != "head":
-            self._trims += 1
-            saved = saved_tokens(result.trim)
-            self._trims_told += saved is not None
-            self._trim_saved += saved or 0
-        self._minute.add(now - self._start, prompt, completion)
+        self._minute.add(now - self._start, 1 + len(result.earlier_usage), prompt, completion)
 
     def snapshot(self) -> BatchMetrics:
         """The run as it is now."""
@@ -323,7 +319,7 @@ class MetricsHook:
             elapsed = 0.0 if self._start is None else now - self._start
             paused_s = self._paused_s + (now - self._pause_start if self._pause is not None else 0.0)
             state, reason, message, state_s = self._state(now)
-            rows, prompt, completion, window_s = self._minute.sums(elapsed)
+            (rows, requests, prompt, completion), window_s = self._minute.sums(elapsed)
             latency = self._latency.copy()
             begun = self._started
             resumed = 0 if begun is None else begun.resumed
@@ -354,15 +350,14 @@ class MetricsHook:
                 **self._load.fields(elapsed, paused_s),
                 **self._trouble.fields(now),
                 context_limit=self._context_limit,
-                trims=self._trims,
-                trim_saved_tokens=None if self._trims and not self._trims_told else self._trim_saved,
                 elapsed_s=elapsed,
                 paused_s=paused_s,
                 eta_s=self._eta(
                     now, elapsed - paused_s, _over(rows, window_s) if rows >= _ENOUGH_ROWS else None
                 ),
-                requests_per_s=_over(done, elapsed),
-                requests_per_s_1m=_over(rows, window_s),
+                rows_per_s=_over(done, elapsed),
+                requests_per_s=_over(done + usage.earlier, elapsed),
+                requests_per_s_1m=_over(requests, window_s),
                 tokens_per_s=_over(usage.prompt + usage.completion, elapsed),
                 tokens_per_s_1m=_over(prompt + completion, window_s),
                 completion_tokens_per_s=_over(usage.completion, elapsed),
@@ -409,12 +404,3 @@ class MetricsHook:
 
 def _over(amount: float, of: float) -> float | None:
     return amount / of if of > 0 else None
-
-
-def saved_tokens(trim: Mapping[str, Any]) -> int | None:
-    """Tokens a trim saved: `tokens_saved`, or `tokens_before` less `tokens_after`; None if it is silent."""
-    saved = trim.get("tokens_saved")
-    if isinstance(saved, int):
-        return saved
-    before, after = trim.get("tokens_before"), trim.get("tokens_after")
-    return before - after if isinstance(before, int) and isinstance(after, int) else None

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from ollama_batch.types import BatchResult, ResultRecord, RowError, Usage
 
-__all__ = ["decode_result", "encode_result", "made_json"]
+__all__ = ["decode_result", "earlier_usage", "encode_result", "made_json", "told"]
 
 _OK = 200
 _HTTP_ERROR = 400
+
+EARLIER: Final = "earlier_usage"
+LEFT: Final = "rows_left"
+"""The kind of the note that a session leaves of rows that it left pending although they had answers."""
 
 EXTENSION = "ollama_batch"
 """The key of a line for what OpenAI's form has no place for and a reader of the file may want to know."""
@@ -30,8 +34,9 @@ def encode_result(
     of 400 or more holds that status and an error body. A failed row with an answer that is of no use
     holds 200, the answer and an `error` beside it. Any other failed row holds only an `error`. A row of a
     conversation, or one whose prompt was trimmed, has a fifth key, EXTENSION: an object with `lane`, `trim`.
-    So has a row that was asked again (`asked_again`), and one whose answer was repaired: the answer stays as
-    the model gave it, and `parsed` is the JSON that it was repaired to (`made`).
+    So has a row that was asked again (`asked_again`, and `earlier_usage` with the usage of each answer before
+    this), and one whose answer was repaired: the answer stays as the model gave it, and `parsed` is the JSON
+    that it was repaired to (`made`).
     So `error is None and status_code == 200` is true of answers alone. The same result always gives
     the same line. Raises ValueError if `ok` and `error` contradict each other.
     """
@@ -65,6 +70,8 @@ def encode_result(
     extension = {
         name: value for name, usual in _EXTENDED.items() if (value := getattr(result, name)) != usual
     }
+    if result.earlier_usage:
+        extension[EARLIER] = [told(usage) for usage in result.earlier_usage]
     if result.repaired and made is not None:
         extension["parsed"] = json.loads(made)
     if extension:
@@ -83,9 +90,9 @@ def decode_result(record: ResultRecord, custom_id: str | None) -> BatchResult[An
     """The result in `record`, a row called `custom_id` (None: as its line says); `parsed` is None."""
     line = orjson.loads(record.line)
     values = _read_back(line, record.ok)
-    told = orjson.loads(record.info)
+    info = orjson.loads(record.info)
     for name, kind in _PARTLY_TOLD.items():
-        part = told.pop(name, _ABSENT)
+        part = info.pop(name, _ABSENT)
         if isinstance(part, dict):
             base = values[name]
             values[name] = kind(**part) if base is None else replace(base, **part)
@@ -96,8 +103,24 @@ def decode_result(record: ResultRecord, custom_id: str | None) -> BatchResult[An
         ok=record.ok,
         index=record.index,
         attempts=record.attempts,
-        **{**values, **told},
+        **{**values, **info},
     )
+
+
+def told(usage: Usage | None) -> dict[str, Any] | None:
+    """`usage` as JSON data, which `earlier_usage` reads."""
+    return None if usage is None else asdict(usage)
+
+
+def earlier_usage(extension: Mapping[str, Any]) -> tuple[Usage | None, ...]:
+    """What the extension of a line, or a note of kind LEFT, says of answers before the last one; nothing
+    where it is not ours.
+    """
+    try:
+        usages = extension.get(EARLIER) or ()
+        return tuple(None if usage is None else Usage(**usage) for usage in usages)
+    except TypeError:
+        return ()
 
 
 def made_json(record: ResultRecord) -> Any:
@@ -127,9 +150,9 @@ def _info(result: BatchResult[Any], line: Mapping[str, Any]) -> dict[str, Any]:
         info["metadata"] = result.metadata
     if result.model_digest is not None:
         info["model_digest"] = result.model_digest
-    for name, told in _read_back(line, result.ok).items():
-        real = getattr(result, name)
-        if real is told or real == told:
+    for name, read in _read_back(line, result.ok).items():
+        real = tuple(result.earlier_usage) if name == EARLIER else getattr(result, name)
+        if real is read or real == read:
             continue
         kind = _PARTLY_TOLD.get(name)
         if kind is None or real is None:
@@ -138,7 +161,7 @@ def _info(result: BatchResult[Any], line: Mapping[str, Any]) -> dict[str, Any]:
             info[name] = {
                 key: value
                 for key in _FIELDS_OF[kind]
-                if (value := getattr(real, key)) != getattr(told, key, _ABSENT)
+                if (value := getattr(real, key)) != getattr(read, key, _ABSENT)
             }
     return info
 
@@ -189,6 +212,7 @@ def _read_back(line: Mapping[str, Any], ok: bool) -> dict[str, Any]:
     extension = line.get(EXTENSION, {})
     return {
         **{name: extension.get(name, usual) for name, usual in _EXTENDED.items()},
+        EARLIER: earlier_usage(extension),
         "body": body,
         "error": error,
         "output": output if isinstance(output, str) else None,

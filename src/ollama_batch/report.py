@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
+from ollama_batch._error_groups import ErrorKind
 from ollama_batch._summary import summary_html, summary_text
 from ollama_batch._text import jsonable
+from ollama_batch._usage import saved_tokens
 from ollama_batch.errors import JournalError, MissingExtraError
-from ollama_batch.metrics import BatchMetrics, saved_tokens
+from ollama_batch.metrics import BatchMetrics
 from ollama_batch.types import BatchResult, EngineInfo, ParsedT
 
 if TYPE_CHECKING:
@@ -56,10 +58,12 @@ class SourceFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorExample:
-    """The failed rows of one error code: how many, the ids of the first three, the message of the first.
+    """The failed rows of one error code: how many, and their most frequent message with the first three ids.
 
-    A row without an id is named by its line. `valid` is False for lines that were no valid requests: there is
-    nothing in them that could be sent again.
+    `kinds` has each message, numbers and ids in it aside, with its count and ids, the most frequent first: of
+    the first 20,000 failed rows, and 20 messages at most. `params` counts the fields of rows that the errors
+    name. A row without an id is named by its line. `valid` is False for lines that were no valid requests:
+    there is nothing in them that could be sent again.
     """
 
     code: str
@@ -67,6 +71,8 @@ class ErrorExample:
     custom_ids: Sequence[str] = ()
     message: str = ""
     valid: bool = True
+    kinds: Sequence[ErrorKind] = ()
+    params: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -74,15 +80,16 @@ class BatchReport(Generic[ParsedT]):
     """What became of a run. `print(report)` shows it; notebooks render it.
 
     `outcome` is "completed" (every row has a result), "stopped" or "interrupted", both resumable if
-    `durable`; `reason` says why it did not complete. `num_ctx` is what every request carried, None where
-    the server sets its own; `num_ctx_why` says what chose it where that was "auto". `context`: the tokens
-    that prompt and answer may have together; `context_by`: whose limit that is, "num_ctx", "told" (num_ctx=
-    was said of a server that sets its own: not sent, prompts are fitted to it), "trained" (the model takes
-    no more) or "server". `trim` names the strategy. `lanes` is the number of conversations,
-    `conversation_limit` that of their policy, None for independent rows. `counts` are of the whole run,
-    `metrics` and `duration_s` (seconds) of this session. `started_at` has a time zone. `notes` are decisions
-    and warnings, one sentence each. `read_results` opens the results in input order; `results()` is the way
-    to call it.
+    `durable`; `reason` says why it did not complete, `hopeless` that it was because its first rows all failed
+    alike, so that going on would help nobody. `num_ctx` is what every request carried, None where the server
+    sets its own; `num_ctx_why` says what chose it where that was "auto". `max_tokens` is that of the run,
+    `own_max_tokens` counts the rows that have one of their own instead. `context`: the tokens that prompt and
+    answer may have together; `context_by`: whose limit that is, "num_ctx", "told" (num_ctx= was said of a
+    server that sets its own: not sent, prompts are fitted to it), "trained" (the model takes no more) or
+    "server". `trim` names the strategy. `lanes` is the number of conversations, `conversation_limit` that of
+    their policy, None for independent rows. `counts` are of the whole run, `metrics` and `duration_s`
+    (seconds) of this session. `started_at` has a time zone. `notes` are decisions and warnings, one sentence
+    each. `read_results` opens the results in input order; `results()` is the way to call it.
     """
 
     outcome: str
@@ -93,6 +100,7 @@ class BatchReport(Generic[ParsedT]):
     started_at: datetime
     duration_s: float
     reason: str | None = None
+    hopeless: bool = False
     engine: EngineInfo | None = None
     durable: bool = False
     journal: str | None = None
@@ -101,6 +109,7 @@ class BatchReport(Generic[ParsedT]):
     num_ctx: int | None = None
     num_ctx_why: str | None = None
     max_tokens: int | None = None
+    own_max_tokens: int = 0
     context: int | None = None
     context_by: str | None = None
     trim: str | None = None

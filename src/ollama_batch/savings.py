@@ -20,10 +20,11 @@ class HeadUsage:
     """The prompts of the rows that share a head: how many tokens they have, and how many were cached.
 
     `head` names the head (16 hexadecimal digits; see `RowFinished.head`), `custom_id` the first of its rows
-    to finish. `rows` counts those whose answer came with a usage, `prompt_tokens` sums their prompts, cached
-    or not: that is what the engine would have evaluated without reuse. `cached_tokens` sums what
-    `cached_reported` of the rows told of their cache, None if none did, and `cached_share` is its share (0
-    to 1) of the prompt tokens of those same rows. Nothing here is ever estimated from times.
+    to finish. `rows` counts those with an answer that came with a usage, `prompt_tokens` sums the prompts of
+    all their answers, cached or not: that is what the engine would have evaluated without reuse.
+    `cached_tokens` sums what `cached_reported` of the answers told of their cache, None if none did, and
+    `cached_share` is its share (0 to 1) of the prompt tokens of those same answers. Nothing here is ever
+    estimated from times.
 
     The first 1,000 heads of a run are kept apart. One with `head` None stands for all further ones together.
     """
@@ -70,8 +71,10 @@ class HeadTally:
         """Heads met; `HEADS_KEPT` + 1 says more than `HEADS_KEPT`, however many."""
         return len(self._heads) + (self._others is not None)
 
-    def add(self, head: str, custom_id: str, usage: Usage) -> bool:
-        """Count a row. Returns whether it is the first of its head, False where that is not known."""
+    def add(self, head: str, custom_id: str, usages: Sequence[Usage]) -> bool:
+        """Count a row by the usage of each of its answers. Returns whether it is the first of its head, False
+        where that is not known.
+        """
         sums = self._heads.get(head)
         first = sums is None and len(self._heads) < HEADS_KEPT
         if sums is None:
@@ -80,11 +83,12 @@ class HeadTally:
             else:
                 sums = self._others = self._others or _Sums(None, custom_id)
         sums.rows += 1
-        sums.prompt_tokens += usage.prompt_tokens
-        if usage.cached_tokens is not None:
-            sums.cached += usage.cached_tokens
-            sums.reported += 1
-            sums.cached_of += usage.prompt_tokens
+        for usage in usages:
+            sums.prompt_tokens += usage.prompt_tokens
+            if usage.cached_tokens is not None:
+                sums.cached += usage.cached_tokens
+                sums.reported += 1
+                sums.cached_of += usage.prompt_tokens
         self._largest = None
         return first
 

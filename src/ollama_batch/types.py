@@ -137,9 +137,9 @@ class ChatRequest:
 
     `params` are the OpenAI body fields of the row laid over the defaults of the run, without
     `model`, `messages`, `metadata`, `max_tokens` and `max_completion_tokens`; an engine has accepted them
-    with `check_params` before. `max_tokens` is positive. `num_ctx` is the context length in tokens
-    to load the model with, or None where the server decides. `think` is the run's setting;
-    a `reasoning_effort` among the params wins over it.
+    with `check_params` before. `max_tokens` is positive; `own_limit`: the row has set it itself. `num_ctx` is
+    the context length in tokens to load the model with, or None where the server decides. `think` is the
+    run's setting; a `reasoning_effort` among the params wins over it.
     """
 
     custom_id: str
@@ -147,6 +147,7 @@ class ChatRequest:
     messages: Sequence[Message]
     params: Mapping[str, Any]
     max_tokens: int
+    own_limit: bool = False
     num_ctx: int | None = None
     think: Think = False
 
@@ -192,7 +193,8 @@ class BatchResult(Generic[ParsedT]):
     `lane` the number of the conversation it was part of (None: of none). `trim` says what was left out
     of the prompt, None if nothing was. With a response model, `parsed` is what `output` says, `repaired`
     that `output` is not JSON as it stands, `asked_again` how often an answer did not fit and was asked
-    for once more.
+    for once more. `usage` is that of the last answer; `earlier_usage` has one for each answer before it,
+    which did not fit (None: the engine did not tell), so that the row took the sum of them all.
     """
 
     custom_id: str
@@ -208,6 +210,7 @@ class BatchResult(Generic[ParsedT]):
     trim: Mapping[str, Any] | None = None
     repaired: bool = False
     asked_again: int = 0
+    earlier_usage: Sequence[Usage | None] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     model_digest: str | None = None
     index: int = 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis_support import HOSTILE, chat_line, prepared, write_files, write_journal, write_lines
+from analysis_support import HOSTILE, chat_line, error_line, prepared, write_files, write_journal, write_lines
 from ollama_batch.cli import main
 
 
@@ -40,6 +40,38 @@ def test_a_journal_and_several_files_can_be_given(tmp_path: Path, capsys: pytest
     assert (told["rows"], told["failed"]) == (200, sum(not row.ok for row in rows))
     assert main(["analyze", str(output), "--errors", str(output), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["failed"] == 0
+
+
+def test_in_a_pipe_no_line_is_broken_or_padded(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    long = " ".join(f"word{'x' * n}" for n in range(14))
+    other = write_lines(
+        tmp_path / "other.jsonl",
+        [*(error_line(f"r{n}", 400, "bad", long) for n in range(3)), chat_line("r", "x")],
+    )
+    for line in (["analyze", str(other)], ["compare", str(results), str(other), "--field", long]):
+        assert main(line) == 0
+        printed = capsys.readouterr().out
+        assert long in printed or f"{long[:57]}..." in printed
+        assert [each for each in printed.splitlines() if each != each.rstrip()] == []
+    assert f"{long} (as in r0, r1, r2)" in str(analyze_out(other, capsys))
+
+
+def analyze_out(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    main(["analyze", str(path)])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--field", "--score"])
+def test_an_empty_path_is_refused_by_its_option(
+    option: str, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["analyze", str(results), option, ""])
+    assert ended.value.code == 2
+    assert f"argument {option}: must be a path of the answer" in capsys.readouterr().err
 
 
 def test_compare_prints_agreement_and_writes_the_changes(

@@ -574,7 +574,8 @@ def test_invalid_rows_are_refused_or_skipped_and_verify_knows_them(
     assert fake_ollama.ledger.count() == 0
     code, out, _ = ask(*words, "--on-invalid", "skip")
     assert code == 1
-    assert "invalid_json_line (line 5, line 7)" in out
+    assert "1 invalid_json_line (line 5): " in out
+    assert "1 invalid_json_line (line 7): " in out
     assert "4 rows are no valid requests" in out
     assert "--retry-failed" not in out
     assert fake_ollama.ledger.count() == 3

@@ -112,7 +112,9 @@ def test_rows_that_are_too_long_fail_by_name_and_are_never_sent(fake: FakeOllama
     for result in failed.values():
         assert result.error is not None
         assert result.error.code == "context_length_exceeded"
-        assert "there is room for 1,984 (num_ctx 2,048 less max_tokens 64)" in result.error.message
+        assert (
+            "there is room for 1,984 (num_ctx 2,048 less the row's own max_tokens 64)" in result.error.message
+        )
         assert "set trim" in result.error.message
         assert result.attempts == 0
     assert planted.isdisjoint(sent(fake))

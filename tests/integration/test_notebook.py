@@ -132,6 +132,23 @@ def test_a_cell_runs_to_its_report_beside_the_running_loop(
     assert fake_ollama.ledger.counts() == {f"r{n}": 1 for n in range(6)}
 
 
+def test_an_analysis_is_one_output_whether_it_is_printed_or_shown(notebook: Notebook) -> None:
+    assert notebook.cell(RUN).error is None
+    made = notebook.cell(
+        "from ollama_batch.analysis import analyze, compare\n"
+        'found, changes = analyze("out.jsonl"), compare("out.jsonl", "out.jsonl")'
+    )
+    assert made.error is None, made.trace
+    for name, said in (("found", "6 finished: 6 ok"), ("changes", "out.jsonl against out.jsonl")):
+        printed = notebook.cell(f"print({name})")
+        assert said in printed.text
+        assert printed.shown == []
+        shown = notebook.cell(name)
+        assert shown.text == ""
+        (output,) = shown.shown
+        assert "<iframe" in output["text/html"]
+
+
 def test_start_gives_the_cell_back_and_the_handle_tells_how_it_goes(
     notebook: Notebook, fake_ollama: FakeOllama
 ) -> None:

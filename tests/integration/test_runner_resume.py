@@ -228,7 +228,7 @@ def test_what_a_hopeless_run_advises_is_not_refused_when_it_is_done(fake: FakeOl
     with pytest.raises(TooManyFailuresError, match="raise num_ctx") as stopped:
         runner_on(fake, num_ctx=4096, state_dir=None).run(source, output=output)
     advised = "a new run (another output=, or overwrite=True)"
-    assert str(stopped.value).endswith(f"other settings, or other rows, make {advised}")
+    assert str(stopped.value).endswith(f"mend that and begin {advised}")
     assert f"{advised} with a larger num_ctx= or with trim=" in str(stopped.value.report)
     with pytest.raises(JournalMismatchError):
         runner_on(fake, num_ctx=16_384, state_dir=None).run(source, output=output)

@@ -128,7 +128,9 @@ def test_a_row_is_asked_again_as_often_as_is_allowed_and_then_fails_with_its_las
     (written,) = read_lines(tmp_path / "out.errors.jsonl")
     assert written["response"]["body"]["choices"][0]["message"]["content"] == answers[retries]
     assert written["error"]["code"] == "output_unparsed"
-    assert written.get("ollama_batch") == ({"asked_again": retries} if retries else None)
+    told = written.get("ollama_batch", {})
+    assert told.get("asked_again", 0) == retries
+    assert len(told.get("earlier_usage", ())) == retries
 
 
 def test_other_trouble_while_asking_again_has_its_own_budget_and_outcome(
@@ -245,6 +247,8 @@ def test_a_line_holds_the_model_s_own_text_and_what_that_was_repaired_to(
     assert texts == [PLAIN, fenced, fenced]
     assert "ollama_batch" not in a
     assert b["ollama_batch"] == {"parsed": YES}
+    (earlier,) = c["ollama_batch"].pop("earlier_usage")
+    assert earlier.keys() >= {"prompt_tokens", "completion_tokens"}
     assert c["ollama_batch"] == {"parsed": YES, "asked_again": 1}
 
 

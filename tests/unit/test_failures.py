@@ -80,4 +80,8 @@ def test_a_share_of_an_unknown_number_is_one_of_the_rows_so_far() -> None:
 def test_the_message_says_how_many_and_why() -> None:
     error = FailureWatch(0).add(bad(), total=5)
     assert isinstance(error, TooManyFailuresError)
-    assert str(error) == "1 rows failed, max_failures=0 allows 0; the last with output_truncated: why"
+    assert str(error) == (
+        "1 rows failed, max_failures=0 allows 0; the last with output_truncated: why; the same call again "
+        "goes on with the rows left, a larger max_failures= bears more"
+    )
+    assert not error.hopeless

@@ -111,7 +111,7 @@ async def window_on(
         check=lambda body: None,
         skip_invalid=False,
         limit=None,
-        found=lambda rows, complete: None,
+        found=lambda rows, complete, limited: None,
         failed=lambda result: None,
         noticed=lambda *told, **data: None,
         **options,

@@ -48,6 +48,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
     {
         "what a person sees": (
             "_text",
+            "_error_groups",
             "_sheet",
             "_new_file",
             "_histogram",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ollama_batch._error_groups import ErrorKind
 from ollama_batch.errors import JournalError, MissingExtraError
 from ollama_batch.events import RunPaused, RunResumed
 from ollama_batch.metrics import BatchMetrics
@@ -154,11 +155,58 @@ def test_a_partly_failed_run_says_which_rows_and_how_to_send_them_again() -> Non
         "  output     results.jsonl\n"
         "  errors     results.errors.jsonl\n"
         "  journal    results.jsonl.run.db\n"
-        "  next       to send the 3 failed rows again: retry_failed=True\n"
+        "  next       to send the failed row again: retry_failed=True\n"
         "             answers were cut off: a new run (another output=, or overwrite=True) with a larger "
         "max_tokens= helps"
     )
     assert "  cached     not reported by the engine\n" in text
+
+
+def test_messages_of_a_code_have_lines_of_their_own_and_add_up() -> None:
+    kinds = [
+        ErrorKind(f"why {word}", n, (word,)) for word, n in (("a", 9), ("b", 5), ("c", 3), ("d", 2), ("e", 1))
+    ]
+    bad = ErrorExample(code="bad", count=21, custom_ids=("a",), message="why a", kinds=kinds)
+    lost = ErrorExample(code="lost", count=1, custom_ids=("x",), message="gone")
+    text = str(report(counts=RowCounts(total=30, ok=8, failed=22, sent=30), error_examples=[lost, bad]))
+    assert (
+        "  failed     9 bad (a, ...): why a\n"
+        "             5 bad (b, ...): why b\n"
+        "             3 bad (c, ...): why c\n"
+        "             1 lost (x): gone\n"
+        "             4 more with these codes\n"
+    ) in text
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_hopeless_run_has_one_next_step(durable: bool) -> None:
+    counts = RowCounts(total=90, ok=0, failed=50, sent=50)
+    cut = ErrorExample(code="output_truncated", count=50, custom_ids=("a",), message="cut off")
+    text = str(report(outcome="stopped", hopeless=True, counts=counts, error_examples=[cut], durable=durable))
+    steps = text[text.index("  next ") :]
+    assert steps == (
+        "  next       answers were cut off: a new run (another output=, or overwrite=True) with a larger "
+        "max_tokens= helps"
+    )
+    odd = ErrorExample(code="request_rejected", count=50, custom_ids=("a",), message="no such field")
+    text = str(report(outcome="stopped", hopeless=True, counts=counts, error_examples=[odd], durable=durable))
+    assert text.endswith(
+        "  next       mend what made them fail and begin a new run (another output=, or overwrite=True)"
+    )
+    assert "same call again" not in text
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (0, "max_tokens 1,024\n"),
+        (1, "max_tokens 1,024 (1 row has its own)\n"),
+        (4, "max_tokens 1,024 (4 rows have their own)\n"),
+        (10, "max_tokens 1,024 (not used: every row has its own)\n"),
+    ],
+)
+def test_the_limit_of_answers_is_that_of_the_run_only_where_rows_have_none(own: int, said: str) -> None:
+    assert said in str(report(own_max_tokens=own))
 
 
 def test_an_input_without_rows_is_said_to_be_one() -> None:

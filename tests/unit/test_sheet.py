@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ollama_batch._sheet import cell
+from ollama_batch._sheet import cell, from_cell, to_cell
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,15 @@ def test_no_text_becomes_a_formula_or_obeys(text: str) -> None:
     assert shown[:1] not in set("\t\r\n")
     assert all(char in "\t\r\n" or char >= " " for char in shown)
     shown.encode()
+
+
+@given(st.none() | st.text() | st.text(alphabet=" \t\r\n\x00\u200b=+-@'a\uff1d"))
+@example("\x00=1")
+@example("\u200b=1")
+@example("")
+def test_a_cell_that_is_read_back_gives_its_text_and_is_no_formula_either(text: str | None) -> None:
+    made = to_cell(text)
+    assert from_cell(made) == text
+    assert (made == "") == (text is None)
+    assert made.lstrip(" \x00\u200b")[:1] not in set("=+-@\uff1d\uff0b\uff0d\uff20")
+    assert made[:1] not in set("\t\r\n")

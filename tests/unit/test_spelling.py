@@ -38,6 +38,16 @@ CASES = [
     ("message has {nam}, which is", "--template has {nam}, which is"),
     ("cv_tokens=9: since message has no {sections}", "--cv-tokens 9: since --template has no {sections}"),
     ("an assistant message has tool_calls", "an assistant message has tool_calls"),
+    ("X cannot think; set think=False and leave", "X cannot think; set --think off and leave"),
+    ("run the same call again: it sends", "run the same command again: it sends"),
+    ("and 3 more in report.notes", "and 3 more in the log above"),
+    ("give codes= that tell them apart", "give --code that tell them apart"),
+    ("to_parquet() needs pyarrow", "--parquet needs pyarrow"),
+    ("is no field that OllamaEngine knows: remove it", "is no field that the engine knows: remove it"),
+    (
+        "correct its name, or give it to all requests with OpenAIEngine(extra_body=...)",
+        "correct its name",
+    ),
     ("my_limit=3 and a-limit=4", "my_limit=3 and a-limit=4"),
 ]
 
@@ -49,15 +59,11 @@ def test_arguments_become_options_and_nothing_else_changes(said: str, read: str)
 
 
 def test_every_option_that_is_named_is_one() -> None:
-    commands = ("run", "aris", "aris-back")
+    commands = ("run", "export-failed", "analyze", "aris", "aris-back")
     parser = make_parser(dict.fromkeys(commands, lambda _: 0))
     group = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    known = {
-        word
-        for command in commands
-        for action in group.choices[command]._actions
-        for word in action.option_strings
-    }
+    options = [action for each in commands for action in group.choices[each]._actions]
+    known = {word for action in options for word in action.option_strings}
     named = {
         word for text in (*_FLAGS.values(), *_PHRASES.values()) for word in text.split() if word[0] == "-"
     }

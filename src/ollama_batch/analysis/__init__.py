@@ -1,12 +1,11 @@
 """What came out of a run: figures, tables and a report of its results, and what changed between two runs."""
 
+from ollama_batch._error_groups import ErrorGroup, ErrorKind
 from ollama_batch.analysis.agreement import FieldAgreement, Move, ScoreChange
 from ollama_batch.analysis.analysis import Analysis
 from ollama_batch.analysis.analyze import analyze
 from ollama_batch.analysis.compare import Change, Comparison, compare
 from ollama_batch.analysis.figures import (
-    ErrorGroup,
-    ErrorKind,
     Example,
     FieldFigures,
     ScoreFigures,

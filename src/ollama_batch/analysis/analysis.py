@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ollama_batch._error_groups import ErrorGroup
 from ollama_batch._text import jsonable
 from ollama_batch.analysis.asked import Asked
-from ollama_batch.analysis.figures import ErrorGroup, Example, FieldFigures, ScoreFigures, TokenFigures
+from ollama_batch.analysis.figures import Example, FieldFigures, ScoreFigures, TokenFigures
 from ollama_batch.analysis.numbers import Distribution
 from ollama_batch.analysis.reading import PathLike, RunSource
 from ollama_batch.analysis.tables import Table, run_table
@@ -26,7 +27,8 @@ class Analysis:
     """The results of a run in figures. `print(analysis)` shows them, notebooks show the report.
 
     `rows` = `ok` + `failed` are finished. `parsed` + `unparsed` = `ok`, both None where nothing was asked of
-    the answers. `repaired` answers were mended by the run (None: not recorded), `empty` ones have no text.
+    the answers. `repaired` answers were mended by the run, `asked_again` is how often one did not fit and was
+    asked for again (None: not recorded). `empty` answers have no text.
     `retried` rows took more than one of the `attempts`; None: not recorded. `trimmed` prompts were shortened,
     by `trimmed_tokens` in all. `unreadable` lines of result files were none. `models` and `finish_reasons`
     count answers. `latency` is of the last attempt of answered rows, in seconds, `answer_length` of answers
@@ -43,6 +45,7 @@ class Analysis:
     parsed: int | None
     unparsed: int | None
     repaired: int | None
+    asked_again: int | None
     empty: int
     retried: int | None
     attempts: int | None
@@ -181,7 +184,13 @@ def _notes(found: Analysis) -> Any:
             "the stops left out."
         )
     if found.tokens.estimated:
-        yield f"The tokens of {found.tokens.estimated:,} rows are estimates: their engine does not count."
+        yield f"The tokens of {found.tokens.estimated:,} answers are estimates: their engine does not count."
+    if found.tokens.earlier:
+        answers = "1 answer" if found.tokens.earlier == 1 else f"{found.tokens.earlier:,} answers"
+        yield (
+            f"Tokens include {answers} before the last of their rows: asked for again, or of rows that "
+            "were sent again."
+        )
     if found.ok and found.tokens.reported and found.tokens.cached is None:
         yield "How many prompt tokens came from the engine's cache is not recorded: no answer told."
     if source.kind == "journal":

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final, Literal
 
+from ollama_batch._error_groups import ErrorTally
 from ollama_batch._text import duration, plain
 from ollama_batch.analysis.analysis import Analysis
 from ollama_batch.analysis.asked import Asked, Fields, Score
@@ -13,8 +14,9 @@ from ollama_batch.analysis.figures import Example, ScoreFigures
 from ollama_batch.analysis.numbers import Numbers, distribution_of
 from ollama_batch.analysis.reading import PathLike, Results, RunSource, open_run
 from ollama_batch.analysis.rows import ResultRow
-from ollama_batch.analysis.tally import ErrorTally, Examples, FieldTally, Largest, TokenTally
+from ollama_batch.analysis.tally import Examples, FieldTally, Largest, TokenTally
 from ollama_batch.analysis.timeline import TimelineTally
+from ollama_batch.records import LEFT, earlier_usage
 
 MODELS: Final = 20
 
@@ -43,6 +45,9 @@ def analyze(
     tally = _Tally(asked)
     for row in source.rows():
         tally.add(row)
+    for note in source.notes:
+        if note.kind == LEFT:
+            tally.tokens.add_earlier(earlier_usage(note.data))
     return tally.analysis(source)
 
 
@@ -54,7 +59,7 @@ class _Tally:
         self._finish: Counter[str] = Counter()
         self._fields = [FieldTally(path, asked.order(path)) for path in asked.fields]
         self._scores, self._latency, self._length = Numbers(), Numbers(), Numbers()
-        self._errors, self._tokens, self._timeline = ErrorTally(), TokenTally(), TimelineTally()
+        self._errors, self.tokens, self._timeline = ErrorTally(), TokenTally(), TimelineTally()
         self._unparsed, self._repaired, self._empty = Examples(), Examples(), Examples()
         self._slowest, self._highest, self._lowest = Largest(), Largest(), Largest()
         self._fullest = Largest()
@@ -65,17 +70,18 @@ class _Tally:
         n["attempts"] += row.attempts or 0
         n["attempts_known"] += row.attempts is not None
         n["retried"] += (row.attempts or 0) > 1
+        n["asked_again"] += row.asked_again
         n["trimmed"] += row.trimmed_tokens is not None
         n["trimmed_tokens"] += row.trimmed_tokens or 0
         if row.model is not None and (row.model in self._models or len(self._models) < MODELS):
             self._models[row.model] += 1
-        self._tokens.add(row)
+        self.tokens.add(row)
         self._timeline.add(row)
         if row.ok:
             self._answer(row)
         else:
             n["failed"] += 1
-            self._errors.add(row)
+            self._errors.add(row.error_code, row.error_message, row.custom_id)
 
     def _answer(self, row: ResultRow) -> None:
         n, name = self._n, row.custom_id
@@ -125,8 +131,9 @@ class _Tally:
             failed=n["failed"],
             parsed=n["parsed"] if self._asked.anything else None,
             unparsed=n["unparsed"] if self._asked.anything else None,
-            # Result files of other servers have no word for it.
+            # Result files of other servers have no word for these.
             repaired=None if source.kind == "files" and not n["repaired"] else n["repaired"],
+            asked_again=None if source.kind == "files" and not n["asked_again"] else n["asked_again"],
             empty=n["empty"],
             retried=n["retried"] if n["attempts_known"] else None,
             attempts=n["attempts"] if n["attempts_known"] else None,
@@ -140,7 +147,7 @@ class _Tally:
             score=None
             if name is None
             else ScoreFigures(name, n["no_score"], distribution_of(self._scores.values)),
-            tokens=self._tokens.figures(),
+            tokens=self.tokens.figures(),
             latency=distribution_of(self._latency.values),
             answer_length=distribution_of(self._length.values),
             timeline=timeline,

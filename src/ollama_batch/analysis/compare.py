@@ -14,6 +14,7 @@ from ollama_batch._text import jsonable, plain
 from ollama_batch.analysis.agreement import AgreementTally, FieldAgreement, ScoreChange, ScoreTally
 from ollama_batch.analysis.answers import as_label
 from ollama_batch.analysis.asked import Asked, Fields, Score
+from ollama_batch.analysis.numbers import Distribution, Numbers, distribution_of
 from ollama_batch.analysis.pairs import Side, SidePair, read_pairs
 from ollama_batch.analysis.reading import PathLike, Results, RunSource, open_run
 from ollama_batch.analysis.tables import ANSWER, Kind, Table, as_cell_text
@@ -43,6 +44,8 @@ class Comparison:
     `both_ok` have an answer in both runs, `ok_a` only in the first, `ok_b` only in the second. `same_text`
     counts answers that are equal character by character. `changed` rows differ in what was asked for, or in
     whether they are ok; where nothing was asked for, in their text. `examples` are the first of them.
+    `latency_a` and `latency_b` are of the same rows: those answered in both runs whose latency both recorded
+    (seconds, of the last attempt); None without any.
     """
 
     a: RunSource
@@ -60,6 +63,8 @@ class Comparison:
     changed: int
     fields: tuple[FieldAgreement, ...]
     score: ScoreChange | None
+    latency_a: Distribution | None
+    latency_b: Distribution | None
     examples: tuple[Change, ...]
 
     @property
@@ -178,6 +183,7 @@ def compare(
     agreements = [AgreementTally(path, asked.order(path)) for path in asked.fields]
     scores = None if asked.score_name is None else ScoreTally(asked.score_name)
     examples: list[Change] = []
+    latency_a, latency_b = Numbers(), Numbers()
     for pair in read_pairs(a, b, asked):
         first, second = pair
         _count(n, pair)
@@ -188,6 +194,9 @@ def compare(
                 tally.add(before, after)
             if scores is not None:
                 scores.add(first.score, second.score)
+            if first.latency_s is not None and second.latency_s is not None:
+                latency_a.add(first.latency_s)
+                latency_b.add(second.latency_s)
         what = what_changed(first, second, asked)
         n["changed"] += bool(what)
         if what and len(examples) < EXAMPLES:
@@ -210,6 +219,8 @@ def compare(
         changed=n["changed"],
         fields=tuple(tally.figures() for tally in agreements),
         score=None if scores is None else scores.figures(),
+        latency_a=distribution_of(latency_a.values),
+        latency_b=distribution_of(latency_b.values),
         examples=tuple(examples),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ollama_batch._text import count, plain, share
+from ollama_batch._text import count, duration, plain, share
 from ollama_batch.analysis.agreement import FieldAgreement, Move
 from ollama_batch.analysis.compare import Comparison
 from ollama_batch.analysis.parts import Card, Part, figure, plotted
@@ -31,6 +31,11 @@ def comparison_view(found: Comparison) -> dict[str, Any]:
         ),
         Card("Same text", share(found.same_text_share), f"{count(found.same_text)} answers, to the letter"),
     ]
+    if found.latency_a is not None and found.latency_b is not None:
+        medians = f"{duration(found.latency_a.median)} \u2192 {duration(found.latency_b.median)}"
+        cards.append(
+            Card("Median latency", medians, f"of the {count(found.latency_a.count)} rows answered in both")
+        )
     score = found.score
     if score is not None and score.mean_change is not None:
         beside = (

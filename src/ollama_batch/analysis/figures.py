@@ -17,28 +17,6 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class ErrorKind:
-    """Failed rows whose messages differ in nothing but numbers: the first of the messages, and some ids."""
-
-    message: str
-    count: int
-    custom_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorGroup:
-    """The failed rows of one error code, and the messages among them, the most frequent first.
-
-    `others` rows have further messages than the 20 that are told apart.
-    """
-
-    code: str
-    count: int
-    kinds: tuple[ErrorKind, ...]
-    others: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class FieldFigures:
     """What the parsed answers have at `path`.
 
@@ -72,14 +50,16 @@ class ScoreFigures:
 
 @dataclass(frozen=True, slots=True)
 class TokenFigures:
-    """Sums over the `reported` rows that came with a usage; `estimated` of these were not counted by the
-    engine.
+    """Sums over the answers that came with a usage: the last ones of the `reported` rows, and `earlier` ones,
+    which did not fit and were asked for again, or are of rows that were sent again in a later session.
 
-    `cached` sums what `cached_reported` rows told of the engine's cache, None if none did; `cached_of` are
-    the prompt tokens of those same rows. `reasoning` likewise is part of `completion`.
+    `estimated` answers were not counted by the engine. `cached` sums what `cached_reported` answers told of
+    its cache, None if none did; `cached_of` are the prompt tokens of those same answers. `reasoning` likewise
+    is part of `completion`. `prompt_row` and `completion_row` are of the last answers.
     """
 
     reported: int = 0
+    earlier: int = 0
     estimated: int = 0
     prompt: int = 0
     completion: int = 0

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from ollama_batch._error_groups import more_kinds
 from ollama_batch._text import count, duration, plain, rate, share
 from ollama_batch.analysis.figures import FieldFigures
 from ollama_batch.analysis.numbers import Distribution
@@ -19,18 +20,24 @@ if TYPE_CHECKING:
     from ollama_batch.analysis.compare import Comparison
 
 WIDTH: Final = 100
+UNBROKEN: Final = 100_000
+"""A width that no line reaches."""
+
 BAR: Final = 24
 MOST_LABELS: Final = 15
 MOST_ERRORS: Final = 8
+MOST_KINDS: Final = 5
 MOST_CHANGES: Final = 10
 
 
-def as_text(show_on: Callable[[Console], None]) -> str:
-    """What `show_on` prints, as plain text."""
+def as_text(show_on: Callable[[Console], None], *, width: int = WIDTH) -> str:
+    """What `show_on` prints, as plain text in lines of at most `width` characters, none of them padded."""
     from rich.console import Console
 
     file = io.StringIO()
-    show_on(Console(file=file, width=WIDTH, color_system=None, force_terminal=False, highlight=False))
+    # In a notebook rich would display each of its prints by itself, and leave the file empty.
+    console = Console(file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False)
+    show_on(console)
     return "\n".join(line.rstrip() for line in file.getvalue().rstrip().splitlines())
 
 
@@ -48,9 +55,13 @@ def show_analysis(found: Analysis, console: Console) -> None:
         _heading(console, "errors")
         for group in found.errors[:MOST_ERRORS]:
             _line(console, f"{count(group.count):>9}  {group.code}", "bold")
-            for kind in group.kinds[:2]:
+            for kind in group.kinds[:MOST_KINDS]:
                 ids = ", ".join(plain(each, 40) for each in kind.custom_ids)
-                _line(console, f"{'':11}{plain(kind.message, 160) or '(no message)'} (as in {ids})")
+                said = plain(kind.message, 160) or "(no message)"
+                _line(console, f"{'':7}{count(kind.count):>9}  {said} (as in {ids})")
+            more = more_kinds(group, MOST_KINDS)
+            if more:
+                _line(console, f"{'':18}{more}")
         _and_more(console, len(found.errors) - MOST_ERRORS, "codes")
     if found.examples.get("unparsed"):
         _heading(console, "unparsed")
@@ -80,6 +91,7 @@ def show_comparison(found: Comparison, console: Console) -> None:
             ),
             ("same text", f"{count(found.same_text)} ({share(found.same_text_share)} of those ok in both)"),
             ("changed", f"{count(found.changed)} rows"),
+            *_latency(found),
         ],
     )
     for field in found.fields:
@@ -114,6 +126,16 @@ def show_comparison(found: Comparison, console: Console) -> None:
         _line(console, f"  {plain(note, 400)}")
 
 
+def _latency(found: Comparison) -> list[tuple[str, str]]:
+    """Of the same rows in both runs, so that it is the runs that differ."""
+    a, b = found.latency_a, found.latency_b
+    if a is None or b is None:
+        return []
+    medians = f"{duration(a.median)} and {duration(b.median)} median"
+    slow = f"{duration(a.p95)} and {duration(b.p95)} at 95 %"
+    return [("latency", f"{medians}, {slow}, of the {count(a.count)} rows answered in both")]
+
+
 def _difference(mean: float | None, interval: tuple[float, float] | None) -> str:
     told = "-" if mean is None else f"{mean:+.4g}"
     return told if interval is None else f"{told} (95 % interval {interval[0]:+.4g} to {interval[1]:+.4g})"
@@ -123,10 +145,14 @@ def _figures(found: Analysis) -> list[tuple[str, str]]:
     lines = [("rows", f"{count(found.rows)} finished: {count(found.ok)} ok, {count(found.failed)} failed")]
     if found.parsed is not None:
         lines.append(("answers", f"{count(found.parsed)} parsed, {count(found.unparsed or 0)} unparsed"))
+    mended = mended_of(found)
     special = [
-        f"{count(number)} {word}"
-        for number, word in ((found.repaired, "repaired"), (found.empty, "empty"), (found.trimmed, "trimmed"))
-        if number
+        *(f"{count(number)} {word}" for word, number in mended),
+        *(
+            f"{count(number)} {word}"
+            for number, word in ((found.empty, "empty"), (found.trimmed, "trimmed"))
+            if number
+        ),
     ]
     if special:
         lines.append(("of these", ", ".join(special)))
@@ -135,8 +161,12 @@ def _figures(found: Analysis) -> list[tuple[str, str]]:
     tokens = found.tokens
     if tokens.reported:
         estimated = " (some estimated)" if tokens.estimated else ""
+        earlier = f", with {count(tokens.earlier)} answers before the last" if tokens.earlier else ""
         lines.append(
-            ("tokens", f"{count(tokens.prompt)} prompt, {count(tokens.completion)} completion{estimated}")
+            (
+                "tokens",
+                f"{count(tokens.prompt)} prompt, {count(tokens.completion)} completion{estimated}{earlier}",
+            )
         )
         cached = "not recorded"
         if tokens.cached is not None:
@@ -161,6 +191,15 @@ def _figures(found: Analysis) -> list[tuple[str, str]]:
         peak = max((each.used_bytes for each in timeline.memory), default=None)
         lines.append(("VRAM", "not recorded" if peak is None else f"at most {show(peak)}"))
     return lines
+
+
+def mended_of(found: Analysis) -> list[tuple[str, int]]:
+    """How many answers were repaired, and how often one was asked for again; also where that is none, if the
+    run had a response model.
+    """
+    structured = found.source.settings.get("response_model") is not None
+    told = (("repaired", found.repaired), ("asked again", found.asked_again))
+    return [(word, number) for word, number in told if number or (structured and number is not None)]
 
 
 def _field(console: Console, field: FieldFigures) -> None:
@@ -210,10 +249,11 @@ def _heading(console: Console, text: str) -> None:
 def _pairs(console: Console, lines: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
 
+    told = list(lines)
     table = Table.grid(padding=(0, 2))
-    table.add_column(width=11)
+    table.add_column(width=max((11, *(2 + len(label) for label, _ in told))))
     table.add_column(overflow="fold")
-    for label, text in lines:
+    for label, text in told:
         table.add_row(_styled(f"  {label}", "dim"), _styled(text))
     console.print(table)
 

@@ -28,6 +28,7 @@ class Side:
     parsed: bool
     values: tuple[Any, ...]
     score: float | None
+    latency_s: float | None
 
 
 SidePair: TypeAlias = tuple[Side | None, Side | None]
@@ -75,6 +76,7 @@ def _side(row: ResultRow, asked: Asked) -> Side:
         answer is not None,
         tuple(asked.values(answer)),
         asked.score_of(answer, row.custom_id),
+        row.latency_s,
     )
 
 
@@ -83,10 +85,11 @@ def _key(side: Side) -> bytes:
 
 
 def _pack(side: Side) -> bytes:
-    cells = [side.custom_id, side.ok, side.output, side.error_code, side.parsed, side.values, side.score]
+    cells = [side.custom_id, side.ok, side.output, side.error_code, side.parsed, side.values]
+    cells += [side.score, side.latency_s]
     return orjson.dumps(cells, default=str)
 
 
 def _unpack(data: bytes) -> Side:
-    custom_id, ok, output, error_code, parsed, values, score = orjson.loads(data)
-    return Side(custom_id, ok, output, error_code, parsed, tuple(values), score)
+    custom_id, ok, output, error_code, parsed, values, score, latency_s = orjson.loads(data)
+    return Side(custom_id, ok, output, error_code, parsed, tuple(values), score, latency_s)

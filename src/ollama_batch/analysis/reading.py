@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -13,15 +14,15 @@ import orjson
 from ollama_batch.analysis.rows import ResultRow, row_of_line, row_of_result
 from ollama_batch.errors import ConfigError
 from ollama_batch.journal import Note, RunJournal
+from ollama_batch.journal.place import is_database
 from ollama_batch.jsonl import Limits, read_lines
-from ollama_batch.records import EXTENSION, decode_result
+from ollama_batch.records import decode_result, made_json
 from ollama_batch.report import BatchReport
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Results: TypeAlias = "PathLike | Sequence[PathLike] | BatchReport[Any]"
 """What can be analysed: a journal (RUN.db), one or more result files, or a report."""
 
-_SQLITE: Final = b"SQLite format 3\x00"
 _LIMITS: Final = Limits(max_line_bytes=256 * 2**20)
 _NAMED: Final = 5
 """So many unreadable lines are named."""
@@ -123,8 +124,7 @@ def open_run(results: Results, *, errors: PathLike | Literal["auto"] | None = "a
 
 def _is_journal(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            return file.read(len(_SQLITE)) == _SQLITE
+        return is_database(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -151,25 +151,26 @@ def _journal(path: Path) -> RunSource:
 
 def _journal_rows(path: Path) -> Iterator[ResultRow]:
     with RunJournal.open_readonly(path) as journal:
-        moments = journal.moments()
-        moment = next(moments, None)
+        moments, replaced = journal.moments(), journal.replaced()
+        moment, former = next(moments, None), next(replaced, None)
         for row, record in journal.results():
             while moment is not None and moment.index < record.index:
                 moment = next(moments, None)
             seen = moment if moment is not None and moment.index == record.index else None
+            before = []
+            while former is not None and former.index <= record.index:
+                if former.index == record.index:
+                    with suppress(ValueError, KeyError, TypeError):  # it has no checksum
+                        before.append(decode_result(former, row.custom_id))
+                former = next(replaced, None)
             result = decode_result(record, row.custom_id)
             yield row_of_result(
                 result,
-                parsed=_repaired(record.line) if result.repaired else result.parsed,
+                parsed=made_json(record) if result.repaired else result.parsed,
                 finished_at=None if seen is None else seen.at,
                 session=None if seen is None else seen.session,
+                replaced=before,
             )
-
-
-def _repaired(line: bytes) -> Any:
-    """What the answer in a line of ours was repaired to, if the line has it."""
-    extension = orjson.loads(line).get(EXTENSION)
-    return extension.get("parsed") if isinstance(extension, Mapping) else None
 
 
 def _decode(raw: bytes) -> ResultRow | None:

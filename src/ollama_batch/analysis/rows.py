@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ollama_batch.metrics import saved_tokens
-from ollama_batch.records import EXTENSION
+from ollama_batch._usage import saved_tokens
+from ollama_batch.jsonl import fault_of, first_choice
+from ollama_batch.records import EXTENSION, earlier_usage
 from ollama_batch.types import BatchResult, Usage
 
 _OK = 200
@@ -20,7 +21,9 @@ class ResultRow:
 
     `finished_at` is in seconds since the epoch: when the result was committed, or, from a result file, the
     time that the answer itself bears. `session` numbers the part of the run it belongs to. `parsed` is the
-    answer as an object, where the run recorded it.
+    answer as an object, where the run recorded it. `usage` is that of the last answer, `earlier_usage` has
+    those of the answers before it that did not fit, `replaced_usage` those of all answers that it had before
+    it was sent again as a failed row.
     """
 
     custom_id: str
@@ -35,6 +38,9 @@ class ResultRow:
     finished_at: float | None = None
     session: int | None = None
     usage: Usage | None = None
+    earlier_usage: Sequence[Usage | None] = ()
+    replaced_usage: Sequence[Usage | None] = ()
+    asked_again: int = 0
     lane: int | None = None
     trimmed_tokens: int | None = None
     repaired: bool = False
@@ -53,8 +59,11 @@ def row_of_result(
     parsed: Any = None,
     finished_at: float | None = None,
     session: int | None = None,
+    replaced: Sequence[BatchResult[Any]] = (),
 ) -> ResultRow:
-    """A result of ours; `parsed` is its answer as an object, where that is recorded."""
+    """A result of ours; `parsed` is its answer as an object, where that is recorded, `replaced` the failed
+    results that its row had before.
+    """
     error = result.error
     return ResultRow(
         custom_id=result.custom_id,
@@ -69,6 +78,9 @@ def row_of_result(
         finished_at=finished_at,
         session=session,
         usage=result.usage,
+        earlier_usage=result.earlier_usage,
+        replaced_usage=[usage for each in replaced for usage in (*each.earlier_usage, each.usage)],
+        asked_again=result.asked_again + sum(each.asked_again for each in replaced),
         lane=result.lane,
         trimmed_tokens=None if result.trim is None else saved_tokens(result.trim),
         repaired=result.repaired,
@@ -92,13 +104,12 @@ def row_of_line(line: Mapping[str, Any]) -> ResultRow | None:
     if not ok:
         if isinstance(status, int) and status >= _HTTP_ERROR and fault is None:
             fault, body = body.get("error"), {}
-        code, message = _fault(fault, status)
-    choice = _first(body.get("choices"))
-    said = _object(choice.get("message"))
+        code, message = fault_of(fault, status, unnamed="unknown")
+    choice, said = first_choice(body)
     extension = _object(line.get(EXTENSION))
     trim = extension.get("trim")
     created = body.get("created")
-    lane = extension.get("lane")
+    lane, asked_again = extension.get("lane"), extension.get("asked_again")
     return ResultRow(
         custom_id=_text(line.get("custom_id")) or "",
         ok=ok,
@@ -109,6 +120,8 @@ def row_of_line(line: Mapping[str, Any]) -> ResultRow | None:
         error_message=message,
         finished_at=_moment(created),
         usage=_usage(body.get("usage")),
+        earlier_usage=earlier_usage(extension),
+        asked_again=asked_again if isinstance(asked_again, int) else 0,
         lane=lane if isinstance(lane, int) else None,
         trimmed_tokens=saved_tokens(trim) if isinstance(trim, Mapping) else None,
         repaired=extension.get("parsed") is not None,
@@ -121,10 +134,6 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _first(values: Any) -> Mapping[str, Any]:
-    return _object(values[0]) if isinstance(values, list) and values else {}
-
-
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
@@ -134,16 +143,6 @@ def _moment(value: Any) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 9e9:
         return float(value)
     return None
-
-
-def _fault(fault: Any, status: Any) -> tuple[str, str]:
-    """Code and message of a failed line; other servers leave one or the other out."""
-    told = _object(fault)
-    code = told.get("code")
-    if code is None or code == "":
-        code = told.get("type") or (f"http_{status}" if isinstance(status, int) else "unknown")
-    message = told.get("message")
-    return str(code), message if isinstance(message, str) else "" if fault is None else str(fault)
 
 
 def _usage(usage: Any) -> Usage | None:

@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+from ollama_batch._sheet import from_cell, to_cell
 from ollama_batch.analysis.asked import Asked
-from ollama_batch.analysis.cells import from_cell, to_cell
 from ollama_batch.analysis.files import write_file
 from ollama_batch.analysis.reading import PathLike, RunSource
 from ollama_batch.errors import ConfigError, MissingExtraError

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import heapq
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from ollama_batch._text import plain
 from ollama_batch.analysis.answers import ABSENT, as_label, as_number, look_up
 from ollama_batch.analysis.figures import (
-    ErrorGroup,
-    ErrorKind,
     Example,
     FieldFigures,
     TokenFigures,
@@ -20,15 +17,11 @@ from ollama_batch.analysis.figures import (
 )
 from ollama_batch.analysis.numbers import Numbers, distribution_of
 from ollama_batch.analysis.rows import ResultRow
+from ollama_batch.types import Usage
 
 LABELS: Final = 1000
-CODES: Final = 200
-KINDS: Final = 20
-IDS: Final = 3
 EXAMPLES: Final = 5
 SHOWN: Final = 300
-
-_DIGITS: Final = re.compile(r"\d+")
 
 
 class FieldTally:
@@ -72,44 +65,6 @@ class FieldTally:
         )
 
 
-class ErrorTally:
-    """Failed rows by code, and within a code by message, numbers in it aside."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._kinds: dict[str, dict[str, tuple[str, list[int], list[str]]]] = {}
-
-    def add(self, row: ResultRow) -> None:
-        """Count a failed row."""
-        code = plain(row.error_code or "unknown", 80)
-        if code not in self._counts and len(self._counts) >= CODES:
-            code = "(other codes)"
-        self._counts[code] += 1
-        kinds = self._kinds.setdefault(code, {})
-        message = plain(row.error_message or "", SHOWN)
-        shape = _DIGITS.sub("#", message)
-        if shape not in kinds:
-            if len(kinds) >= KINDS:
-                return
-            kinds[shape] = message, [0], []
-        _, count, ids = kinds[shape]
-        count[0] += 1
-        if len(ids) < IDS:
-            ids.append(row.custom_id)
-
-    def groups(self) -> tuple[ErrorGroup, ...]:
-        """Every code, the most frequent first."""
-        groups = []
-        for code, count in sorted(self._counts.items(), key=lambda item: (-item[1], item[0])):
-            kinds = [
-                ErrorKind(message, number[0], tuple(ids))
-                for message, number, ids in self._kinds[code].values()
-            ]
-            kinds.sort(key=lambda kind: (-kind.count, kind.message))
-            groups.append(ErrorGroup(code, count, tuple(kinds), count - sum(kind.count for kind in kinds)))
-        return tuple(groups)
-
-
 class TokenTally:
     """Usages."""
 
@@ -118,16 +73,26 @@ class TokenTally:
         self._prompt, self._completion = Numbers(), Numbers()
 
     def add(self, row: ResultRow) -> None:
-        """Count the usage of a row, failed or not, if there is one."""
-        usage, sums = row.usage, self._sums
-        if usage is None:
-            return
-        sums["reported"] += 1
+        """Count the usage of every answer of a row, failed or not, as far as there are any."""
+        self.add_earlier((*row.replaced_usage, *row.earlier_usage))
+        if row.usage is not None:
+            self._sums["reported"] += 1
+            self._prompt.add(row.usage.prompt_tokens)
+            self._completion.add(row.usage.completion_tokens)
+            self._add(row.usage)
+
+    def add_earlier(self, usages: Iterable[Usage | None]) -> None:
+        """Count answers before the last one of their row."""
+        for usage in usages:
+            if usage is not None:
+                self._sums["earlier"] += 1
+                self._add(usage)
+
+    def _add(self, usage: Usage) -> None:
+        sums = self._sums
         sums["estimated"] += usage.source == "estimate"
         sums["prompt"] += usage.prompt_tokens
         sums["completion"] += usage.completion_tokens
-        self._prompt.add(usage.prompt_tokens)
-        self._completion.add(usage.completion_tokens)
         if usage.cached_tokens is not None:
             sums["cached"] += usage.cached_tokens
             sums["cached_reported"] += 1
@@ -141,6 +106,7 @@ class TokenTally:
         sums = self._sums
         return TokenFigures(
             reported=sums["reported"],
+            earlier=sums["earlier"],
             estimated=sums["estimated"],
             prompt=sums["prompt"],
             completion=sums["completion"],

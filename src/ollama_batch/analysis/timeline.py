@@ -93,7 +93,8 @@ class TimelineTally:
         self._ok.append(row.ok)
         self._latency.add(row.latency_s if row.ok else None)
         self._context.add(row.context_tokens if row.ok else None)
-        self._tokens.add(None if row.usage is None else row.usage.completion_tokens)
+        told = [usage.completion_tokens for usage in (*row.earlier_usage, row.usage) if usage is not None]
+        self._tokens.add(sum(told) if told else None)
 
     def timeline(self, clock: str, memory: Iterable[tuple[float, int, int | None]] = ()) -> Timeline | None:
         """The run so far; None if no row has a time. `memory`: moment, bytes in use, bytes in all."""

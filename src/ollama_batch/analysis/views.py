@@ -6,15 +6,19 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from ollama_batch._error_groups import more_kinds
 from ollama_batch._text import count, duration, plain, rate, share
 from ollama_batch.analysis.analysis import Analysis
 from ollama_batch.analysis.figures import FieldFigures
+from ollama_batch.analysis.page import mended_of
 from ollama_batch.analysis.parts import Card, Part, figure, plotted, seconds, spread_of
 from ollama_batch.analysis.plots import Plot, Series, memory_plot, number, over_time
 from ollama_batch.analysis.timeline import Timeline
 from ollama_batch.memory.amounts import show
 
 LABELS: Final = 15
+CODES: Final = 12
+MESSAGES: Final = 5
 NOT_RECORDED: Final = "not recorded"
 
 
@@ -43,12 +47,13 @@ def analysis_view(found: Analysis) -> dict[str, Any]:
                         "message": kind.message or "(no message)",
                         "ids": [plain(each, 60) for each in kind.custom_ids],
                     }
-                    for kind in group.kinds[:5]
+                    for kind in group.kinds[:MESSAGES]
                 ],
-                "others": group.others + sum(kind.count for kind in group.kinds[5:]),
+                "others": more_kinds(group, MESSAGES),
             }
-            for group in found.errors[:12]
+            for group in found.errors[:CODES]
         ],
+        "other_codes": _other_codes(found),
         "finish": _parts(found.finish_reasons, found.ok),
         "examples": {
             title: [{"id": plain(each.custom_id, 60), "text": each.text} for each in examples]
@@ -57,6 +62,14 @@ def analysis_view(found: Analysis) -> dict[str, Any]:
         "notes": found.notes,
         "length": plotted(found.answer_length, "Length of answers", "characters", what="answers"),
     }
+
+
+def _other_codes(found: Analysis) -> str:
+    left = found.errors[CODES:]
+    if not left:
+        return ""
+    codes = "1 other code" if len(left) == 1 else f"{count(len(left))} other codes"
+    return f"and {codes}, in {count(sum(group.count for group in left))} rows"
 
 
 def _about(found: Analysis) -> list[tuple[str, str]]:
@@ -97,8 +110,11 @@ def _cards(found: Analysis) -> list[Card]:
     tokens, latency, timeline = found.tokens, found.latency, found.timeline
     cards = [Card("Ok", share(found.ok / found.rows) if found.rows else "-", f"{count(found.failed)} failed")]
     if found.unparsed is not None:
-        repaired = "" if found.repaired is None else f"{count(found.repaired)} repaired"
-        cards.append(Card("Unparsed", count(found.unparsed), repaired, "warn" * bool(found.unparsed)))
+        parsed = f"{count(found.parsed or 0)} parsed"
+        cards.append(Card("Unparsed", count(found.unparsed), parsed, "warn" * bool(found.unparsed)))
+    if mended := dict(mended_of(found)):
+        again = f"{count(mended['asked again'])} asked again" if "asked again" in mended else ""
+        cards.append(Card("Repaired", count(mended.get("repaired", 0)), again))
     if found.score is not None and found.score.numbers is not None:
         numbers = found.score.numbers
         cards.append(

@@ -15,7 +15,15 @@ from pydantic import BaseModel, ValidationError
 from ollama_batch._text import plain
 from ollama_batch.errors import ConfigError, InputError
 from ollama_batch.journal import RunJournal
-from ollama_batch.jsonl import LineError, OutputLine, parse_output_line, read_lines
+from ollama_batch.journal.place import is_database
+from ollama_batch.jsonl import (
+    LineError,
+    OutputLine,
+    fault_of,
+    first_choice,
+    parse_output_line,
+    read_lines,
+)
 from ollama_batch.records import EXTENSION
 from ollama_batch.structured.form import AnswerForm, form_of
 from ollama_batch.structured.reading import read
@@ -25,7 +33,6 @@ UNPARSED: Final = "output_unparsed"
 """The code of a row that has an answer, which is no evaluation."""
 
 _SILENT: Final = "the row failed and does not say why"
-_SQLITE: Final = b"SQLite format 3\x00"
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Results: TypeAlias = PathLike | Iterable[BatchResult[Any]]
@@ -104,14 +111,13 @@ def _broken_rule(exc: ValidationError) -> str:
 
 def _of_file(path: Path) -> Iterator[BatchResult[Any]]:
     try:
-        with path.open("rb") as file:
-            if file.read(len(_SQLITE)) != _SQLITE:
-                file.seek(0)
+        if not is_database(path):
+            with path.open("rb") as file:
                 for line in read_lines(file):
                     if line.too_long:
                         raise InputError(f"{path}:{line.line} is longer than a line of results may be")
                     yield _of_line(line.raw, f"{path}:{line.line}")
-                return
+            return
     except OSError as exc:
         raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     with RunJournal.open_readonly(path) as journal:
@@ -132,10 +138,11 @@ def _of_line(raw: bytes, where: str) -> BatchResult[Any]:
     if not line.ok:
         return BatchResult(custom_id=line.custom_id, ok=False, error=_fault(line))
     extension = orjson.loads(raw).get(EXTENSION)
+    content = first_choice(line.body or {})[1].get("content")
     return BatchResult(
         custom_id=line.custom_id,
         ok=True,
-        output=_text(line.body or {}),
+        output=content if isinstance(content, str) else None,
         parsed=extension.get("parsed") if isinstance(extension, Mapping) else None,
     )
 
@@ -153,15 +160,6 @@ def _unnamed(raw: bytes) -> BatchResult[Any] | None:
 
 
 def _fault(line: OutputLine) -> RowError:
-    told = line.error or {}
-    unnamed = "failed" if line.status is None else f"http_{line.status}"
-    code, message = told.get("code") or told.get("type") or unnamed, told.get("message") or _SILENT
-    return RowError(str(code), str(message), line.status)
-
-
-def _text(body: Mapping[str, Any]) -> str | None:
-    choices = body.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    content = message.get("content") if isinstance(message, dict) else None
-    return content if isinstance(content, str) else None
+    code, message = fault_of(line.error, line.status, unnamed="failed")
+    silent = not (line.error or {}).get("message")
+    return RowError(code, _SILENT if silent else message, line.status)

@@ -31,6 +31,7 @@ from ollama_batch.errors import (
     EngineTimeoutError,
     InvalidReplyError,
     ModelNotFoundError,
+    OutcomeError,
     OutputRefusedError,
     OutputTruncatedError,
     ReasoningOnlyError,
@@ -237,20 +238,22 @@ def _seconds_until(date: str, now: float) -> float:
         return -1.0
 
 
-def check_outcome(completion: Completion) -> Completion:
-    """`completion`, if it is an answer of use.
+def check_outcome(completion: Completion, *, own_limit: bool = False) -> Completion:
+    """`completion`, if it is an answer of use. `own_limit`: its token limit is the row's own.
 
     Raises OutputTruncatedError if the token limit cut it off, OutputRefusedError if the engine withheld it,
     InvalidReplyError if it ended in a way that is none of an answer's, and EmptyOutputError if it has neither
     text nor a tool call (white space is no text, nor is thinking that the server has left in the text):
     ReasoningOnlyError where it has reasoning.
     """
+    raised = "raise the row's own max_tokens" if own_limit else "raise max_tokens"
     for choice in completion.body["choices"]:
         message = choice["message"]
         reason = choice["finish_reason"].lower()
         content = message.get("content")
         if reason in CUT_OFF:
-            raise OutputTruncatedError(_cut_off(content, completion.reasoning), completion)
+            more = _cut_off(content, completion.reasoning, raised)
+            raise _limited(OutputTruncatedError(more, completion), own_limit)
         if reason == "content_filter" or message.get("refusal"):
             raise OutputRefusedError("the engine's content filter withheld the answer", completion)
         if reason not in FINISHED:
@@ -261,21 +264,26 @@ def check_outcome(completion: Completion) -> Completion:
             continue
         if not content or (isinstance(content, str) and not without_thinking(content)):
             if completion.reasoning or (content and content.strip("\ufeff \t\r\n")):
-                raise ReasoningOnlyError(
-                    "the answer has only reasoning, no text: turn think off or raise max_tokens", completion
-                )
+                said = f"the answer has only reasoning, no text: turn think off or {raised}"
+                raise _limited(ReasoningOnlyError(said, completion), own_limit)
             raise EmptyOutputError("the answer has no text and no tool call", completion)
     return completion
 
 
-def _cut_off(content: Any, reasoning: str | None) -> str:
+def _limited(error: OutcomeError, own_limit: bool) -> OutcomeError:
+    """`error`, naming the row's field that has set the limit, if one has."""
+    error.param = "max_tokens" if own_limit else None
+    return error
+
+
+def _cut_off(content: Any, reasoning: str | None, raised: str) -> str:
     said = "the answer was cut off by its token limit"
     if runs_away(content if isinstance(content, str) and content else reasoning or ""):
         return (
-            f"{said} while it said the same over and over, which more max_tokens would not end: "
+            f"{said} while it said the same over and over, which more tokens would not end: "
             "ask for less, raise repeat_penalty or temperature, or give a schema"
         )
-    return f"{said}; raise max_tokens" + ("" if content else " (there is only reasoning, no text yet)")
+    return f"{said}; {raised}" + ("" if content else " (there is only reasoning, no text yet)")
 
 
 def _json(content: bytes) -> dict[str, Any] | None:

@@ -174,7 +174,8 @@ class OllamaEngine:
         body = wire.chat_body(request, options=self._load_options, keep_alive=self._keep_alive)
         reply = await self._http.post("/api/chat", dump_json(body), deadline=deadline)
         decoded = self._decode(reply, request.model)
-        return check_outcome(wire.completion_of(decoded, request.model))
+        completion = wire.completion_of(decoded, request.model)
+        return check_outcome(completion, own_limit=request.own_limit)
 
     async def load(self, model: str, *, num_ctx: int | None, deadline: float) -> EngineInfo:
         """Load `model` with the options its requests will carry, and keep it loaded.

@@ -156,7 +156,7 @@ class OpenAIEngine:
         reply = await self._http.post("/v1/chat/completions", content, deadline=deadline)
         took_s = time.monotonic() - sent
         completion = completion_of(self._decoded(reply, request.model))
-        return check_outcome(self._with_wait(completion, took_s))
+        return check_outcome(self._with_wait(completion, took_s), own_limit=request.own_limit)
 
     async def count_prompt(
         self,

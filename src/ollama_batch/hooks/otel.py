@@ -149,9 +149,10 @@ class OpenTelemetryHook:
         if result.latency_s is not None:
             self._duration.record(result.latency_s, about)
         usage = result.usage
-        if usage is not None and usage.source == "engine":
-            self._tokens.record(usage.prompt_tokens, {**self._about, "gen_ai.token.type": "input"})
-            self._tokens.record(usage.completion_tokens, {**self._about, "gen_ai.token.type": "output"})
+        for each in (*result.earlier_usage, usage):
+            if each is not None and each.source == "engine":
+                self._tokens.record(each.prompt_tokens, {**self._about, "gen_ai.token.type": "input"})
+                self._tokens.record(each.completion_tokens, {**self._about, "gen_ai.token.type": "output"})
         span = self._open.pop(result.index, None)
         if span is None:
             return

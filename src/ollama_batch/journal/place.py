@@ -21,6 +21,15 @@ _UNSAFE = frozenset(
 _OPEN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
+_SQLITE = b"SQLite format 3\x00"
+
+
+def is_database(path: Path) -> bool:
+    """Whether the file `path` is one of SQLite's, as every journal is, whatever its name. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE)) == _SQLITE
+
+
 def file_system(folder: Path) -> str | None:
     """The type of the file system that holds `folder` ("ext4"), or None if the system does not tell."""
     import psutil

@@ -17,6 +17,7 @@ from ollama_batch.journal.export import matches, write_export
 from ollama_batch.journal.lock import is_held
 from ollama_batch.journal.place import check_regular
 from ollama_batch.journal.results import Pair, count, count_trims, iterate
+from ollama_batch.types import ResultRecord
 
 _PAGE = 1000
 
@@ -111,6 +112,24 @@ class ReadOnlyJournal:
         return read_results(
             self._path, ok=ok, source=source, damaged=None if strict else [] if damaged is None else damaged
         )
+
+    def replaced(self) -> Iterator[ResultRecord]:
+        """The failed results that were replaced when their rows were sent again, in the order of the rows,
+        those of a row in theirs; a run that goes on may add some meanwhile.
+        """
+        after = (-1, -1)
+        query = (
+            "SELECT idx, id, code, attempts, line, info FROM attempts WHERE (idx, id) > (?, ?) "  # noqa: S608 - a constant
+            f"ORDER BY idx, id LIMIT {_PAGE}"
+        )
+        while True:
+            with faults.named(self._path):
+                page = self._read(query, after)
+            for index, _, code, attempts, line, info in page:
+                yield ResultRecord(index, False, code, attempts, line, info)
+            if len(page) < _PAGE:
+                return
+            after = page[-1][:2]
 
     def export(
         self,

@@ -150,6 +150,34 @@ def test_the_spreadsheet_has_every_change_side_by_side(small: Comparison, tmp_pa
     assert json.loads(frame.loc["label", "output_b"]) == {"r": "Maybe", "s": 4}
 
 
+def test_latency_is_compared_over_the_rows_that_were_answered_in_both(tmp_path: Path) -> None:
+    """The slow rows, each answered in one run alone, would make either run look slower than the other."""
+
+    def run(name: str, fast_s: float, slow: str, failed: str) -> Path:
+        rows = [Row(custom_id=f"r{n}", text="x", latency_s=fast_s + n) for n in range(5)]
+        rows.append(Row(custom_id=slow, text="x", latency_s=500.0))
+        rows.append(Row(custom_id=failed, code="engine_error", message="x", latency_s=900.0))
+        return write_journal(tmp_path / name, rows)
+
+    a, b = run("a.db", 1.0, "s", "t"), run("b.db", 2.0, "t", "s")
+    found = compare(a, b)
+    assert found.latency_a is not None
+    assert found.latency_b is not None
+    assert (found.latency_a.count, found.latency_a.median, found.latency_a.high) == (5, 3.0, 5.0)
+    assert (found.latency_b.count, found.latency_b.median, found.latency_b.high) == (5, 4.0, 6.0)
+    assert "3.0s and 4.0s median" in str(found)
+    assert "of the 5 rows answered in both" in str(found)
+    files = compare(*two_runs(tmp_path))
+    assert (files.latency_a, files.latency_b) == (None, None), "result files have none"
+    assert "latency" not in str(files)
+
+
+def test_labels_of_figures_are_whole(small: Comparison) -> None:
+    lines = str(small).splitlines()
+    for label in ("rows", "only in one", "ok in both", "ok in one", "difference"):
+        assert any(line.startswith(f"  {label}  ") for line in lines), label
+
+
 def test_where_nothing_is_asked_for_the_text_decides(tmp_path: Path) -> None:
     found = compare(*two_runs(tmp_path))
     assert found.changed == 5

@@ -122,6 +122,44 @@ def test_errors_are_grouped_by_code_and_by_message_numbers_aside(small: Analysis
     assert (kind.message, kind.count, kind.custom_ids) == ("signal 9", 2, ("d", "e"))
 
 
+SEVEN = [
+    "verdict: Input should be 'Yes' or 'No' (row {name})",
+    "score: {n} is above 10",
+    "request 8f14e45f-{n:04x} was lost",
+    "field 'a' is missing",
+    "field 'b' is missing",
+    "field 'c' is missing",
+    "",
+]
+
+
+def test_every_message_of_a_code_is_counted_or_said_to_be_left_out(tmp_path: Path) -> None:
+    """Seven messages, of 8, 7 ... 2 rows; numbers and ids in them are those of the rows."""
+    lines = []
+    for kind, message in enumerate(SEVEN):
+        for n in range(8 - kind):
+            name = f"row-{'abcdefgh'[kind]}{'abcdefgh'[n]}"
+            lines.append(error_line(name, 400, "bad", message.format(n=1000 * n + 11, name=name)))
+    found = analyze(write_lines(tmp_path / "o.jsonl", lines))
+    (group,) = found.errors
+    assert [kind.count for kind in group.kinds] == [8, 7, 6, 5, 4, 3, 2]
+    assert group.kinds[0].custom_ids == ("row-aa", "row-ab", "row-ac")
+    assert group.kinds[2].message == "request 8f14e45f-000b was lost"
+    text = str(found)
+    assert "8  verdict: Input should be 'Yes' or 'No' (row row-aa) (as in row-aa, row-ab, row-ac)" in text
+    assert "4  field 'b' is missing (as in row-ea, row-eb, row-ec)" in text
+    assert "field 'c'" not in text
+    assert "and 2 other messages, in 5 rows" in text
+
+
+def test_messages_beyond_those_that_are_told_apart_are_counted(tmp_path: Path) -> None:
+    words = [f"{a}{b}" for a in "abcde" for b in "vwxyz"]
+    lines = [error_line(word, 400, "bad", f"no {word * 3}") for word in [words[0], *words]]
+    found = analyze(write_lines(tmp_path / "o.jsonl", lines))
+    assert (len(found.errors[0].kinds), found.errors[0].others) == (20, 5)
+    assert "and 15 other messages or more, in 20 rows" in str(found)
+
+
 def test_examples_name_the_rows(small: Analysis) -> None:
     assert [(each.custom_id, each.text) for each in small.examples["unparsed"]] == [
         ("b", "No object at all.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,6 +17,7 @@ from rich.console import Console
 from analysis_support import (
     HOSTILE,
     LABELS,
+    Row,
     chat_line,
     error_line,
     prepared,
@@ -28,6 +31,9 @@ from ollama_batch.analysis.numbers import distribution_of, nice_step, quantile
 from ollama_batch.analysis.page import show_analysis, show_comparison
 from ollama_batch.analysis.plots import number, time_ticks
 from ollama_batch.errors import MissingExtraError
+from ollama_batch.journal import RunJournal
+from ollama_batch.records import encode_result
+from ollama_batch.types import RowRecord
 
 pytest.importorskip("jinja2")
 
@@ -189,6 +195,31 @@ def test_a_page_shows_the_figures_that_the_analysis_has(tmp_path: Path) -> None:
     for group in found.errors:
         assert group.code in text
     assert f"{found.tokens.prompt - (found.tokens.cached or 0):,}" in text
+
+
+def test_a_page_says_how_many_answers_were_repaired_and_asked_for_again(tmp_path: Path) -> None:
+    told = {"parsed": {"r": "Yes"}, "asked_again": 2}
+    lines = [chat_line(f"r{n}", "{'r': 'Yes'}") for n in range(3)]
+    lines[0]["ollama_batch"], lines[1]["ollama_batch"] = told, {"asked_again": 1}
+    found = analyze(write_lines(tmp_path / "o.jsonl", lines), fields="r")
+    assert (found.repaired, found.asked_again) == (1, 3)
+    assert "1 repaired, 3 asked again" in str(found)
+    assert "Repaired13 asked again" in "".join(Page(found.html()).text.split("\n"))
+    none = analyze(write_lines(tmp_path / "p.jsonl", [chat_line("a", "x")]))
+    assert (none.repaired, none.asked_again) == (None, None), "another server's file has no word for it"
+    assert "repaired" not in str(none)
+
+
+def test_a_run_with_a_response_model_says_so_of_none_too(tmp_path: Path) -> None:
+    async def fill(path: Path, **form: Any) -> None:
+        with RunJournal.open(path, identity={"model": "m", **form}) as journal:
+            await journal.add_rows([RowRecord(0, 0, 1, "a", bytes(16))])
+            await journal.commit(encode_result(Row(custom_id="a", text="{}").result(0)))
+
+    asyncio.run(fill(tmp_path / "free.db"))
+    asyncio.run(fill(tmp_path / "form.db", response_model={"name": "Verdict"}))
+    assert "repaired" not in str(analyze(tmp_path / "free.db"))
+    assert "0 repaired, 0 asked again" in str(analyze(tmp_path / "form.db"))
 
 
 # Numbers and axes

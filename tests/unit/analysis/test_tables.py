@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from analysis_support import HOSTILE, LABELS, chat_line, prepared, write_files, write_journal, write_lines
 from ollama_batch import ConfigError
 from ollama_batch.analysis import Analysis, analyze, read_csv
-from ollama_batch.analysis.cells import from_cell, to_cell
 from ollama_batch.errors import OutputError
 
 pd = pytest.importorskip("pandas")
@@ -75,15 +72,6 @@ def test_no_cell_can_be_taken_for_a_formula(text: str, tmp_path: Path) -> None:
     assert not [cell for cell in cells if cell.startswith(("\t", "\r", "\n"))]
     again = read_csv(path)
     assert (again.loc[0, "custom_id"], again.loc[0, "answer.r"], again.loc[1, "output"]) == (text, text, text)
-
-
-@given(st.none() | st.text() | st.sampled_from(HOSTILE).map(lambda text: f" \n{text}"))
-def test_a_cell_gives_back_its_text(text: str | None) -> None:
-    cell = to_cell(text)
-    assert from_cell(cell) == text
-    assert (cell == "") == (text is None)
-    assert not cell.lstrip().startswith(("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"))
-    assert not cell.startswith(("\t", "\r", "\n"))
 
 
 def test_numbers_stay_numbers(tmp_path: Path) -> None:

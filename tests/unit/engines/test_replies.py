@@ -280,6 +280,16 @@ def test_tool_calls_that_name_nothing_are_no_answer(calls: Any) -> None:
         answer({"content": "yes", "tool_calls": calls})
 
 
+@pytest.mark.parametrize("said", [{"content": "yes"}, {"content": "", "reasoning": "hm"}])
+def test_a_limit_of_the_row_s_own_is_named_as_that(said: dict[str, Any]) -> None:
+    reason = "length" if said["content"] else "stop"
+    with pytest.raises(e.OutcomeError, match="raise the row's own max_tokens") as own:
+        check_outcome(answer(said, reason), own_limit=True)
+    with pytest.raises(e.OutcomeError, match="raise max_tokens") as run:
+        check_outcome(answer(said, reason))
+    assert (own.value.to_row_error().param, run.value.to_row_error().param) == ("max_tokens", None)
+
+
 def test_an_answer_of_reasoning_alone_says_so() -> None:
     with pytest.raises(e.EmptyOutputError, match="only reasoning"):
         check_outcome(answer({"content": "", "reasoning": "let me think"}))
