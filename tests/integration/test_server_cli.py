@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -66,9 +67,86 @@ def test_submit_tells_of_failed_lines_and_of_files_at_fault(
     assert [each["custom_id"] for each in told("out.errors.jsonl")] == ["bad"]
     given.write_bytes(jsonl(line("good"), "{"))
     assert submit(server) == 2, "the output is of another input"
-    assert "is of another input" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is completed and was made of another input: in.jsonl has changed since" in said
+    assert "give another output" in said
     assert submit(server, "-o", "other.jsonl") == 2
     assert "line 2: This line is not parseable as valid JSON." in capsys.readouterr().out
+
+
+def batches(server: Serving) -> list[Any]:
+    """Every batch there is, the oldest first."""
+    return list(server.sdk().batches.list())[::-1]
+
+
+def test_submit_makes_a_failed_batch_anew_once_the_input_is_mended_or_when_asked(
+    server: Serving, given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given.write_bytes(jsonl(line("a", model="none:1b")))
+    for _ in range(2):  # told as often as it is asked, and not made again
+        assert submit(server) == 2
+        said = capsys.readouterr().out
+        assert "'none:1b' is not supported by the Batch API. There is: 'toy:1b'. (model_not_found)" in said
+        assert "nothing was run: mend in.jsonl and give the same line again" in said
+    assert submit(server, "--anew") == 2
+    assert "failed; in.jsonl is submitted anew" in capsys.readouterr().out
+    assert [batch.status for batch in batches(server)] == ["failed", "failed"]
+    given.write_bytes(jsonl(line("a")))
+    assert submit(server) == 0
+    assert "failed; in.jsonl has changed since, so it is submitted anew" in capsys.readouterr().out
+    assert [each["custom_id"] for each in told("out.jsonl")] == ["a"]
+    assert submit(server, "--anew") == 2
+    assert "is completed, not failed, expired or cancelled" in capsys.readouterr().err
+    assert len(batches(server)) == 3
+
+
+def test_submit_makes_a_cancelled_batch_anew_and_keeps_what_was_fetched_of_it(
+    server: Serving, given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.fake.hold()
+    assert submit(server, wait=False) == 0
+    server.sdk().batches.cancel(batches(server)[0].id)
+    server.fake.release()
+    assert submit(server) == 1
+    assert "the batch was cancelled: what was done is in out.jsonl" in capsys.readouterr().out
+    assert submit(server, "--anew") == 2
+    assert "exists: give another name, or move it away" in capsys.readouterr().err
+    for name in ("out.jsonl", "out.errors.jsonl"):
+        Path(name).rename(f"former.{name}")
+    assert submit(server, "--anew") == 0
+    assert [batch.status for batch in batches(server)] == ["cancelled", "completed"]
+    assert len(told("out.jsonl")) == 12
+
+
+def test_submit_goes_on_without_the_batch_that_a_server_has_forgotten(
+    server: Serving, given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = {"server": server.url, "input_sha256": hashlib.sha256(given.read_bytes()).hexdigest()}
+    Path("out.jsonl.batch.json").write_text(json.dumps({**note, "batch": "batch_none"}))
+    assert submit(server) == 2
+    assert "No batch found with id 'batch_none'. (404); out.jsonl.batch.json names it: add --anew" in (
+        capsys.readouterr().err
+    )
+    assert submit(server, "--anew") == 0
+    assert len(told("out.jsonl")) == 12
+
+
+def test_submit_overwrites_nothing_that_is_not_of_its_batch(
+    server: Serving, given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(server) == 0
+    for name in ("mine.jsonl", "new.errors.jsonl"):
+        Path(name).write_text("mine")
+    batch_id = batches(server)[0].id
+    assert submit(server, "-o", "mine.jsonl", "--batch", batch_id) == 2
+    assert submit(server, "-o", "new.jsonl", "--batch", batch_id) == 2
+    assert submit(server, "-o", "new.jsonl") == 2
+    assert "new.errors.jsonl exists" in capsys.readouterr().err
+    assert Path("mine.jsonl").read_text() == Path("new.errors.jsonl").read_text() == "mine"
+    assert submit(server, "-o", "none/out.jsonl") == 2
+    assert "the folder none does not exist" in capsys.readouterr().err
+    assert submit(server, "-o", "other.jsonl", "--batch", batch_id, "--anew") == 2
+    assert len(batches(server)) == 1
 
 
 def test_submit_goes_on_with_what_it_began(server: Serving, given: Path) -> None:
