@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from ollama_batch.cli import main
-from ollama_batch.testing import FakeOllama
-from server_support import KEYS, MODEL, Serving, jsonl, line, rows, serving, until
+from ollama_batch.testing import CostModel, FakeOllama
+from server_support import CHAT, KEYS, MODEL, Serving, jsonl, line, rows, serving, until
 
 
 @pytest.fixture
@@ -229,6 +231,53 @@ def test_serve_serves_until_it_is_asked_to_stop(
         assert out.startswith(f"serving {url}")
         assert not any(key in out + err for key in KEYS)
     assert fake.ledger.count() == 12
+
+
+def test_the_log_of_serve_tells_what_becomes_of_batches_over_a_kill(
+    given: Path, fake_ollama_factory: Callable[..., FakeOllama]
+) -> None:
+    fake = fake_ollama_factory(speed=CostModel(latency_s=0.02))
+    given.write_bytes(rows(32))
+    options = ["--data", "server", "--base-url", fake.url, "--model", MODEL]
+    with served(*options) as (child, port):
+        until(lambda: answers(port, child))
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+        with client:
+            file_id = client.files.create(file=given, purpose="batch").id
+            made = client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
+            until(lambda: client.batches.retrieve(made.id).request_counts.completed >= 8)
+        child.kill()
+        first = child.communicate()[1]
+    done = fake.ledger.count()
+    with served(*options) as (child, port):
+        until(lambda: answers(port, child))
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as client:
+            until(lambda: client.batches.retrieve(made.id).status == "completed")
+            failing = client.files.create(file=b"{", purpose="batch").id
+            failed = client.batches.create(input_file_id=failing, endpoint=CHAT, completion_window="24h")
+            until(lambda: client.batches.retrieve(failed.id).status == "failed")
+        child.send_signal(signal.SIGTERM)
+        second = child.communicate(timeout=30)[1]
+    assert 8 <= done < 32
+    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO ollama_batch\.server: "
+    for log, told in (
+        (first, (f"{made.id} was made", f"{made.id} begins: 0 of 32 lines done, 0 failed")),
+        (
+            second,
+            (
+                rf"{made.id} is taken up again: in_progress, \d+ of 32 lines done, 0 failed",
+                rf"{made.id} goes on: \d+ of 32 lines done, 0 failed",
+                f"{made.id} completed: 32 of 32 lines done, 0 failed",
+                f"{failed.id} was made",
+                f"{failed.id} failed: 1 fault in its input, nothing was run",
+                "stopped; batches to go on with at the next start: 0",
+            ),
+        ),
+    ):
+        lines = log.splitlines()
+        assert len(lines) == len(told), log
+        for line_, wanted in zip(lines, told, strict=True):
+            assert re.fullmatch(stamp + wanted, line_), line_
 
 
 @pytest.mark.parametrize(

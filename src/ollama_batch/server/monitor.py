@@ -41,7 +41,7 @@ async def status(request: Request) -> Response:
         {
             "engine": "up" if up else "down",
             "disk": "full" if low else "ok",
-            "trouble": service.scheduler.trouble is not None,
+            "trouble": service.scheduler.waits(),
             "loaded": [{"model": each.model, "vram_bytes": each.vram_bytes} for each in loaded],
         }
     )

@@ -108,6 +108,10 @@ class Scheduler:
         """The ids of batches that are being run."""
         return tuple(self._going)
 
+    def waits(self) -> bool:
+        """Whether a batch waits for better times: for the engine, say, or for room on the disk."""
+        return self.trouble is not None or any(each.tally.paused for each in self._going.values())
+
     def models(self) -> Sequence[str]:
         """The models of batches that are being run."""
         return tuple(dict.fromkeys(name for each in self._going.values() for name in each.going.load.models))
@@ -202,7 +206,7 @@ class Scheduler:
             self._served[batch.owner] = self._serial
             self._waiting_since.pop(batch.id, None)
             load = self._load(batch)
-            tally = Tally()
+            tally = Tally(batch.id)
             how = "goes on" if self._vault.journal(batch.id).exists() else "begins"
             try:
                 run = await self._steps.start(batch, load, tally)
