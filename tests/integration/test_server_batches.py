@@ -807,9 +807,12 @@ def test_any_openai_server_may_be_behind_it(
     with serving(tmp_path / "data", fake, engine=engine) as server:
         client = server.sdk()
         assert [model.id for model in client.models.list()] == [MODEL]
-        batch = run(client, jsonl(line("o-1"), line("o-2", num_ctx=100)))
+        batch = run(client, jsonl(line("o-1"), line("o-2", num_ctx=100), line("o-3", n=2)))
         output, errors = results(client, batch)
-        assert (ids(output), ids(errors)) == (["o-1"], ["o-2"])
+        assert (ids(output), ids(errors)) == (["o-1"], ["o-2", "o-3"])
+        fault = errors[1]["response"]["body"]["error"]
+        assert (errors[1]["response"]["status_code"], fault["param"]) == (400, "n")
+        assert "gave 1 of the 2 answers" in fault["message"], "the fake ignores n, as Ollama does there"
         assert errors_of(run(client, jsonl(line("o-3", model="none:1b")))) == [
             ("model_not_found", 1, "body.model")
         ]

@@ -65,7 +65,8 @@ async def page(request: Request) -> Response:
         "referrer-policy": "no-referrer",
         "cache-control": "no-store",
     }
-    return HTMLResponse(html.replace("NONCE", nonce), headers=headers)
+    keyed = "true" if service_of(request).has_keys else "false"
+    return HTMLResponse(html.replace("NONCE", nonce).replace("KEYED", keyed), headers=headers)
 
 
 async def metrics(request: Request) -> Response:

@@ -27,8 +27,8 @@ _REST_SAYS = {
 }
 _BUFFER = 1 << 20
 _REQUEST = re.compile(rb'^\{"id":"batch_req_([0-9a-f]{24})"')
-_REFUSED = "unsupported_parameter"
-"""A field that the engine cannot honour, whether that was found out before asking it or by asking."""
+_REFUSED = ("unsupported_parameter", "context_length_exceeded")
+"""What is wrong with a line itself, whether that was found out before asking the engine or by asking."""
 _FIELDS = {"think": "reasoning_effort"}
 """What a line calls a setting of the library."""
 
@@ -186,9 +186,9 @@ def _error_line(record: ResultRecord, source: str) -> bytes:
     """A failed line as clients are to see it: fields by their own names, and no path of this machine."""
     line = orjson.loads(record.line)
     response, told = line["response"], line["error"]
-    if response is None and told["code"] == _REFUSED:
+    if response is None and told["code"] in _REFUSED:
         param = (orjson.loads(record.info).get("error") or {}).get("param") or ""
-        named = {"param": _FIELDS.get(param, param) or None, "code": _REFUSED}
+        named = {"param": _FIELDS.get(param, param) or None, "code": told["code"]}
         body = {"error": {"message": told["message"], "type": "invalid_request_error", **named}}
         response = line["response"] = {"status_code": 400, "request_id": "", "body": body}
         line["error"] = None
