@@ -55,10 +55,10 @@ class Kill:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO)
     if len(sys.argv) > 1:
         serve(json.loads(sys.argv[1]))
         return
+    logging.basicConfig(level=logging.INFO)
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -16,6 +17,7 @@ from unittest import mock
 
 import httpx
 import psutil
+import uvicorn.server
 from openai import OpenAI
 
 from ollama_batch.server import ServerSettings, create_app, scheduler
@@ -163,6 +165,17 @@ def complete(answer: bytes) -> bool:
     return False
 
 
+class _Hasty:
+    """asyncio for uvicorn, which looks every 0.1 s whether it is to stop, and waits as long once more."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    @staticmethod
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.02))
+
+
 class _Said(logging.Handler):
     """Remembers what is logged."""
 
@@ -214,8 +227,9 @@ def serving(
         clock=clock,
     )
     # What is waited for by the clock alone is waited for briefly.
-    brief = mock.patch.multiple(scheduler, TICK_S=0.05, MOST_WAIT_S=0.1)
-    with brief, nothing_private_logged(), socket.socket() as sock:
+    brief = mock.patch.multiple(scheduler, TICK_S=0.1, MOST_WAIT_S=0.1)
+    hasty = mock.patch.object(uvicorn.server, "asyncio", _Hasty())
+    with brief, hasty, nothing_private_logged(), socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
         server = make_server(app, port=port)

@@ -23,7 +23,7 @@ KILLS = 5
 
 @pytest.mark.slow
 def test_a_kill_in_every_state_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    with ServerCampaign(tmp_path / "data") as campaign:
+    with ServerCampaign(tmp_path / "data", lines=10) as campaign:
         for state in STATES:
             for after in range(3 * KILLS):  # some pass the state before so many points
                 if campaign.states[state] >= KILLS:

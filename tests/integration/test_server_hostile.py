@@ -45,7 +45,7 @@ from server_support import (
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     with (
         FakeOllama() as fake,
-        serving(tmp_path_factory.mktemp("server") / "data", fake, idle_s=1.0, max_file_bytes=2**20) as served,
+        serving(tmp_path_factory.mktemp("server") / "data", fake, max_file_bytes=2**20) as served,
     ):
         yield served
 
@@ -354,7 +354,7 @@ def test_bytes_that_drip_hold_nothing_up_for_long(
     monkeypatch.setattr(protocol, "HEAD_S", 0.4)
     start = b"POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\n"
     body = start + b"content-length: 5000\r\n\r\n" + form(PURPOSE, FILE, end=b"")
-    with serving(tmp_path / "data", fake_ollama_factory(), upload_s=0.4, idle_s=0.3) as server:
+    with serving(tmp_path / "data", fake_ollama_factory(), upload_s=0.4) as server:
         for begun, ends in ((b"GET /v1/files HTTP/1.1\r\nx: ", b""), (body, b"HTTP/1.1 408")):
             with socket.create_connection(("127.0.0.1", server.port), timeout=0.05) as sock:
                 sock.sendall(begun)
@@ -369,16 +369,20 @@ def test_bytes_that_drip_hold_nothing_up_for_long(
         assert server.http().get("/v1/files").json()["data"] == []
 
 
-def test_a_body_that_stops_coming_ends_and_leaves_nothing(shared: Serving) -> None:
+def test_a_body_that_stops_coming_ends_and_leaves_nothing(
+    tmp_path: Path, fake_ollama_factory: Callable[..., FakeOllama]
+) -> None:
     start = b"POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\n"
-    answer = shared.raw(start + b"content-length: 5000\r\n\r\n" + form(PURPOSE, FILE, end=b""), timeout=8)
-    assert answer.startswith(b"HTTP/1.1 408")
-    with socket.create_connection(("127.0.0.1", shared.port)) as sock:  # and one who leaves half-way
-        sock.sendall(start + b"content-length: 5000\r\n\r\n" + form(PURPOSE, FILE, end=b""))
-        until(lambda: drafts(shared))
-    until(lambda: not drafts(shared))
-    with shared.http() as http:
-        assert http.get("/v1/files?limit=1").status_code == 200
+    half = start + b"content-length: 5000\r\n\r\n" + form(PURPOSE, FILE, end=b"")
+    with serving(tmp_path / "data", fake_ollama_factory(), idle_s=0.3) as server:
+        assert server.raw(half, timeout=8).startswith(b"HTTP/1.1 408")
+        assert drafts(server) == []
+    with serving(tmp_path / "other", fake_ollama_factory()) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:  # and one who leaves half-way
+            sock.sendall(half)
+            until(lambda: drafts(server))
+        until(lambda: not drafts(server))
+        assert server.http().get("/v1/files?limit=1").status_code == 200
 
 
 def test_a_file_one_byte_too_large_is_answered_not_reset(locked: Serving) -> None:
