@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from ollama_batch._spelling import StandardError
 from ollama_batch.errors import ConfigError
 
 SERVE_CODES: Final = (
@@ -125,7 +126,7 @@ def _logged() -> Iterator[None]:
     """The log on standard error, each line with its time; what becomes of batches is told, too."""
     ours = logging.getLogger("ollama_batch")
     server = logging.getLogger("ollama_batch.server")
-    handler = logging.StreamHandler()
+    handler = StandardError()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     before = server.level, ours.propagate
     ours.addHandler(handler)
