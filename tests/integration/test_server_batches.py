@@ -736,10 +736,11 @@ def test_a_disk_that_is_full_while_lines_are_run_makes_the_batch_wait_and_go_on(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    full, refused, commit = threading.Event(), threading.Event(), RunJournal.commit
+    room, refused, commit = threading.Event(), threading.Event(), RunJournal.commit
+    left = iter(range(5))
 
     async def maybe(journal: RunJournal, record: ResultRecord) -> None:
-        if full.is_set():
+        if not room.is_set() and next(left, None) is None:
             refused.set()
             raise DiskFullError("the journal cannot grow", str(journal.path))
         await commit(journal, record)
@@ -748,13 +749,12 @@ def test_a_disk_that_is_full_while_lines_are_run_makes_the_batch_wait_and_go_on(
     with serving(tmp_path / "data", fake_ollama_factory(speed=SLOW)) as server:
         client = server.sdk()
         batch = create(client, rows(30))
-        until(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 5)
-        full.set()
         assert refused.wait(20)
         until(server.service.scheduler.waits)
+        until(lambda: client.batches.retrieve(batch.id).request_counts.completed == 5)
         waiting = client.batches.retrieve(batch.id)
         assert (waiting.status, waiting.output_file_id) == ("in_progress", None)
-        full.clear()
+        room.set()
         batch = ended(client, batch.id)
         output, errors = results(client, batch)
         assert (ids(output), errors) == ([f"row-{n}" for n in range(30)], [])
@@ -922,12 +922,12 @@ def test_another_model_gets_its_turn_and_the_first_goes_on(
     fake = fake_ollama_factory(models=(FakeModel("toy:1b"), FakeModel("other:1b")), speed=SLOW)
     with serving(tmp_path / "data", fake, keys=KEYS, turn_s=0.2) as server:
         first, second = (server.sdk(key) for key in KEYS)
-        many = create(first, rows(80, "many"))
+        many = create(first, rows(120, "many"))
         until(lambda: first.batches.retrieve(many.id).request_counts.completed >= 3)
         few = run(second, jsonl(*(line(f"few-{n}", model="other:1b") for n in range(4))))
         assert few.request_counts.completed == 4
         assert first.batches.retrieve(many.id).status == "in_progress"
-        assert ids(*results(first, ended(first, many.id))) == [f"many-{n}" for n in range(80)]
+        assert ids(*results(first, ended(first, many.id))) == [f"many-{n}" for n in range(120)]
     assert all(n == 1 for n in fake.ledger.counts().values()), "a turn that ends lets requests finish"
 
 

@@ -237,7 +237,7 @@ def test_the_log_of_serve_tells_what_becomes_of_batches_over_a_kill(
     given: Path, fake_ollama_factory: Callable[..., FakeOllama]
 ) -> None:
     fake = fake_ollama_factory(speed=CostModel(latency_s=0.02))
-    given.write_bytes(rows(32))
+    given.write_bytes(rows(150))
     options = ["--data", "server", "--base-url", fake.url, "--model", MODEL]
     with served(*options) as (child, port):
         until(lambda: answers(port, child))
@@ -246,9 +246,11 @@ def test_the_log_of_serve_tells_what_becomes_of_batches_over_a_kill(
             file_id = client.files.create(file=given, purpose="batch").id
             made = client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
             until(lambda: client.batches.retrieve(made.id).request_counts.completed >= 8)
+            fake.hold()
         child.kill()
         first = child.communicate()[1]
     done = fake.ledger.count()
+    fake.release()
     with served(*options) as (child, port):
         until(lambda: answers(port, child))
         with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as client:
@@ -258,16 +260,16 @@ def test_the_log_of_serve_tells_what_becomes_of_batches_over_a_kill(
             until(lambda: client.batches.retrieve(failed.id).status == "failed")
         child.send_signal(signal.SIGTERM)
         second = child.communicate(timeout=30)[1]
-    assert 8 <= done < 32
+    assert 8 <= done < 150
     stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO ollama_batch\.server: "
     for log, told in (
-        (first, (f"{made.id} was made", f"{made.id} begins: 0 of 32 lines done, 0 failed")),
+        (first, (f"{made.id} was made", f"{made.id} begins: 0 of 150 lines done, 0 failed")),
         (
             second,
             (
-                rf"{made.id} is taken up again: in_progress, \d+ of 32 lines done, 0 failed",
-                rf"{made.id} goes on: \d+ of 32 lines done, 0 failed",
-                f"{made.id} completed: 32 of 32 lines done, 0 failed",
+                rf"{made.id} is taken up again: in_progress, \d+ of 150 lines done, 0 failed",
+                rf"{made.id} goes on: \d+ of 150 lines done, 0 failed",
+                f"{made.id} completed: 150 of 150 lines done, 0 failed",
                 f"{failed.id} was made",
                 f"{failed.id} failed: 1 fault in its input, nothing was run",
                 "stopped; batches to go on with at the next start: 0",
