@@ -1,8 +1,14 @@
-"""A server in a process of its own, which kills itself where it is told to: see server_crash_support."""
+"""A server in a process of its own, which kills itself where it is told to: see server_crash_support.
+
+With its settings as an argument it serves. Without, it is a nursery: for each line of settings on standard
+input it forks a server, which so needs not import everything once more, tells its process id on standard
+output, and its exit code once it has ended.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -49,7 +55,20 @@ class Kill:
 
 
 def main() -> None:
-    settings: dict[str, Any] = json.loads(sys.argv[1])
+    if len(sys.argv) > 1:
+        serve(json.loads(sys.argv[1]))
+        return
+    logging.basicConfig(level=logging.INFO)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            serve(json.loads(line))
+            return
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def serve(settings: dict[str, Any]) -> None:
     folder = Path(settings["data"])
     runner = {"guards": (), "state_dir": None, "concurrency": 4}
     app = create_app(

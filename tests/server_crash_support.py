@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,10 +28,60 @@ OVER = ("completed", "failed", "expired", "cancelled")
 PATIENCE_S = 60.0
 
 
+class Nursery:
+    """Makes servers that have nothing to import any more."""
+
+    def __init__(self, errors: Path) -> None:
+        with errors.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, str(CHILD)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                bufsize=0,
+            )
+
+    def close(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+        self.process.wait(30)
+
+
+class Life:
+    """One server, from its fork to its end."""
+
+    def __init__(self, nursery: Nursery, told: dict[str, Any]) -> None:
+        requests, self._told = nursery.process.stdin, nursery.process.stdout
+        assert requests is not None
+        assert self._told is not None
+        requests.write(json.dumps(told).encode() + b"\n")
+        self.pid = int(self._told.readline())
+        self.code: int | None = None
+
+    def poll(self, patience_s: float = 0.0) -> int | None:
+        """Its exit code, None while it lives."""
+        if self.code is None and select.select([self._told], [], [], patience_s)[0]:
+            assert self._told is not None
+            self.code = int(self._told.readline())
+        return self.code
+
+    def send(self, number: int) -> None:
+        if self.code is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        assert self.poll(30.0) is not None, "it does not end"
+        assert self.code is not None
+        return self.code
+
+
 class ServerCampaign:
     """Batches on a server that is killed again and again, each time in a state of the newest of them.
 
-    `problems` says what is wrong; `kills` counts. Every life recovers from the last one.
+    `problems` says what is wrong; `kills` counts, and `states` the statuses that the newest batch had then.
+    Every life recovers from the last one.
     """
 
     def __init__(self, folder: Path, *, lines: int = 24) -> None:
@@ -35,6 +89,7 @@ class ServerCampaign:
         self.lines = lines
         self.kills = 0
         self.problems: list[str] = []
+        self.states: Counter[str] = Counter()
         self.fake = FakeOllama(speed=CostModel(latency_s=0.01))
         self._seen: dict[str, str] = {}
         self._cancelled: set[str] = set()
@@ -46,12 +101,16 @@ class ServerCampaign:
 
     def __enter__(self) -> Self:
         self.fake.start()
+        self._errors = self.folder.with_name(f"{self.folder.name}.stderr")
+        self._errors.parent.mkdir(parents=True, exist_ok=True)
+        self._nursery = Nursery(self._errors)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._http.close()
+        self._nursery.close()
         self.fake.close()
 
     def kill_in(self, state: str, after: int) -> None:
@@ -72,9 +131,18 @@ class ServerCampaign:
                         elif batch["metadata"]["name"] == name and batch["status"] in OVER:
                             until = 0.0  # it was over before so many points had passed
                 time.sleep(0.003)  # between two looks
-            if child.poll() is None:
-                child.kill()
-            self.kills += child.wait() == -signal.SIGKILL
+            self._kill(child)
+
+    def kill_in_upload(self) -> None:
+        """A life that is killed in the middle of an upload."""
+        with self._life(None) as child, socket.create_connection(("127.0.0.1", self._port)) as sock:
+            part = b'--b\r\ncontent-disposition: form-data; name="file"; filename="half"\r\n\r\nhalf'
+            head = b"POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n"
+            sock.sendall(head + b"content-type: multipart/form-data; boundary=b\r\n\r\n" + part)
+            until = time.monotonic() + PATIENCE_S
+            while not list((self.folder / "tmp").iterdir()) and time.monotonic() < until:
+                time.sleep(0.003)  # between two looks
+            self._kill(child)
 
     def kill_at(self, point: str, nth: int = 0) -> None:
         """A life with a new batch, killed at a named point."""
@@ -84,9 +152,20 @@ class ServerCampaign:
                 self._submit(f"{point}-{self._made}")
                 while child.poll() is None and any(batch["status"] not in OVER for batch in self._listed()):
                     time.sleep(0.003)  # between two looks
-            if child.poll() is None:
-                child.kill()
-            self.kills += child.wait() == -signal.SIGKILL
+            self._kill(child)
+
+    def _kill(self, child: Life) -> None:
+        child.send(signal.SIGKILL)
+        self.kills += child.wait() == -signal.SIGKILL
+        con = sqlite3.connect(f"file:{self.folder}/server.db?mode=ro", uri=True)
+        try:
+            found = con.execute("SELECT status FROM batches ORDER BY seq DESC LIMIT 1").fetchone()
+        except sqlite3.OperationalError:
+            found = None  # it was killed before it had tables
+        finally:
+            con.close()
+        if found is not None:
+            self.states[found[0]] += 1
 
     def finish(self) -> None:
         """A last life that is not killed; then every line of every batch is looked for."""
@@ -99,8 +178,12 @@ class ServerCampaign:
                 time.sleep(0.01)  # between two looks
             batches = self._listed()
             self._check(batches)
-            child.send_signal(signal.SIGTERM)
-            child.wait(30)
+            self._check_files(batches)
+            child.send(signal.SIGTERM)
+            if child.wait() != 0:
+                self.problems.append("the last life does not end well")
+        if "hello" in self._errors.read_text():
+            self.problems.append("a prompt is in the log")
         left = [path.name for folder in ("runs", "tmp", "parts") for path in (self.folder / folder).iterdir()]
         if left:
             self.problems.append(f"left behind: {left}")
@@ -126,6 +209,20 @@ class ServerCampaign:
             ok = sum(line["error"] is None for line in lines)
             if ok != batch["request_counts"]["completed"]:
                 self.problems.append(f"{name}: {ok} answers, {batch['request_counts']['completed']} counted")
+
+    def _check_files(self, batches: list[dict[str, Any]]) -> None:
+        """Every file that is listed is whole, and every result belongs to a batch."""
+        listed = self._http.get("/files").json()["data"]
+        for file in listed:
+            content = self._http.get(f"/files/{file['id']}/content").content
+            if len(content) != file["bytes"]:
+                self.problems.append(f"{file['filename']} has {len(content)} bytes of {file['bytes']}")
+            if file["purpose"] == "batch" and content.count(b"\n") != self.lines:
+                self.problems.append(f"{file['filename']} is half a file")
+        results = {file["id"] for file in listed if file["purpose"] == "batch_output"}
+        named = {batch[f"{kind}_file_id"] for batch in batches for kind in ("output", "error")} - {None}
+        if results != named:
+            self.problems.append(f"results that are listed and those of batches differ: {results ^ named}")
 
     def _lines(self, file_id: str | None) -> list[dict[str, Any]]:
         if file_id is None:
@@ -168,9 +265,9 @@ class ServerCampaign:
         self._seen[batch["id"]] = name
 
     @contextmanager
-    def _life(self, kill: dict[str, Any] | None) -> Iterator[subprocess.Popen[bytes]]:
+    def _life(self, kill: dict[str, Any] | None) -> Iterator[Life]:
         told = {"data": str(self.folder), "port": self._port, "engine": self.fake.url, "kill": kill}
-        child = subprocess.Popen([sys.executable, str(CHILD), json.dumps(told)], stderr=subprocess.PIPE)
+        child = Life(self._nursery, told)
         try:
             until = time.monotonic() + PATIENCE_S
             while time.monotonic() < until and child.poll() is None:
@@ -180,8 +277,8 @@ class ServerCampaign:
                 time.sleep(0.01)  # until it listens
             yield child
         finally:
-            if child.poll() is None:
-                child.kill()
-            _, errors = child.communicate()
-            if b"Traceback" in errors:
-                self.problems.append(errors.decode()[-2000:])
+            child.send(signal.SIGKILL)
+            child.wait()
+            errors = self._errors.read_text()
+            if "Traceback" in errors:
+                self.problems.append(errors[-2000:])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import socket
 import threading
 import time
@@ -10,12 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from unittest import mock
 
 import httpx
+import psutil
+import uvicorn.server
 from openai import OpenAI
 
-from ollama_batch.server import ServerSettings, create_app
+from ollama_batch.server import ServerSettings, create_app, scheduler
 from ollama_batch.server.service import Service
 from ollama_batch.server.serving import make_server
 from ollama_batch.testing import FakeOllama
@@ -73,6 +78,29 @@ def check_keys(told: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
     for name, kind in keys.items():
         assert isinstance(told[name], kind), (name, told[name])
         assert not isinstance(told[name], bool), name
+
+
+class MemoryGrowth:
+    """How far the memory of this process, server and client together, grows meanwhile: `most`, in bytes."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._stop = threading.Event()
+        self._watching = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Self:
+        self._watching.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._watching.join()
+
+    def _watch(self) -> None:
+        process = psutil.Process()
+        before = process.memory_info().rss
+        while not self._stop.wait(0.005):
+            self.most = max(self.most, process.memory_info().rss - before)
 
 
 class Clock:
@@ -137,6 +165,47 @@ def complete(answer: bytes) -> bool:
     return False
 
 
+class _Hasty:
+    """asyncio for uvicorn, which looks every 0.1 s whether it is to stop, and waits as long once more."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    @staticmethod
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.02))
+
+
+class _Said(logging.Handler):
+    """Remembers what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+@contextmanager
+def nothing_private_logged() -> Iterator[None]:
+    """Fails if a prompt of `line` or one of KEYS is logged at a server's own level, in whatever test."""
+    said, loggers = _Said(), [logging.getLogger(name) for name in ("ollama_batch", "uvicorn.error")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(said)
+        logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.removeHandler(said)
+            logger.setLevel(level)
+    private = [each for each in said.lines if "hello" in each or any(key in each for key in KEYS)]
+    assert private == []
+    assert any("batch_" in each or "server" in each for each in said.lines), "nothing was heard at all"
+
+
 @contextmanager
 def serving(
     folder: Path,
@@ -157,7 +226,10 @@ def serving(
         settings=ServerSettings(**settings),
         clock=clock,
     )
-    with socket.socket() as sock:
+    # What is waited for by the clock alone is waited for briefly.
+    brief = mock.patch.multiple(scheduler, TICK_S=0.1, MOST_WAIT_S=0.1)
+    hasty = mock.patch.object(uvicorn.server, "asyncio", _Hasty())
+    with brief, hasty, nothing_private_logged(), socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
         server = make_server(app, port=port)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from ollama_batch._spelling import StandardError
 from ollama_batch.errors import ConfigError
 
 SERVE_CODES: Final = (
@@ -42,7 +46,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--embedded", action="store_true", help="a llama.cpp of our own; with --gguf")
     engine.add_argument("--gguf", metavar="F", help="the model file of --embedded")
     engine.add_argument("--toy", action="store_true", help="embedded, with random weights: to try things out")
-    engine.add_argument("--model", metavar="M", help="the name that an embedded model answers to")
+    engine.add_argument(
+        "--model", metavar="M", help="answers lines that name no model; an embedded one answers to this name"
+    )
     batches = parser.add_argument_group("batches")
     batches.add_argument(
         "--num-ctx",
@@ -77,8 +83,13 @@ def serve(arguments: argparse.Namespace) -> int:
         keys = parse_keys(os.environ.get(arguments.api_key_env, ""))
         if not keys:
             raise ConfigError(f"--api-key-env {arguments.api_key_env}: the environment variable holds no key")
+    asked = argparse.Namespace(**{**vars(arguments), "api_key_env": arguments.engine_key_env})
+    asked.num_ctx = _number_or_auto(arguments, "num_ctx")
+    own = arguments.toy or arguments.gguf is not None
+    model = (arguments.model or fallback_model(asked)) if own else arguments.model
     settings = ServerSettings(
-        num_ctx=_number_or_auto(arguments, "num_ctx"),
+        num_ctx=asked.num_ctx,
+        default_model=model,
         max_lines=arguments.max_lines,
         max_file_bytes=arguments.max_file_mb * 2**20,
         mixed_models=arguments.mixed_models,
@@ -88,10 +99,7 @@ def serve(arguments: argparse.Namespace) -> int:
             "timeout": arguments.timeout,
         },
     )
-    asked = argparse.Namespace(**{**vars(arguments), "api_key_env": arguments.engine_key_env})
-    asked.num_ctx = settings.num_ctx
-    own = arguments.toy or arguments.gguf is not None
-    engine = make_engine(asked, (arguments.model or fallback_model(asked)) if own else arguments.model)
+    engine = make_engine(asked, model)
     app = create_app(Path(arguments.data), engine=engine, keys=keys, settings=settings)
     _serve(app, engine, arguments)
     return 0
@@ -107,9 +115,29 @@ def _serve(app: Any, engine: Any, arguments: argparse.Namespace) -> None:
         sys.stdout.flush()
 
     try:
-        serve_app(app, host=arguments.host, port=arguments.port, announce=announce)
+        with _logged():
+            serve_app(app, host=arguments.host, port=arguments.port, announce=announce)
     finally:
         portal().call(engine.aclose())
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """The log on standard error, each line with its time; what becomes of batches is told, too."""
+    ours = logging.getLogger("ollama_batch")
+    server = logging.getLogger("ollama_batch.server")
+    handler = StandardError()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    before = server.level, ours.propagate
+    ours.addHandler(handler)
+    server.setLevel(logging.INFO)
+    ours.propagate = False
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        server.setLevel(before[0])
+        ours.propagate = before[1]
 
 
 def _number_or_auto(arguments: argparse.Namespace, name: str) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 from typing import Final
 
 _PHRASES: Final = {
@@ -62,6 +64,17 @@ def as_options(text: str) -> str:
     """`text` with every argument of the library that has an option in that option's spelling."""
     phrased = _PHRASE.sub(lambda phrase: _PHRASES[phrase[0]], _CALL.sub(_opened, text))
     return _ARGUMENT.sub(lambda found: _option(found[1], found["value"]), phrased)
+
+
+class StandardError(logging.Handler):
+    """Writes above a live bar, which puts itself in the place of `sys.stderr` while it runs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, in the spelling of options."""
+        try:
+            sys.stderr.write(as_options(self.format(record)) + "\n")
+        except OSError:
+            pass  # nobody reads it
 
 
 def _opened(call: re.Match[str]) -> str:

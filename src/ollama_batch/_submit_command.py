@@ -29,6 +29,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--api-key-env", metavar="VAR", help="environment variable that holds the server's key"
     )
     parser.add_argument("--batch", metavar="ID", help="take up this batch instead of making one")
+    parser.add_argument(
+        "--anew",
+        action="store_true",
+        help="where the batch of OUT failed, expired or was cancelled: once more",
+    )
     parser.add_argument("--wait", action="store_true", help="until it is over, then download and verify")
     parser.add_argument(
         "--poll", type=float, default=2.0, metavar="S", help="seconds between looks (default: 2)"
@@ -44,6 +49,8 @@ def submit(arguments: argparse.Namespace) -> int:
         key = os.environ.get(arguments.api_key_env)
         if not key:
             raise ConfigError(f"--api-key-env {arguments.api_key_env}: the environment variable is not set")
+    if arguments.anew and arguments.batch is not None:
+        raise ConfigError("--anew makes a batch and --batch takes one up: leave one of them out")
     if not arguments.poll > 0:
         raise ConfigError(f"--poll {arguments.poll:g}: must be above 0")
     output = Path(arguments.output)
@@ -56,7 +63,9 @@ def submit(arguments: argparse.Namespace) -> int:
         key=key,
         say=_say,
     ) as submission:
-        return submission.go(batch_id=arguments.batch, wait=arguments.wait, poll_s=arguments.poll)
+        return submission.go(
+            batch_id=arguments.batch, wait=arguments.wait, poll_s=arguments.poll, anew=arguments.anew
+        )
 
 
 def _say(line: str) -> None:

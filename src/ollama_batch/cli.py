@@ -40,7 +40,7 @@ from ollama_batch._asked import (
 )
 from ollama_batch._doctor_command import doctor
 from ollama_batch._serve_command import serve
-from ollama_batch._spelling import as_options
+from ollama_batch._spelling import StandardError, as_options
 from ollama_batch._submit_command import submit
 from ollama_batch._text import duration, plain
 from ollama_batch.errors import (
@@ -358,19 +358,9 @@ def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    handler = _StandardError(logging.WARNING)
+    handler = StandardError(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-
-
-class _StandardError(logging.Handler):
-    """Writes above a live bar, which puts itself in the place of `sys.stderr` while it runs."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            sys.stderr.write(as_options(self.format(record)) + "\n")
-        except OSError:
-            pass  # nobody reads it
 
 
 def _forget_output() -> None:

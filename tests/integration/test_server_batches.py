@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
 from ollama_batch import EmbeddedEngine, OpenAIEngine
 from ollama_batch._portal import portal
+from ollama_batch.errors import DiskFullError
+from ollama_batch.journal import RunJournal
 from ollama_batch.testing import CostModel, FakeOllama
+from ollama_batch.types import ResultRecord
 from server_support import (
     BATCH_KEYS,
     CHAT,
@@ -23,8 +28,10 @@ from server_support import (
     OVER,
     STAMPS,
     Clock,
+    MemoryGrowth,
     Serving,
     check_keys,
+    complete,
     create,
     ended,
     errors_of,
@@ -96,6 +103,10 @@ def test_a_batch_completes_with_every_line_once(shared: Serving) -> None:
     assert batch.usage.input_tokens == sum(each["prompt_tokens"] for each in usages) > 0
     assert batch.usage.output_tokens == sum(each["completion_tokens"] for each in usages) > 0
     assert batch.usage.total_tokens == sum(each["total_tokens"] for each in usages)
+    cached = [(each.get("prompt_tokens_details") or {}).get("cached_tokens") or 0 for each in usages]
+    assert batch.usage.input_tokens_details.cached_tokens == sum(cached)
+    assert batch.usage.output_tokens_details.reasoning_tokens == 0
+    assert len({each["id"] for each in output}) == 40
     assert shared.fake.ledger.counts()["happy-0"] == 1
 
 
@@ -118,14 +129,17 @@ def test_every_reply_has_every_key_with_its_type(shared: Serving) -> None:
 
 def test_batches_are_listed_newest_first_without_gap_or_repeat(server: Serving) -> None:
     client = server.sdk()
-    file = upload(client, rows(1))
-    server.fake.hold()
-    made = [create(client, file.id).id for _ in range(16)]
+    first = create(client, "file-none")
+    stored = server.service.store.batch(first.id, "")
+    assert stored is not None
+    made = [first.id, *(f"batch_{n}" for n in range(249))]
+    for name in made[1:]:  # by the way of every batch, without waiting for as many requests
+        server.service.store.add_batch(replace(stored, id=name, status="failed", failed_at=stored.created_at))
     seen = []
     for number, batch in enumerate(client.batches.list(limit=7)):
         seen.append(batch.id)
-        if number == 3:
-            create(client, file.id)
+        if number % 50 == 3:
+            create(client, "file-none")
     assert seen == made[::-1]
     with server.http() as http:
         for query in ("limit=0", "limit=-1", "limit=101", "limit=abc", "after=batch_none"):
@@ -174,10 +188,13 @@ def test_metadata_is_kept_or_refused_by_name(shared: Serving, metadata: Any, par
             "invalid_value",
             "output_expires_after.anchor",
         ),
-        (
-            {"output_expires_after": {"anchor": "created_at", "seconds": 3599}},
-            "invalid_value",
-            "output_expires_after.seconds",
+        *(
+            (
+                {"output_expires_after": {"anchor": "created_at", "seconds": seconds}},
+                "invalid_value",
+                "output_expires_after.seconds",
+            )
+            for seconds in (3599, 2_592_001)
         ),
     ],
 )
@@ -192,13 +209,16 @@ def test_a_create_that_is_wrong_names_the_field(shared: Serving, body: Any, code
     assert set(error) == {"message", "type", "param", "code"}
 
 
-def test_results_expire_when_they_were_to(server: Serving, clock: Clock) -> None:
+@pytest.mark.parametrize("seconds", [3600, 2_592_000])
+def test_results_expire_when_they_were_to(server: Serving, clock: Clock, seconds: int) -> None:
     client = server.sdk()
-    batch = run(client, rows(1), output_expires_after={"anchor": "created_at", "seconds": 3600})
+    batch = run(client, rows(1), output_expires_after={"anchor": "created_at", "seconds": seconds})
     file = client.files.retrieve(batch.output_file_id)
-    assert file.expires_at == file.created_at + 3600
+    assert file.expires_at == file.created_at + seconds
     assert file.purpose == "batch_output"
-    clock.now += 3600
+    clock.now += seconds - 1
+    assert client.files.content(file.id).content
+    clock.now += 1
     with pytest.raises(openai.NotFoundError):
         client.files.content(file.id)
     assert client.batches.retrieve(batch.id).output_file_id == file.id
@@ -209,14 +229,19 @@ def test_results_expire_when_they_were_to(server: Serving, clock: Clock) -> None
 
 def test_one_bad_line_among_many_fails_alone(shared: Serving) -> None:
     client = shared.sdk()
-    lines = [line(f"bad-{n}") for n in range(300)]
+    lines = [line(f"bad-{n}") for n in range(1000)]
     lines[7] = line("too long", text="word " * 400_000)
     batch = run(client, jsonl(*lines))
     output, errors = results(client, batch)
-    assert (batch.status, len(output), ids(errors)) == ("completed", 299, ["too long"])
+    assert (batch.status, len(output), ids(errors)) == ("completed", 999, ["too long"])
+    counts = batch.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (1000, 999, 1)
+    assert set(errors[0]) == {"id", "custom_id", "response", "error"}
     assert errors[0]["error"] is None
     assert errors[0]["response"]["status_code"] == 400
-    assert errors[0]["response"]["body"]["error"]["code"] == "context_length_exceeded"
+    fault = errors[0]["response"]["body"]["error"]
+    assert set(fault) == {"message", "type", "param", "code"}
+    assert (fault["type"], fault["code"]) == ("invalid_request_error", "context_length_exceeded")
 
 
 def test_a_batch_of_which_every_line_fails_is_completed(shared: Serving) -> None:
@@ -231,19 +256,24 @@ def test_a_batch_of_which_every_line_fails_is_completed(shared: Serving) -> None
     assert shared.fake.ledger.count("all-0") == 0
 
 
+def test_a_field_that_the_model_cannot_honour_is_a_400_that_names_it(shared: Serving) -> None:
+    client = shared.sdk()
+    data = jsonl(line("thinks", reasoning_effort="low"))
+    told = [read(client, run(client, data).error_file_id)[0] for _ in range(2)]
+    for each in told:
+        assert each["error"] is None
+        assert each["response"]["status_code"] == 400
+        assert each["response"]["request_id"]
+        fault = each["response"]["body"]["error"]
+        assert (fault["param"], fault["code"]) == ("reasoning_effort", "unsupported_parameter")
+        assert "cannot think" in fault["message"]
+    assert told[0]["id"] != told[1]["id"], "lines of two batches have two ids"
+
+
 def test_an_answer_that_was_cut_is_an_answer(shared: Serving) -> None:
     client = shared.sdk()
     output, _ = results(client, run(client, jsonl(line("cut", max_tokens=2))))
     assert output[0]["response"]["body"]["choices"][0]["finish_reason"] == "length"
-
-
-def test_fields_for_engine_address_key_or_headers_are_refused(shared: Serving) -> None:
-    client = shared.sdk()
-    fields = ("base_url", "api_key", "extra_headers", "extra_body", "timeout", "num_ctx", "options", "nobody")
-    batch = run(client, jsonl(*(line(f"own-{name}", **{name: "http://127.0.0.1:9/evil"}) for name in fields)))
-    errors = read(client, batch.error_file_id)
-    assert [each["response"]["body"]["error"]["param"] for each in errors] == list(fields)
-    assert not any(shared.fake.ledger.count(f"own-{name}") for name in fields)
 
 
 def test_custom_ids_of_any_kind_come_back_as_they_were(shared: Serving) -> None:
@@ -283,7 +313,7 @@ FAULTS: list[tuple[str, bytes, tuple[str, int | None, str | None]]] = [
     ),
     *(
         (f"url {url}", jsonl(GOOD, bad(custom_id="u", url=url)), ("invalid_url", 2, "url"))
-        for url in ("/v1/embeddings", f"{CHAT}/", f"/{CHAT}", f"http://127.0.0.1:9{CHAT}")
+        for url in ("/v1/embeddings", f"{CHAT}/", f"/{CHAT}")
     ),
     (
         "no model",
@@ -315,11 +345,28 @@ FAULTS: list[tuple[str, bytes, tuple[str, int | None, str | None]]] = [
     ("utf-8", GOOD.encode() + b"\n\xff\xfe\n", ("invalid_json_line", 2, None)),
     ("nul", jsonl(GOOD.replace("good", "go\\u0000d")), ("invalid_json_line", 1, None)),
     ("surrogate", jsonl(GOOD.replace("good", "go\\ud800d")), ("invalid_json_line", 1, None)),
-    ("nan", jsonl(GOOD[:-2] + ', "top_p": NaN}}'), ("invalid_json_line", 1, None)),
+    ("raw nul", jsonl(GOOD.replace("good", "go\0d")), ("invalid_json_line", 1, None)),
+    *(
+        (value, jsonl(GOOD[:-2] + f', "top_p": {value}}}}}'), ("invalid_json_line", 1, None))
+        for value in ("NaN", "Infinity", "-Infinity")
+    ),
+    ("deep objects", jsonl(GOOD, '{"a":' * 100_000 + "1" + "}" * 100_000), ("invalid_json_line", 2, None)),
     ("deep", jsonl(GOOD, "[" * 100_000 + "]" * 100_000), ("invalid_json_line", 2, None)),
     ("large integer", jsonl(GOOD[:-2] + ', "seed": ' + "9" * 10_000 + "}}"), ("invalid_json_line", 1, None)),
     ("key twice", jsonl('{"custom_id": "a", ' + GOOD[1:]), ("invalid_json_line", 1, None)),
 ]
+
+
+SAID = {
+    "empty_file": "The input file is empty. Please ensure that the batch contains at least one request.",
+    "invalid_json_line": "This line is not parseable as valid JSON.",
+    "missing_required_parameter": "Missing required parameter: '",
+    "invalid_url": "The URL provided for this request does not match the batch endpoint.",
+    "model_not_found": "The provided model 'none:1b' is not supported by the Batch API. There is: 'toy:1b'.",
+    "invalid_request": "M",  # "Model parameter is required." or "Messages parameter is required."
+    "streaming_unsupported": "Chat Completions: Streaming is not supported in the Batch API.",
+}
+"""How OpenAI's own service begins to say it."""
 
 
 @pytest.mark.parametrize(
@@ -329,13 +376,40 @@ def test_a_file_at_fault_fails_by_code_line_and_field(
     shared: Serving, data: bytes, told: tuple[str, int | None, str | None]
 ) -> None:
     before = shared.fake.ledger.count()
-    began = time.monotonic()
+    began, worked = time.monotonic(), time.process_time()
     batch = run(shared.sdk(), data)
+    assert time.process_time() - worked < 1, "and nobody else is waited for"
     assert time.monotonic() - began < 3
     assert errors_of(batch) == [told]
+    assert batch.errors.data[0].message.startswith(SAID.get(told[0], "")), batch.errors.data[0].message
     assert (batch.output_file_id, batch.error_file_id, batch.in_progress_at) == (None, None, None)
     assert batch.request_counts.total == 0
     assert shared.fake.ledger.count() == before, "nothing is run"
+
+
+def test_no_request_goes_to_an_address_in_a_line(shared: Serving) -> None:
+    client = shared.sdk()
+    with socket.create_server(("127.0.0.1", 0)) as evil:
+        evil.settimeout(0)
+        address = f"http://127.0.0.1:{evil.getsockname()[1]}"
+        batch = run(client, jsonl(bad(url=f"{address}{CHAT}")))
+        assert errors_of(batch) == [("invalid_url", 1, "url")]
+        fields = (
+            "base_url",
+            "api_key",
+            "extra_headers",
+            "extra_body",
+            "timeout",
+            "num_ctx",
+            "options",
+            "nobody",
+        )
+        batch = run(client, jsonl(*(line(f"own-{name}", **{name: address}) for name in fields)))
+        errors = read(client, batch.error_file_id)
+        assert [each["response"]["body"]["error"]["param"] for each in errors] == list(fields)
+        with pytest.raises(BlockingIOError):
+            evil.accept()
+    assert not any(shared.fake.ledger.count(f"own-{name}") for name in fields)
 
 
 def test_stream_false_and_odd_line_ends_are_no_fault(shared: Serving) -> None:
@@ -370,11 +444,14 @@ def test_a_file_of_another_purpose_is_no_input(shared: Serving) -> None:
 def test_duplicates_far_apart_and_too_many_lines_are_told(
     tmp_path: Path, fake_ollama_factory: Callable[..., FakeOllama]
 ) -> None:
-    with serving(tmp_path / "data", fake_ollama_factory(), max_lines=5000, max_line_bytes=10_000) as server:
+    with serving(tmp_path / "data", fake_ollama_factory(), max_line_bytes=10_000) as server:
         client = server.sdk()
-        far = jsonl(line("first"), *(line(f"l-{n}") for n in range(4998)), line("first"))
-        assert errors_of(run(client, far)) == [("duplicate_custom_id", 5000, "custom_id")]
-        assert errors_of(run(client, rows(5001))) == [("too_many_tasks", None, None)]
+        many = jsonl(line("first"), *(line(f"l-{n}") for n in range(49_998)))
+        far = upload(client, many + jsonl(line("first"))).id
+        with MemoryGrowth() as growth:
+            assert errors_of(run(client, far)) == [("duplicate_custom_id", 50_000, "custom_id")]
+        assert growth.most < 64 * 2**20
+        assert errors_of(run(client, many + rows(2))) == [("too_many_tasks", None, None)]
         long = jsonl(GOOD, line("long", text="x" * 20_000))
         assert errors_of(run(client, long)) == [("line_too_long", 2, None)]
         assert server.fake.ledger.count() == 0
@@ -392,6 +469,38 @@ def test_models_may_be_mixed_where_that_is_allowed(
         batch = run(client, jsonl(*lines))
         output, _ = results(client, batch)
         assert [each["response"]["body"]["model"] for each in output] == ["toy:1b", "other:1b"] * 5
+        asked = fake.ledger.count()
+        batch = run(client, jsonl(*lines, line("unknown", model="none:1b")))
+        assert errors_of(batch) == [("model_not_found", 11, "body.model")]
+        assert "There are: 'other:1b', 'toy:1b'." in batch.errors.data[0].message
+        assert fake.ledger.count() == asked, "no other line is run either"
+
+
+def nameless(custom_id: str) -> str:
+    """A line that names no model."""
+    whole = json.loads(line(custom_id))
+    del whole["body"]["model"]
+    return json.dumps(whole)
+
+
+def test_a_line_without_a_model_is_answered_by_the_servers_own_or_told_what_to_do(
+    tmp_path: Path, fake_ollama_factory: Callable[..., FakeOllama], shared: Serving
+) -> None:
+    from ollama_batch.testing import FakeModel
+
+    batch = run(shared.sdk(), jsonl(nameless("nobody")))
+    assert errors_of(batch) == [("invalid_request", 1, "body.model")]
+    assert "or have the server started with --model M" in batch.errors.data[0].message
+    fake = fake_ollama_factory(models=(FakeModel("toy:1b"), FakeModel("other:1b")))
+    with serving(tmp_path / "data", fake, mixed_models=True, default_model="other:1b") as server:
+        client = server.sdk()
+        batch = run(client, jsonl(line("d-1"), nameless("d-2"), line("d-3", model="other:1b")))
+        output, _ = results(client, batch)
+        models = [each["response"]["body"]["model"] for each in output]
+        assert models == ["toy:1b", "other:1b", "other:1b"]
+        with server.http() as http:
+            body = {"messages": [{"role": "user", "content": "hello"}]}
+            assert http.post(CHAT, json=body).json()["model"] == "other:1b"
 
 
 # Cancel, expiry, deletion
@@ -451,12 +560,12 @@ def test_an_expired_batch_keeps_what_is_done(
         assert (batch.request_counts.completed, batch.request_counts.failed) == (len(output), 0)
         with pytest.raises(openai.ConflictError) as caught:
             client.batches.cancel(batch.id)
-        assert caught.value.message.startswith("Error code: 409")
+        assert caught.value.response.request.headers["x-stainless-retry-count"] == "0"
+        assert "Cannot cancel a batch with status 'expired'." in caught.value.message
 
 
 def test_a_cancel_too_late_is_a_conflict_that_is_not_repeated(shared: Serving) -> None:
     client = shared.sdk(max_retries=2)
-    hits = shared.http()
     for data, status in ((rows(1, "late"), "completed"), (b"\n", "failed")):
         batch = run(client, data)
         with pytest.raises(openai.ConflictError) as caught:
@@ -469,7 +578,6 @@ def test_a_cancel_too_late_is_a_conflict_that_is_not_repeated(shared: Serving) -
         }
         assert caught.value.response.headers["x-should-retry"] == "false"
         assert caught.value.response.request.headers["x-stainless-retry-count"] == "0"
-    assert hits.get("/health").status_code == 200
 
 
 def test_a_cancel_while_validating_or_waiting_for_the_engine_ends_the_batch(server: Serving) -> None:
@@ -487,8 +595,6 @@ def test_a_cancel_while_validating_or_waiting_for_the_engine_ends_the_batch(serv
 def test_a_cancel_while_the_files_are_written_is_answered(
     server: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threading
-
     from ollama_batch.server import steps
 
     go, real = threading.Event(), steps.write_outcome
@@ -511,19 +617,36 @@ def test_fifty_cancels_at_once_are_one(
 ) -> None:
     with serving(tmp_path / "data", fake_ollama_factory(speed=SLOW), cancel_grace_s=0.1) as server:
         client, batch = server.sdk(), held(server)
-        with ThreadPoolExecutor(10) as pool:
-            told = list(pool.map(lambda _: client.batches.cancel(batch.id), range(50)))
+        together = threading.Barrier(50)
+
+        def cancel(_: int) -> Any:
+            together.wait()
+            return client.batches.cancel(batch.id)
+
+        with ThreadPoolExecutor(50) as pool:
+            told = list(pool.map(cancel, range(50)))
         batch = ended(client, batch.id)
         assert {each.cancelling_at for each in told} == {batch.cancelling_at}
-        assert len(set(ids(*results(client, batch)))) == HELD
+        assert client.batches.cancel(batch.id).cancelled_at == batch.cancelled_at >= batch.cancelling_at
+        output, errors = results(client, batch)
+        assert sorted(ids(output, errors)) == sorted(f"held-{n}" for n in range(HELD))
+        assert set(server.fake.ledger.counts().values()) == {1}, "no line is run twice"
 
 
-def test_deleting_the_input_does_not_disturb_the_batch(server: Serving) -> None:
+@pytest.mark.parametrize("status", ["validating", "in_progress"])
+def test_deleting_the_input_does_not_disturb_the_batch(server: Serving, status: str) -> None:
     client = server.sdk()
-    server.fake.hold()
+    if status == "validating":
+        server.fake.stop()  # nobody says which models there are
+    else:
+        server.fake.hold()
     batch = create(client, rows(10))
+    until(lambda: client.batches.retrieve(batch.id).status == status)
     client.files.delete(batch.input_file_id)
-    server.fake.release()
+    if status == "validating":
+        server.fake.restart()
+    else:
+        server.fake.release()
     batch = ended(client, batch.id)
     assert batch.request_counts.completed == 10
     until(lambda: not list((server.service.folder / "runs").iterdir()))  # and then nothing of it is left
@@ -555,6 +678,17 @@ def test_an_engine_that_is_gone_for_the_whole_window_fails_no_line(
         output, errors = results(client, batch)
         assert len(output) + len(errors) == HELD
         assert {each["error"]["code"] for each in errors} == {"batch_expired"}
+        fake.restart()
+        assert run(client, rows(3, "after")).request_counts.completed == 3
+
+
+def test_an_engine_that_is_not_there_at_the_start_is_told_of(
+    tmp_path: Path, fake_ollama_factory: Callable[..., FakeOllama], caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = fake_ollama_factory()
+    fake.stop()
+    with serving(tmp_path / "data", fake):
+        until(lambda: f"the engine at {fake.url} does not answer: batches wait for it" in caplog.text)
 
 
 def test_an_engine_that_is_down_makes_the_batch_wait(server: Serving) -> None:
@@ -594,6 +728,39 @@ def test_a_disk_that_is_full_refuses_uploads_and_makes_batches_wait(
     full = False
     batch = ended(client, batch.id)
     assert ids(*results(client, batch)) == [f"row-{n}" for n in range(5)]
+
+
+def test_a_disk_that_is_full_while_lines_are_run_makes_the_batch_wait_and_go_on(
+    tmp_path: Path,
+    fake_ollama_factory: Callable[..., FakeOllama],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    room, refused, commit = threading.Event(), threading.Event(), RunJournal.commit
+    left = iter(range(5))
+
+    async def maybe(journal: RunJournal, record: ResultRecord) -> None:
+        if not room.is_set() and next(left, None) is None:
+            refused.set()
+            raise DiskFullError("the journal cannot grow", str(journal.path))
+        await commit(journal, record)
+
+    monkeypatch.setattr(RunJournal, "commit", maybe)
+    with serving(tmp_path / "data", fake_ollama_factory(speed=SLOW)) as server:
+        client = server.sdk()
+        batch = create(client, rows(30))
+        assert refused.wait(20)
+        until(server.service.scheduler.waits)
+        until(lambda: client.batches.retrieve(batch.id).request_counts.completed == 5)
+        waiting = client.batches.retrieve(batch.id)
+        assert (waiting.status, waiting.output_file_id) == ("in_progress", None)
+        room.set()
+        batch = ended(client, batch.id)
+        output, errors = results(client, batch)
+        assert (ids(output), errors) == ([f"row-{n}" for n in range(30)], [])
+    assert f"{batch.id} waits: disk" in caplog.text
+    assert f"{batch.id} goes on after " in caplog.text
+    assert not server.service.scheduler.waits()
 
 
 def test_a_journal_that_is_gone_fails_the_batch_and_loses_nothing_in_silence(
@@ -640,9 +807,12 @@ def test_any_openai_server_may_be_behind_it(
     with serving(tmp_path / "data", fake, engine=engine) as server:
         client = server.sdk()
         assert [model.id for model in client.models.list()] == [MODEL]
-        batch = run(client, jsonl(line("o-1"), line("o-2", num_ctx=100)))
+        batch = run(client, jsonl(line("o-1"), line("o-2", num_ctx=100), line("o-3", n=2)))
         output, errors = results(client, batch)
-        assert (ids(output), ids(errors)) == (["o-1"], ["o-2"])
+        assert (ids(output), ids(errors)) == (["o-1"], ["o-2", "o-3"])
+        fault = errors[1]["response"]["body"]["error"]
+        assert (errors[1]["response"]["status_code"], fault["param"]) == (400, "n")
+        assert "gave 1 of the 2 answers" in fault["message"], "the fake ignores n, as Ollama does there"
         assert errors_of(run(client, jsonl(line("o-3", model="none:1b")))) == [
             ("model_not_found", 1, "body.model")
         ]
@@ -666,36 +836,32 @@ def test_an_engine_of_its_own_may_be_behind_it(
 
 
 def test_a_create_whose_reply_was_lost_is_made_once(shared: Serving) -> None:
-    client, body = shared.sdk(), {"endpoint": CHAT, "completion_window": "24h"}
-    body["input_file_id"] = upload(client, rows(1, "lost")).id
+    client = shared.sdk()
+    asked: list[bytes] = []
+    file_id = upload(client, rows(1, "lost")).id
+    with socket.create_server(("127.0.0.1", 0)) as between:
 
-    class LosesTheFirstReply(httpx.HTTPTransport):
-        lost = 0
+        def lose_the_first_reply() -> None:
+            for number in range(2):
+                near, _ = between.accept()
+                with near:
+                    request = b""
+                    while not complete(request):
+                        request += near.recv(65536)
+                    asked.append(request)
+                    reply = shared.raw(request)
+                    if number:
+                        near.sendall(reply)
 
-        def handle_request(self, request: httpx.Request) -> httpx.Response:
-            reply = super().handle_request(request)
-            if request.url.path == "/v1/batches" and not self.lost:
-                self.lost += 1
-                reply.read()
-                raise httpx.ReadError("the reply was lost")
-            return reply
-
-    made = []
-    transport = LosesTheFirstReply()
-    with httpx.Client(base_url=shared.url, transport=transport) as http:
-        for count in ("0", "1", "2"):
-            try:
-                made.append(
-                    http.post("/v1/batches", json=body, headers={"x-stainless-retry-count": count}).json()[
-                        "id"
-                    ]
-                )
-            except httpx.ReadError:
-                pass
-    found = [batch for batch in client.batches.list() if batch.input_file_id == body["input_file_id"]]
-    assert transport.lost == 1
-    assert len(made) == 2
-    assert [batch.id for batch in found] == list(dict.fromkeys(made))
+        losing = threading.Thread(target=lose_the_first_reply)
+        losing.start()
+        url = f"http://127.0.0.1:{between.getsockname()[1]}/v1"
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=2) as through:
+            made = create(through, file_id)
+        losing.join()
+    found = [batch.id for batch in client.batches.list() if batch.input_file_id == file_id]
+    assert [b"x-stainless-retry-count: 1" in each.lower() for each in asked] == [False, True]
+    assert found == [made.id]
 
 
 def test_an_idempotency_key_and_a_deleted_place_are_known_for_a_day(server: Serving, clock: Clock) -> None:

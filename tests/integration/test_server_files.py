@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ollama_batch.testing import FakeOllama
 from server_support import (
     FILE_KEYS,
     Clock,
+    MemoryGrowth,
     Serving,
     check_keys,
     create,
@@ -38,8 +40,15 @@ def server(tmp_path: Path, fake_ollama_factory: Callable[..., FakeOllama], clock
         yield served
 
 
-def test_the_sdk_uploads_by_path_handle_bytes_and_tuple(server: Serving, tmp_path: Path) -> None:
-    client, data = server.sdk(), rows(3)
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """One server for many tests that look at nothing but their own files."""
+    with FakeOllama() as fake, serving(tmp_path_factory.mktemp("server") / "data", fake) as served:
+        yield served
+
+
+def test_the_sdk_uploads_by_path_handle_bytes_and_tuple(shared: Serving, tmp_path: Path) -> None:
+    client, data = shared.sdk(), rows(3)
     path = tmp_path / "in.jsonl"
     path.write_bytes(data)
     with path.open("rb") as handle:
@@ -47,7 +56,8 @@ def test_the_sdk_uploads_by_path_handle_bytes_and_tuple(server: Serving, tmp_pat
             file = client.files.create(file=given, purpose="batch")
             assert (file.bytes, file.purpose, file.status) == (len(data), "batch", "processed")
             assert client.files.content(file.id).content == data
-    assert client.files.wait_for_processing(file.id).id == file.id
+    # Nobody can wait for so long: it does not wait at all.
+    assert client.files.wait_for_processing(file.id, poll_interval=float("inf")).id == file.id
 
 
 def test_every_reply_has_every_key_with_its_type(server: Serving) -> None:
@@ -61,6 +71,9 @@ def test_every_reply_has_every_key_with_its_type(server: Serving) -> None:
         assert set(page) == {"object", "data", "first_id", "last_id", "has_more"}
 
 
+BINARY = b"\x00\xff\r\n--"
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -68,15 +81,17 @@ def test_every_reply_has_every_key_with_its_type(server: Serving) -> None:
         rows(2).replace(b"\n", b"\r\n"),
         rows(2).rstrip(b"\n"),
         b"",
-        b"\x00\xff\r\n--",
+        BINARY,
     ],
     ids=["bom", "crlf", "no end", "empty", "binary"],
 )
-def test_content_comes_back_byte_for_byte(server: Serving, data: bytes) -> None:
-    client = server.sdk()
+def test_content_comes_back_byte_for_byte(shared: Serving, data: bytes) -> None:
+    client = shared.sdk()
     file = client.files.create(file=("in.jsonl", data), purpose="batch")
     content = client.files.content(file.id)
     assert content.content == data
+    if data != BINARY:
+        assert content.text == data.decode()
     assert content.response.headers["content-length"] == str(len(data)) == str(file.bytes)
     with client.files.with_streaming_response.content(file.id) as stream:
         pieces = hashlib.sha256()
@@ -87,11 +102,16 @@ def test_content_comes_back_byte_for_byte(server: Serving, data: bytes) -> None:
 
 def test_pages_have_no_gap_and_no_repeat_while_files_are_made_and_deleted(server: Serving) -> None:
     client = server.sdk()
-    made = [upload(client, b"{}\n").id for _ in range(40)]
+    first = upload(client, b"{}\n")
+    stored = server.service.store.file(first.id, "", first.created_at)
+    assert stored is not None
+    made = [first.id, *(f"file-{n}" for n in range(249))]
+    for name in made[1:]:  # by the way of every file, without waiting for as many requests
+        server.service.store.add_file(replace(stored, id=name))
     seen = []
     for number, file in enumerate(client.files.list(limit=7)):
         seen.append(file.id)
-        if number % 10 == 0:
+        if number % 50 == 0:
             upload(client, b"{}\n")
         if number % 13 == 0:
             client.files.delete(file.id)  # the place that the next page begins at may be gone
@@ -108,9 +128,9 @@ def test_order_and_purpose_are_kept_where_times_are_equal(server: Serving) -> No
     assert [file.id for file in client.files.list(purpose="evals", order="asc")] == made[1::2]
 
 
-def test_a_listing_names_the_parameter_that_is_wrong(server: Serving) -> None:
+def test_a_listing_names_the_parameter_that_is_wrong(shared: Serving) -> None:
     wrong = [("limit", value) for value in ("0", "-1", "10001", "abc", "9" * 22)]
-    with server.http() as http:
+    with shared.http() as http:
         for param, value in (*wrong, ("after", "file-none"), ("order", "up")):
             reply = http.get(f"/v1/files?{param}={value}")
             assert reply.status_code == 400, (param, value)
@@ -139,10 +159,10 @@ def test_files_expire_when_they_were_to(server: Serving, clock: Clock, seconds: 
     assert not server.service.vault.path(file.id).exists()
 
 
-def test_what_is_deleted_is_gone(server: Serving) -> None:
-    client = server.sdk()
+def test_what_is_deleted_is_gone(shared: Serving) -> None:
+    client = shared.sdk()
     file = upload(client, rows(1))
-    path = server.service.vault.path(file.id)
+    path = shared.service.vault.path(file.id)
     assert path.stat().st_mode & 0o777 == 0o600
     assert client.files.delete(file.id).deleted
     assert not path.exists()
@@ -151,8 +171,8 @@ def test_what_is_deleted_is_gone(server: Serving) -> None:
             ask(file.id)
 
 
-def test_a_reply_has_an_id_of_its_own(server: Serving) -> None:
-    client = server.sdk()
+def test_a_reply_has_an_id_of_its_own(shared: Serving) -> None:
+    client = shared.sdk()
     replies = [client.files.with_raw_response.list() for _ in range(3)]
     named = {reply.headers["x-request-id"] for reply in replies}
     assert len(named) == 3
@@ -165,8 +185,8 @@ def test_a_reply_has_an_id_of_its_own(server: Serving) -> None:
 # Files in parts
 
 
-def test_a_file_comes_in_parts_and_is_used_as_any_other(server: Serving, tmp_path: Path) -> None:
-    client, data = server.sdk(), rows(500)
+def test_a_file_comes_in_parts_and_is_used_as_any_other(shared: Serving, tmp_path: Path) -> None:
+    client, data = shared.sdk(), rows(500)
     path = tmp_path / "big.jsonl"
     path.write_bytes(data)
     upload_ = client.uploads.upload_file_chunked(
@@ -181,16 +201,26 @@ def test_a_file_comes_in_parts_and_is_used_as_any_other(server: Serving, tmp_pat
     assert client.files.content(upload_.file.id).content == data
     batch = ended(client, create(client, upload_.file.id).id)
     assert len(read(client, batch.output_file_id)) == 500
-    assert list((server.service.folder / "parts").iterdir()) == []
+    assert list((shared.service.folder / "parts").iterdir()) == []
 
 
-def test_parts_are_joined_in_the_order_that_is_asked_for(server: Serving) -> None:
-    client = server.sdk()
-    made = client.uploads.create(bytes=6, filename="x", mime_type="text/plain", purpose="batch")
-    parts = [client.uploads.parts.create(made.id, data=piece).id for piece in (b"ab", b"cd", b"ef")]
-    done = client.uploads.complete(made.id, part_ids=parts[::-1])
+def test_parts_are_joined_in_the_order_that_is_asked_for(shared: Serving) -> None:
+    client = shared.sdk()
+    size = 64 * 2**20
+    pieces = [letter * size for letter in (b"a", b"b")]
+    pieces.append(b"c" * (200_000_000 - 2 * size))
+    made = client.uploads.create(bytes=200_000_000, filename="x", mime_type="text/plain", purpose="batch")
+    parts = [client.uploads.parts.create(made.id, data=piece).id for piece in pieces]
+    with MemoryGrowth() as growth:
+        done = client.uploads.complete(made.id, part_ids=parts[::-1])
+    assert growth.most < 64 * 2**20
     assert done.file is not None
-    assert client.files.content(done.file.id).content == b"efcdab"
+    digest = hashlib.sha256()
+    with client.files.with_streaming_response.content(done.file.id) as stream:
+        for piece in stream.iter_bytes(2**20):
+            digest.update(piece)
+    assert digest.digest() == hashlib.sha256(b"".join(pieces[::-1])).digest()
+    client.files.delete(done.file.id)
 
 
 def test_an_upload_that_does_not_add_up_is_refused(server: Serving, clock: Clock) -> None:
@@ -221,9 +251,9 @@ def test_an_upload_that_does_not_add_up_is_refused(server: Serving, clock: Clock
         client.uploads.parts.create(late.id, data=b"x")
 
 
-def test_an_upload_larger_than_a_file_may_be_is_refused_at_once(server: Serving) -> None:
+def test_an_upload_larger_than_a_file_may_be_is_refused_at_once(shared: Serving) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
-        server.sdk().uploads.create(bytes=201 * 2**20, filename="x", mime_type="x/y", purpose="batch")
+        shared.sdk().uploads.create(bytes=201 * 2**20, filename="x", mime_type="x/y", purpose="batch")
     assert caught.value.status_code == 413
 
 
@@ -233,6 +263,7 @@ def test_an_upload_larger_than_a_file_may_be_is_refused_at_once(server: Serving)
 def test_models_and_chat_are_passed_through(server: Serving) -> None:
     client = server.sdk()
     assert [model.id for model in client.models.list()] == ["toy:1b"]
+    assert client.models.retrieve("toy:1b").id == "toy:1b"
     messages: Any = [{"role": "user", "content": "hello"}]
     answer = client.chat.completions.create(model="toy:1b", messages=messages)
     text = answer.choices[0].message.content
@@ -241,8 +272,15 @@ def test_models_and_chat_are_passed_through(server: Serving) -> None:
     pieces = list(client.chat.completions.create(model="toy:1b", messages=messages, stream=True))
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == text
     assert pieces[-1].choices[0].finish_reason == "stop"
-    with pytest.raises(openai.NotFoundError):
-        client.chat.completions.create(model="none:1b", messages=messages)
+    for ask in (
+        lambda: client.chat.completions.create(model="none:1b", messages=messages),
+        lambda: client.models.retrieve("hf.co/none/none:1b"),
+    ):
+        with pytest.raises(
+            openai.NotFoundError, match=r"does not have this model\. There is: 'toy:1b'\."
+        ) as gone:
+            ask()
+        assert (gone.value.code, gone.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="toy:1b", messages=messages, n=2)
     assert caught.value.param == "n"

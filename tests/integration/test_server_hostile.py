@@ -7,24 +7,24 @@ import logging
 import os
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import openai
-import psutil
 import pytest
 
 from ollama_batch.errors import ConfigError
-from ollama_batch.server import app, create_app, keys
+from ollama_batch.server import app, create_app, keys, protocol
 from ollama_batch.server.serving import check_host
 from ollama_batch.testing import FakeOllama
 from server_support import (
     CHAT,
     KEYS,
+    MemoryGrowth,
     Serving,
     create,
     ended,
@@ -45,7 +45,7 @@ from server_support import (
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     with (
         FakeOllama() as fake,
-        serving(tmp_path_factory.mktemp("server") / "data", fake, idle_s=1.0, max_file_bytes=2**20) as served,
+        serving(tmp_path_factory.mktemp("server") / "data", fake, max_file_bytes=2**20) as served,
     ):
         yield served
 
@@ -209,29 +209,34 @@ def _prefix(name: str) -> str:
         ".",
         "..",
         "a\r\nset-cookie: x",
+        'a"\r\nset-cookie: x\r\nx: "',
+        "",
         "\u202e.jsonl",
     ],
 )
 def test_a_file_name_is_never_a_path_and_never_a_header(shared: Serving, name: str) -> None:
-    boundary = b"b0undary"
     escaped = name.replace("\r", "%0D").replace("\n", "%0A")
-    raw = (
-        b"--b0undary\r\ncontent-disposition: form-data; name=purpose\r\n\r\nbatch\r\n"
-        b'--b0undary\r\ncontent-disposition: form-data; name="file"; filename="'
-        + escaped.encode()
-        + b'"\r\n\r\ndata\r\n--b0undary--\r\n'
-    )
-    with shared.http() as http:
-        kind = {"content-type": "multipart/form-data; boundary=" + boundary.decode()}
-        reply = http.post("/v1/files", content=raw, headers=kind)
-        assert reply.status_code in (200, 400), reply.text
-        if reply.status_code == 200:
-            file = reply.json()
-            assert len(file["filename"]) <= 1024
-            content = http.get(f"/v1/files/{file['id']}/content")
-            assert content.content == b"data"
-            assert "set-cookie" not in content.headers
-            assert http.delete(f"/v1/files/{file['id']}").status_code == 200
+    for sent in (name, escaped):
+        raw = (
+            b"--b0undary\r\ncontent-disposition: form-data; name=purpose\r\n\r\nbatch\r\n"
+            b'--b0undary\r\ncontent-disposition: form-data; name="file"; filename="'
+            + sent.encode()
+            + b'"\r\n\r\ndata\r\n--b0undary--\r\n'
+        )
+        with shared.http() as http:
+            kind = {"content-type": "multipart/form-data; boundary=b0undary"}
+            reply = http.post("/v1/files", content=raw, headers=kind)
+            assert reply.status_code in (200, 400), reply.text
+            assert "set-cookie" not in reply.headers
+            if reply.status_code == 200:
+                file = reply.json()
+                assert file["filename"].isprintable()
+                assert 1 <= len(file["filename"]) <= 1024
+                content = http.get(f"/v1/files/{file['id']}/content")
+                assert content.content == b"data"
+                assert "set-cookie" not in content.headers
+                assert name not in (path.name for path in shared.service.folder.rglob("*"))
+                assert http.delete(f"/v1/files/{file['id']}").status_code == 200
     assert drafts(shared) == []
 
 
@@ -239,11 +244,11 @@ def test_a_file_name_is_never_a_path_and_never_a_header(shared: Serving, name: s
     "name", ["..%2F..%2Fetc", "%2e%2e", "a/b", "x" * 10_000, "file-\u0430", "%00", "file-*", "server.db"]
 )
 def test_an_id_that_is_none_is_unknown(shared: Serving, name: str) -> None:
-    with shared.http() as http:
-        for path in (f"/v1/files/{name}", f"/v1/files/{name}/content", f"/v1/batches/{name}"):
-            reply = http.get(path)
-            assert reply.status_code == 404, path
-            assert reply.json()["error"]["message"]
+    quoted = name.encode() if name.isascii() else quote(name).encode()
+    for path in (b"/v1/files/%s", b"/v1/files/%s/content", b"/v1/batches/%s"):  # as it is: clients tidy it up
+        answer = shared.raw(b"GET " + path % quoted + b" HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 404"), path
+        assert b'{"error":{"message":"' in answer
 
 
 # Forms and bodies
@@ -292,12 +297,12 @@ PURPOSE, FILE = ("purpose", b"batch"), ('file; filename="x"', b"data")
 def test_a_body_that_is_wrong_is_a_4xx_in_json(
     shared: Serving, path: str, headers: dict[str, str], content: bytes
 ) -> None:
-    began = time.monotonic()
+    worked = time.process_time()
     with shared.http() as http:
         reply = http.post(path, content=content, headers=headers)
+    assert time.process_time() - worked < 1
     assert 400 <= reply.status_code < 500, reply.text
     assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
-    assert time.monotonic() - began < 2
     assert drafts(shared) == []
 
 
@@ -308,12 +313,12 @@ def test_the_purpose_may_come_after_the_file(shared: Serving) -> None:
 
 
 def test_ten_thousand_headers_are_refused_soon(shared: Serving) -> None:
-    began = time.monotonic()
+    worked = time.process_time()
     many = b"".join(b"x-%d: y\r\n" % n for n in range(10_000))
     answer = shared.raw(b"GET /v1/files HTTP/1.1\r\nhost: localhost\r\n" + many + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 400")
     assert b'"error"' in answer
-    assert time.monotonic() - began < 2
+    assert time.process_time() - worked < 1
 
 
 @pytest.mark.parametrize(
@@ -335,25 +340,60 @@ def test_a_head_that_contradicts_itself_is_refused_in_json(shared: Serving, head
     assert b'{"error":{' in answer
 
 
-def test_a_body_that_stops_coming_ends_and_leaves_nothing(shared: Serving) -> None:
-    start = b"POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\n"
-    answer = shared.raw(start + b"content-length: 5000\r\n\r\n" + form(PURPOSE, FILE, end=b""), timeout=8)
-    assert answer.startswith(b"HTTP/1.1 408")
-    with socket.create_connection(("127.0.0.1", shared.port)) as sock:  # and one who leaves half-way
-        sock.sendall(start + b"content-length: 5000\r\n\r\n" + form(PURPOSE, FILE, end=b""))
-        until(lambda: drafts(shared))
-    until(lambda: not drafts(shared))
-    with shared.http() as http:
-        assert http.get("/v1/files?limit=1").status_code == 200
-
-
-def test_a_file_one_byte_too_large_is_answered_not_reset(shared: Serving) -> None:
-    client = shared.sdk()
-    assert upload(client, b"x" * 2**20).bytes == 2**20
-    with pytest.raises(openai.APIStatusError) as caught:
-        upload(client, b"x" * (2**20 + 1))
-    assert (caught.value.status_code, caught.value.code) == (413, "file_too_large")
+def test_a_body_longer_than_it_says_is_cut_there(shared: Serving) -> None:
+    whole = form(PURPOSE, FILE)
+    head = b"POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\n"
+    answer = shared.raw(head + b"content-length: %d\r\n\r\n" % (len(whole) - 20) + whole)
+    assert answer.startswith(b"HTTP/1.1 400"), answer
     assert drafts(shared) == []
+
+
+def test_bytes_that_drip_hold_nothing_up_for_long(
+    tmp_path: Path, fake_ollama_factory: Callable[..., FakeOllama], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_S", 0.4)
+    start = b"POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\n"
+    body = start + b"content-length: 5000\r\n\r\n" + form(PURPOSE, FILE, end=b"")
+    with serving(tmp_path / "data", fake_ollama_factory(), upload_s=0.4) as server:
+        for begun, ends in ((b"GET /v1/files HTTP/1.1\r\nx: ", b""), (body, b"HTTP/1.1 408")):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=0.05) as sock:
+                sock.sendall(begun)
+                answer, until_ = None, time.monotonic() + 10
+                while answer is None and time.monotonic() < until_:  # a byte now and then, each in time
+                    try:
+                        answer = sock.recv(12)
+                    except TimeoutError:
+                        sock.sendall(b"x")
+                assert answer == ends
+        assert drafts(server) == []
+        assert server.http().get("/v1/files").json()["data"] == []
+
+
+def test_a_body_that_stops_coming_ends_and_leaves_nothing(
+    tmp_path: Path, fake_ollama_factory: Callable[..., FakeOllama]
+) -> None:
+    start = b"POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\n"
+    half = start + b"content-length: 5000\r\n\r\n" + form(PURPOSE, FILE, end=b"")
+    with serving(tmp_path / "data", fake_ollama_factory(), idle_s=0.3) as server:
+        assert server.raw(half, timeout=8).startswith(b"HTTP/1.1 408")
+        assert drafts(server) == []
+    with serving(tmp_path / "other", fake_ollama_factory()) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:  # and one who leaves half-way
+            sock.sendall(half)
+            until(lambda: drafts(server))
+        until(lambda: not drafts(server))
+        assert server.http().get("/v1/files?limit=1").status_code == 200
+
+
+def test_a_file_one_byte_too_large_is_answered_not_reset(locked: Serving) -> None:
+    client, size = locked.sdk(KEYS[0]), 200 * 2**20
+    with pytest.raises(openai.APIStatusError) as caught:
+        upload(client, bytes(size + 1))
+    assert (caught.value.status_code, caught.value.code) == (413, "file_too_large")
+    assert drafts(locked) == []
+    file = upload(client, bytes(size))
+    assert file.bytes == size
+    client.files.delete(file.id)
 
 
 def test_an_endless_upload_is_cut_soon_after_the_limit(shared: Serving) -> None:
@@ -368,15 +408,14 @@ def test_an_endless_upload_is_cut_soon_after_the_limit(shared: Serving) -> None:
             sent += len(piece)
             yield piece
 
-    before = psutil.Process().memory_info().rss
-    with shared.http() as http:
+    with shared.http() as http, MemoryGrowth() as growth:
         try:
             status = http.post("/v1/files", content=pieces(), headers=FORM).status_code
         except httpx.TransportError:
             status = 413  # it was closed while we were sending
     assert status == 413
     assert sent <= 3 * size, "what comes after the answer is dropped for a while, then no more"
-    assert psutil.Process().memory_info().rss - before < size
+    assert growth.most < size
     assert drafts(shared) == []
 
 
@@ -413,7 +452,7 @@ def test_every_route_is_described(shared: Serving) -> None:
         paths = http.get("/openapi.json").json()["paths"]
     told = {(path, method) for path, does in paths.items() for method in does if path.startswith("/v1")}
     real = {
-        (route.path, method.lower())
+        (route.path_format, method.lower())
         for route in app.ROUTES
         for method in route.methods or ()
         if route.path.startswith("/v1") and method != "HEAD"
@@ -451,23 +490,11 @@ def test_a_very_long_line_is_refused_with_little_memory(
             file.write(line("good").encode() + b"\n")
             for _ in range(150):
                 file.write(b"x" * 2**20)
-        before, most = psutil.Process().memory_info().rss, 0
-        stop = threading.Event()
-
-        def watch() -> None:
-            nonlocal most
-            while not stop.wait(0.005):
-                most = max(most, psutil.Process().memory_info().rss)
-
-        watching = threading.Thread(target=watch)
-        watching.start()
-        with path.open("rb") as handle:
+        with MemoryGrowth() as growth, path.open("rb") as handle:
             file_id = client.files.create(file=handle, purpose="batch").id
-        batch = ended(client, create(client, file_id).id)
-        stop.set()
-        watching.join()
+            batch = ended(client, create(client, file_id).id)
         assert errors_of(batch) == [("line_too_long", 2, None)]
-        assert most - before < 64 * 2**20
+        assert growth.most < 64 * 2**20
 
 
 def test_no_prompt_no_answer_and_no_key_is_in_a_log(

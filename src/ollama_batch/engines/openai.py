@@ -21,6 +21,7 @@ from ollama_batch.errors import (
     EngineError,
     InvalidReplyError,
     ModelNotFoundError,
+    UnsupportedParamError,
 )
 from ollama_batch.types import ChatRequest, Completion, EngineInfo, Message, Timings, Usage
 
@@ -156,6 +157,13 @@ class OpenAIEngine:
         reply = await self._http.post("/v1/chat/completions", content, deadline=deadline)
         took_s = time.monotonic() - sent
         completion = completion_of(self._decoded(reply, request.model))
+        given, asked = len(completion.body["choices"]), body.get("n")
+        if isinstance(asked, int) and given < asked:
+            raise UnsupportedParamError(
+                f"{self.address} gave {given} of the {asked} answers that n asks for: it does not honour n; "
+                "repeat the row under other ids",
+                param="n",
+            )
         return check_outcome(self._with_wait(completion, took_s), own_limit=request.own_limit)
 
     async def count_prompt(

@@ -59,7 +59,12 @@ OPENAI_FIELDS: Final = FieldTable(
         *_sent(f.text, "reasoning_effort", "verbosity", "service_tier", "user", "safety_identifier"),
         *_sent(f.text, "prompt_cache_key", "prompt_cache_retention"),
         *_sent(f.integer(0, 20), "top_logprobs"),
-        *_sent(f.integer(1, 128), "n", note=_SENT + "; `output` is the first answer, `body` holds all"),
+        *_sent(
+            f.integer(1, 128),
+            "n",
+            note=_SENT
+            + "; `output` is the first answer, `body` holds all; fewer than asked for fail the row",
+        ),
         *_sent(f.mapping, "logit_bias", "audio", "prediction", "web_search_options", "moderation"),
         *_sent(f.mapping, "prompt_cache_options"),
         *_sent(f.anything, "modalities", "functions", "function_call"),

@@ -37,6 +37,7 @@ ROUTES = (
     Route("/v1/uploads/{id}/cancel", uploads.cancel, methods=["POST"]),
     Route("/v1/chat/completions", chat.complete, methods=["POST"]),
     Route("/v1/models", chat.models, methods=["GET"]),
+    Route("/v1/models/{id:path}", chat.model, methods=["GET"]),
     Route("/health", monitor.health, methods=["GET"]),
     Route("/openapi.json", monitor.described, methods=["GET"]),
     Route("/status", monitor.status, methods=["GET"]),
@@ -97,5 +98,5 @@ async def _no_route(request: Request, error: Exception) -> Response:
         headers["allow"] = ", ".join(allowed)
         message = f"This URL takes {headers['allow']} only."
     else:
-        message = "There is nothing at this URL."
+        message = "There is nothing at this URL; GET /openapi.json tells what there is."
     return ApiFault(error.status_code, message, code="unknown_url", headers=headers).response()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ from ollama_batch.server.reading import json_object, no_body
 from ollama_batch.server.service import Service
 from ollama_batch.server.settings import WINDOW_S
 from ollama_batch.types import CHAT_URL
+
+log = logging.getLogger("ollama_batch.server")
 
 _FIELDS = (
     "input_file_id",
@@ -152,6 +155,7 @@ async def _make(service: Service, batch: StoredBatch, key: str | None) -> Stored
     if made is not None:  # another request with this key came first
         service.vault.end_run(batch.id)
         return _same(made, batch)
+    log.info("%s was made", batch.id)
     service.scheduler.wake()
     return batch
 
@@ -184,6 +188,7 @@ async def cancel(request: Request) -> Response:
         cancelling_at=batch.moment(service.clock()),
     )
     if changed is not None:
+        log.info("%s is cancelled", batch.id)
         service.scheduler.wake()
         return _shown(service, changed)
     batch = _batch_at(request)

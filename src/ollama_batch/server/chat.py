@@ -38,9 +38,28 @@ async def models(request: Request) -> Response:
         names = await service.engine.models()
     except EngineError as error:
         raise _fault(error) from None
-    made = int(service.began_at)
-    listed = [{"id": name, "object": "model", "created": made, "owned_by": "engine"} for name in names]
-    return JSONResponse({"object": "list", "data": listed})
+    return JSONResponse({"object": "list", "data": [_model(service, name) for name in names]})
+
+
+async def model(request: Request) -> Response:
+    """GET /v1/models/{id}."""
+    service, name = service_of(request), request.path_params["id"]
+    try:
+        await service.engine.describe(name)
+    except ModelNotFoundError:
+        raise await _no_model(service) from None
+    except EngineError as error:
+        raise _fault(error) from None
+    return JSONResponse(_model(service, name))
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": int(service.began_at), "owned_by": "engine"}
+
+
+async def _no_model(service: Service) -> ApiFault:
+    said = f"The engine does not have this model.{await service.engine.names()}"
+    return ApiFault(404, said, code="model_not_found", param="model")
 
 
 async def complete(request: Request) -> Response:
@@ -63,6 +82,8 @@ async def complete(request: Request) -> Response:
         )
     except OutputTruncatedError as error:
         completion = error.completion
+    except ModelNotFoundError:
+        raise await _no_model(service) from None
     except EngineError as error:
         raise _fault(error) from None
     if not stream:
@@ -73,7 +94,8 @@ async def complete(request: Request) -> Response:
 
 def _request_of(body: dict[str, Any], service: Service) -> ChatRequest:
     """What the engine is to answer. Raises ApiFault for fields that it cannot honour."""
-    model = text_of(body, "model")
+    default = service.settings.default_model
+    model = default if default is not None and body.get("model") is None else text_of(body, "model")
     sent = {name: value for name, value in body.items() if name not in ("stream", "stream_options")}
     refused = service.engine.engine.check_params(sent)
     if refused is not None:
@@ -103,8 +125,6 @@ def _request_of(body: dict[str, Any], service: Service) -> ChatRequest:
 
 def _fault(error: EngineError) -> ApiFault:
     """An error of the engine as this server's own; its address is nobody's business."""
-    if isinstance(error, ModelNotFoundError):
-        return ApiFault(404, "The engine does not have this model.", code="model_not_found", param="model")
     if isinstance(error, RequestRejectedError):
         return ApiFault(400, error.message, code=error.code, param=error.param)
     if isinstance(error, OutcomeError):

@@ -15,6 +15,8 @@ from ollama_batch.types import ChatRequest, Completion, EngineInfo, LoadedModel
 T = TypeVar("T")
 
 LOOK_S = 5.0
+NAMED = 10
+"""So many models are named in an error."""
 
 
 class SharedEngine:
@@ -41,6 +43,17 @@ class SharedEngine:
         if not isinstance(self.engine, Listing):
             return ()
         return await self._ask(self.engine.models())
+
+    async def names(self) -> str:
+        """The models there are, as a sentence to end an error with; empty if that is not known."""
+        try:
+            models = await self.models()
+        except EngineError:
+            return ""
+        if not models:
+            return ""
+        more = f", and {len(models) - NAMED:,} more (GET /v1/models)" if len(models) > NAMED else ""
+        return f" There {'is' if len(models) == 1 else 'are'}: {', '.join(map(repr, models[:NAMED]))}{more}."
 
     async def complete(self, request: ChatRequest, *, timeout: float) -> Completion:
         """Answer one request, in turn with those of the batches. Raises EngineErrors."""

@@ -41,7 +41,7 @@ async def status(request: Request) -> Response:
         {
             "engine": "up" if up else "down",
             "disk": "full" if low else "ok",
-            "trouble": service.scheduler.trouble is not None,
+            "trouble": service.scheduler.waits(),
             "loaded": [{"model": each.model, "vram_bytes": each.vram_bytes} for each in loaded],
         }
     )
@@ -65,7 +65,8 @@ async def page(request: Request) -> Response:
         "referrer-policy": "no-referrer",
         "cache-control": "no-store",
     }
-    return HTMLResponse(html.replace("NONCE", nonce), headers=headers)
+    keyed = "true" if service_of(request).has_keys else "false"
+    return HTMLResponse(html.replace("NONCE", nonce).replace("KEYED", keyed), headers=headers)
 
 
 async def metrics(request: Request) -> Response:

@@ -98,7 +98,13 @@ _SCHEMAS: Final[dict[str, Any]] = {
     "Deleted": _object({"id": _TEXT, "object": {"const": "file"}, "deleted": {"const": True}}),
     "Files": _list_of("File"),
     "Batches": _list_of("Batch"),
-    "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": {"type": "object"}}}),
+    "Model": _object({"id": _TEXT, "object": {"const": "model"}, "created": _INT, "owned_by": _TEXT}),
+    "Models": _object(
+        {
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}},
+        }
+    ),
     "Any": {"type": "object"},
     "Error": _object(
         {"error": _object({"message": _TEXT, "type": _TEXT, "param": _maybe(_TEXT), "code": _maybe(_TEXT)})}
@@ -226,6 +232,7 @@ def description() -> dict[str, Any]:
         "/v1/uploads/{id}/cancel": {"post": _does("Give it up", "Upload", parameters=(_ID,))},
         "/v1/chat/completions": {"post": _does("Ask the engine", "Any", body=_json(_CHAT))},
         "/v1/models": {"get": _does("The models there are", "Models")},
+        "/v1/models/{id}": {"get": _does("A model", "Model", parameters=(_ID,))},
         "/health": {"get": _does("How the server is", "Any")},
     }
     return {

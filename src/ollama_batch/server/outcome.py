@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,11 @@ _REST_SAYS = {
     "batch_expired": "This request could not be executed before the completion window expired.",
 }
 _BUFFER = 1 << 20
+_REQUEST = re.compile(rb'^\{"id":"batch_req_([0-9a-f]{24})"')
+_REFUSED = ("unsupported_parameter", "context_length_exceeded")
+"""What is wrong with a line itself, whether that was found out before asking the engine or by asking."""
+_FIELDS = {"think": "reasoning_effort"}
+"""What a line calls a setting of the library."""
 
 
 @dataclass(slots=True)
@@ -94,7 +101,7 @@ def write_outcome(vault: Vault, batch_id: str, *, rest: Rest | None, max_line_by
     good, bad = _Lines(vault), _Lines(vault)
     source = str(vault.input(batch_id))
     try:
-        results = _results(vault.journal(batch_id))
+        results = _results(vault.journal(batch_id), batch_id)
         if rest is None:
             for _, record in results:
                 _add(outcome, record, good, bad, source)
@@ -109,12 +116,18 @@ def write_outcome(vault: Vault, batch_id: str, *, rest: Rest | None, max_line_by
     return outcome
 
 
-def _results(journal: Path) -> Iterator[tuple[int, ResultRecord]]:
+def _results(journal: Path, batch_id: str) -> Iterator[tuple[int, ResultRecord]]:
+    """The results by their place in the input, each with an id that no line of another batch has."""
+
+    def renamed(found: re.Match[bytes]) -> bytes:
+        own = blake2b(found[1], key=batch_id.encode(), digest_size=12)
+        return b'{"id":"batch_req_' + own.hexdigest().encode() + b'"'
+
     if not journal.exists():
         return
     with RunJournal.open_readonly(journal) as opened:
         for row, record in opened.results():
-            yield row.index, record
+            yield row.index, replace(record, line=_REQUEST.sub(renamed, record.line, 1))
 
 
 def _merge(
@@ -151,7 +164,7 @@ def _add(outcome: Outcome, record: ResultRecord, good: _Lines, bad: _Lines, sour
         good.add(record.line)
     else:
         outcome.failed += 1
-        bad.add(_error_line(record.line, source))
+        bad.add(_error_line(record, source))
 
 
 def _count(usage: dict[str, int], line: bytes) -> None:
@@ -169,12 +182,18 @@ def _count(usage: dict[str, int], line: bytes) -> None:
             usage[name] += value
 
 
-def _error_line(raw: bytes, source: str) -> bytes:
+def _error_line(record: ResultRecord, source: str) -> bytes:
     """A failed line as clients are to see it: fields by their own names, and no path of this machine."""
-    line = orjson.loads(raw)
-    response = line["response"]
+    line = orjson.loads(record.line)
+    response, told = line["response"], line["error"]
+    if response is None and told["code"] in _REFUSED:
+        param = (orjson.loads(record.info).get("error") or {}).get("param") or ""
+        named = {"param": _FIELDS.get(param, param) or None, "code": told["code"]}
+        body = {"error": {"message": told["message"], "type": "invalid_request_error", **named}}
+        response = line["response"] = {"status_code": 400, "request_id": "", "body": body}
+        line["error"] = None
     if response is None or response["status_code"] < 400:
-        return raw
+        return record.line
     # Never asked about, it has no request of its own.
     response["request_id"] = response["request_id"] or str(line["id"]).replace("batch_req_", "req_", 1)
     fault = response["body"]["error"]

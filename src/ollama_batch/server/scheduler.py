@@ -32,7 +32,7 @@ from ollama_batch.server.engine import SharedEngine
 from ollama_batch.server.fairness import Going, Load, choose
 from ollama_batch.server.objects import StoredBatch
 from ollama_batch.server.settings import ServerSettings
-from ollama_batch.server.steps import Steps
+from ollama_batch.server.steps import Steps, progress_of
 from ollama_batch.server.store import Store
 from ollama_batch.server.tally import Tally
 from ollama_batch.server.vault import Vault
@@ -108,6 +108,10 @@ class Scheduler:
         """The ids of batches that are being run."""
         return tuple(self._going)
 
+    def waits(self) -> bool:
+        """Whether a batch waits for better times: for the engine, say, or for room on the disk."""
+        return self.trouble is not None or any(each.tally.paused for each in self._going.values())
+
     def models(self) -> Sequence[str]:
         """The models of batches that are being run."""
         return tuple(dict.fromkeys(name for each in self._going.values() for name in each.going.load.models))
@@ -151,6 +155,7 @@ class Scheduler:
             each.run.cancel(now=True)
         if tasks:
             await asyncio.wait(tasks, timeout=10 * STOP_S)
+        log.info("stopped; batches to go on with at the next start: %d", len(self._store.open_batches()))
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     # One look
@@ -201,17 +206,21 @@ class Scheduler:
             self._served[batch.owner] = self._serial
             self._waiting_since.pop(batch.id, None)
             load = self._load(batch)
-            tally = Tally()
+            tally = Tally(batch.id)
+            how = "goes on" if self._vault.journal(batch.id).exists() else "begins"
             try:
                 run = await self._steps.start(batch, load, tally)
             except OllamaBatchError as error:
                 self._begin(batch, self._failed(batch, error))
                 continue
+            if batch.id not in self._troubles:  # else it would be said at every attempt
+                log.info("%s %s: %s", batch.id, how, progress_of(batch))
             self._going[batch.id] = _Going(run, tally, Going(batch.owner, load, moment))
             self._begin(batch, self._follow(batch, run, tally))
         for batch_id in choice.halt:
             if not self._going[batch_id].halted:
                 self._going[batch_id].halted = True
+                log.info("%s makes room for another model", batch_id)
                 self._going[batch_id].run.cancel()
 
     def _load(self, batch: StoredBatch) -> Load:
@@ -236,6 +245,8 @@ class Scheduler:
             await work
             self._troubles.pop(batch.id, None)
             self._retry_at.pop(batch.id, None)
+            if self.trouble is not None:
+                log.info("%s goes on: the trouble is over", batch.id)
             self.trouble = None
         except (JournalCorruptError, JournalVersionError, ConfigError) as error:
             await self._give_up(batch, error)
@@ -304,10 +315,11 @@ class Scheduler:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def _recount(self) -> None:
-        """After a kill: what the journals say of batches that were being run."""
+        """After a stop or a kill: what there is to go on with, and what the journals say of it."""
         for batch in self._store.open_batches():
             journal = self._vault.journal(batch.id)
             if batch.in_progress_at is None or not journal.exists():
+                log.info("%s is taken up again: %s", batch.id, batch.status)
                 continue
             try:
                 with RunJournal.open_readonly(journal) as opened:
@@ -315,7 +327,11 @@ class Scheduler:
             except JournalError as error:
                 self._say(f"{batch.id}: {error}")
                 continue
-            self._store.change(batch, when=(batch.status,), completed=counts.ok, failed=counts.failed)
+            changed = self._store.change(
+                batch, when=(batch.status,), completed=counts.ok, failed=counts.failed
+            )
+            if changed is not None:
+                log.info("%s is taken up again: %s, %s", batch.id, batch.status, progress_of(changed))
 
     def _say(self, what: str) -> None:
         """Tell of trouble, each kind once until it is over."""

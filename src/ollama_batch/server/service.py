@@ -98,7 +98,18 @@ class Service:
         self.open()
         self.loop = asyncio.get_running_loop()
         self.scheduler = self._new_scheduler()
-        self._serving = asyncio.create_task(self.scheduler.serve())
+        self._serving = asyncio.create_task(self._serve())
+
+    async def _serve(self) -> None:
+        looking = asyncio.create_task(self._look_for_engine())
+        try:
+            await self.scheduler.serve()
+        finally:
+            looking.cancel()
+
+    async def _look_for_engine(self) -> None:
+        if not await self.engine.healthy():
+            log.warning("the engine at %s does not answer: batches wait for it", self.engine.engine.address)
 
     async def stop(self) -> None:
         """End all work, resumably, and let go of the data folder."""

@@ -20,8 +20,9 @@ class ServerSettings:
 
     `max_file_bytes`: of one uploaded file. `max_lines`: of one batch, blank ones not counted.
     `max_line_bytes`, `max_depth`: of one line, and of the objects in it. `mixed_models`: a batch may name
-    several models; they run one after another. `num_ctx`: context length in tokens of every batch; "auto"
-    takes what the longest lines of a batch need.
+    several models; they run one after another. `default_model`: answers lines that name none; None refuses
+    them. `num_ctx`: context length in tokens of every batch; "auto" takes what the longest lines of a batch
+    need.
 
     `max_files_per_key`, `max_bytes_per_key`, `max_open_batches_per_key`: beyond them uploads and batches are
     refused with 429; results of a batch that was taken are always kept.
@@ -43,6 +44,7 @@ class ServerSettings:
     max_line_bytes: int = 16 * 2**20
     max_depth: int = 64
     mixed_models: bool = False
+    default_model: str | None = None
     num_ctx: int | Literal["auto"] = "auto"
     max_files_per_key: int = 10_000
     max_bytes_per_key: int = 100 * 2**30
@@ -68,6 +70,8 @@ class ServerSettings:
                     raise ConfigError(f"{each.name}={value!r}: must be a {kind} above 0")
         if self.num_ctx != "auto" and (type(self.num_ctx) is not int or self.num_ctx < 16):
             raise ConfigError(f'num_ctx={self.num_ctx!r}: must be "auto" or a whole number from 16')
+        if self.default_model == "":
+            raise ConfigError("default_model='': must be the name of a model, or None")
         if self.max_depth > 200:
             raise ConfigError(f"max_depth={self.max_depth}: must be 200 at most")
         for name in _OWN:

@@ -34,6 +34,15 @@ _ENDS: dict[str, tuple[Rest | None, Status]] = {
 """How a batch ends from each status: what becomes of lines that were not run, and the status then."""
 
 
+def progress_of(batch: StoredBatch) -> str:
+    """How far a batch is, in words."""
+    return f"{batch.completed:,} of {_counted(batch.total, 'line')} done, {batch.failed:,} failed"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class Heavy(Protocol):
     """Does blocking work in a thread."""
 
@@ -95,6 +104,7 @@ class Steps:
         changed = await self._change(batch, ("validating",), **values)
         del self._found[batch.id]
         if changed is not None and changed.over:
+            log.info("%s failed: %s in its input, nothing was run", batch.id, _counted(found.wrong, "fault"))
             await asyncio.to_thread(self._vault.end_run, batch.id)
 
     async def _ask_models(self, found: Validated) -> int | None:
@@ -105,7 +115,8 @@ class Steps:
             try:
                 info = await self._engine.describe(model)
             except ModelNotFoundError:
-                message = f"The provided model '{model[:200]}' is not supported by the Batch API."
+                names = await self._engine.names()
+                message = f"The provided model '{model[:200]}' is not supported by the Batch API.{names}"
                 found.add("model_not_found", message, line=line, param="body.model")
                 continue
             if wanted == "auto" and info.context_length is not None and length is not None:
@@ -186,6 +197,7 @@ class Steps:
         if changed is None:
             self._forget(outcome, made)
             return
+        log.info("%s %s: %s", batch.id, status, progress_of(changed))
         await asyncio.to_thread(self._vault.end_run, batch.id)
         self._found.pop(batch.id, None)
 

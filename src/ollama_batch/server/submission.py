@@ -35,10 +35,13 @@ AWAY_S: Final = 900.0
 """A server that does not answer is waited for so long."""
 
 _OVER: Final = ("completed", "failed", "expired", "cancelled")
+_HAS: Final = {"failed": "failed", "expired": "expired", "cancelled": "was cancelled"}
 
 
 class Submission:
     """One input on its way through a server; `OUTPUT.batch.json` beside the output says which batch it is.
+
+    A file that is there and is not known to be of that batch is never overwritten.
 
     Talks to any server with OpenAI's files and batches. `say` is given lines for people. Raises ConfigError,
     InputError, OutputError, and EngineErrors: what the server refuses, or that it is away.
@@ -74,11 +77,28 @@ class Submission:
     ) -> None:
         self._http.close()
 
-    def go(self, *, batch_id: str | None, wait: bool, poll_s: float) -> int:
-        """Submit or take up; with `wait`, to the end. Returns the exit code of `ollama-batch submit`."""
+    def go(self, *, batch_id: str | None, wait: bool, poll_s: float, anew: bool = False) -> int:
+        """Submit or take up; with `wait`, to the end. Returns the exit code of `ollama-batch submit`.
+
+        `anew`: submit once more where the batch of this output failed, expired or was cancelled.
+        """
+        try:
+            return self._go(batch_id, wait=wait, poll_s=poll_s, anew=anew)
+        except OSError as error:
+            place = error.filename2 or error.filename or self._output
+            raise OutputError(f"{place} cannot be written: {error.strerror}") from error
+
+    def _go(self, batch_id: str | None, *, wait: bool, poll_s: float, anew: bool) -> int:
+        folder = self._output.parent
+        if not folder.is_dir():
+            raise OutputError(f"the folder {folder} does not exist: make it, or give another output")
         known = self._recall()
-        batch_id = batch_id or known.get("batch")
-        batch = self._make(known) if batch_id is None else self._get(f"/batches/{batch_id}")
+        if batch_id is not None:
+            self._take_up(known, batch_id)
+        elif known.get("batch") is not None:
+            known = self._usable(known, anew=anew)
+            batch_id = known.get("batch")
+        batch = self._make(known) if batch_id is None else self._look_at(batch_id)
         said = ""
         while True:
             line = _line_of(batch)
@@ -92,10 +112,81 @@ class Submission:
             time.sleep(poll_s)
             batch = self._get(f"/batches/{batch['id']}")
 
+    def _take_up(self, known: Mapping[str, Any], batch_id: str) -> None:
+        """Note that the output is of a batch that was made otherwise."""
+        if known.get("batch") == batch_id:
+            return
+        if known.get("batch") is not None:
+            raise ConfigError(
+                f"{self._memory} says that {self._output} is of {known['batch']}: give another output"
+            )
+        self._look_at(batch_id)
+        self._check_free()
+        self._remember({**self._mine(), "batch": batch_id})
+
+    def _usable(self, known: dict[str, Any], *, anew: bool) -> dict[str, Any]:
+        """What is known of the batch of this output, or the beginnings of a new one where that one is no use.
+
+        Raises ConfigError where it is of another input and may still be of use, or must not be made anew.
+        """
+        mine = self._mine()
+        changed = known.get("input_sha256") != mine["input_sha256"]
+        if not changed and not anew:
+            return known
+        try:
+            batch = self._look_at(known["batch"])
+        except RequestRejectedError as error:
+            if not anew or error.status != 404:
+                raise
+            self._say(f"the server does not know {known['batch']} any more; {self._source} is submitted anew")
+            return mine
+        status = batch["status"]
+        if status == "failed" and changed:
+            self._say(f"{batch['id']} failed; {self._source} has changed since, so it is submitted anew")
+            return mine
+        if anew and status in ("failed", "expired", "cancelled"):
+            self._say(f"{batch['id']} {_HAS[status]}; {self._source} is submitted anew")
+            return mine
+        if not changed:
+            raise ConfigError(
+                f"--anew: {batch['id']} is {status}, not failed, expired or cancelled: leave --anew out, or "
+                "give another output"
+            )
+        if status not in _OVER:
+            then = f"give another output, or cancel it and remove {self._memory}"
+        elif status == "completed":
+            then = "give another output for the new input"
+        else:
+            then = "give another output for the new input, or add --anew"
+        raise ConfigError(
+            f"{self._output} is of {batch['id']}, which is {status} and was made of another input: "
+            f"{self._source} has changed since, or was another file; {then}"
+        )
+
+    def _look_at(self, batch_id: str) -> dict[str, Any]:
+        try:
+            return self._get(f"/batches/{batch_id}")
+        except RequestRejectedError as error:
+            if error.status != 404 or not self._memory.exists():
+                raise
+            raise RequestRejectedError(
+                f"{error.message}; {self._memory} names it: add --anew to submit {self._source} once more",
+                status=404,
+            ) from error
+
+    def _check_free(self) -> None:
+        """Raise OutputError if a file is in the way. An empty one is not."""
+        for place in (self._output, self._errors):
+            try:
+                taken = place.lstat().st_size > 0
+            except FileNotFoundError:
+                continue
+            if taken or not place.is_file() or place.is_symlink():
+                raise OutputError(f"{place} exists: give another name, or move it away")
+
     def _make(self, known: dict[str, Any]) -> dict[str, Any]:
         """Upload and create; a kill between two steps makes nothing twice."""
-        if os.path.lexists(self._output):
-            raise OutputError(f"{self._output} exists: give another name, or remove it")
+        self._check_free()
         if "file" not in known:
             try:
                 with self._source.open("rb") as file:
@@ -116,11 +207,20 @@ class Submission:
             for error in (batch.get("errors") or {}).get("data", []):
                 where = "" if error.get("line") is None else f"line {error['line']}: "
                 self._say(f"  {where}{error.get('message')} ({error.get('code')})")
+            self._say(
+                f"nothing was run: mend {self._source} and give the same line again; if it was not the input "
+                "that had to be mended, add --anew"
+            )
             return REFUSED
         # Some servers give "" for a file that is not there.
         if batch.get("error_file_id"):
             self._download(batch["error_file_id"], self._errors)
         self._download(batch.get("output_file_id") or None, self._output)
+        if batch["status"] != "completed":
+            self._say(
+                f"the batch {_HAS[batch['status']]}: what was done is in {self._output}. To run all lines, "
+                "move the results away and add --anew"
+            )
         if batch["request_counts"]["total"] == 0:
             return SOME_FAILED
         ids = (row.custom_id for row in FileSource(self._source).scan())
@@ -176,20 +276,27 @@ class Submission:
     def _away(self, error: httpx.TransportError) -> EngineUnreachableError:
         return EngineUnreachableError(f"{self._address} does not answer ({type(error).__name__})")
 
+    def _mine(self) -> dict[str, Any]:
+        """What is noted of a batch that is to be made."""
+        return {"server": self._address, "input_sha256": self._digest()}
+
     def _recall(self) -> dict[str, Any]:
-        """What an earlier call has noted for this output. Raises ConfigError if it is of other input."""
-        mine = {"server": self._address, "input_sha256": self._digest()}
+        """What an earlier call has noted for this output. Raises ConfigError if it is of another server."""
+        mine = self._mine()
         try:
             known = json.loads(self._memory.read_text(encoding="utf-8"))
+            server, batch = known.get("server"), known.get("batch")
         except FileNotFoundError:
             return mine
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise OutputError(f"{self._memory} cannot be read: remove it, or give another output") from error
-        for name, value in mine.items():
-            if known.get(name) != value:
-                what = name.partition("_")[0]
-                raise ConfigError(f"{self._memory} is of another {what}: give another output, or remove it")
-        return dict(known)
+        if server != self._address:
+            raise ConfigError(
+                f"{self._memory} says that {self._output} is of a batch at {server}: name that --server, or "
+                "give another output"
+            )
+        # An upload of which no batch was made is of use for the same input only.
+        return mine if batch is None and known.get("input_sha256") != mine["input_sha256"] else dict(known)
 
     def _digest(self) -> str:
         try:

@@ -27,6 +27,10 @@ _MESSAGES = {
     "invalid_url": "The URL provided for this request does not match the batch endpoint.",
     "streaming_unsupported": "Chat Completions: Streaming is not supported in the Batch API.",
 }
+_NO_MODEL = (
+    "Model parameter is required. Name one in the body of every line (`ollama-batch aris --model M` writes "
+    "it), or have the server started with --model M, which then answers lines without a model."
+)
 _TOP_LEVEL = ("custom_id", "method", "url", "body")
 
 
@@ -34,13 +38,14 @@ _TOP_LEVEL = ("custom_id", "method", "url", "body")
 class Validated:
     """What was found: `errors` (then nothing is run), or `total` lines, their models and how long they are.
 
-    `first_lines` has the line that named each model first.
+    `first_lines` has the line that named each model first; `default` is the model of lines that name none.
     """
 
     total: int = 0
     errors: list[dict[str, Any]] = field(default_factory=list)
     wrong: int = 0
     first_lines: dict[str, int] = field(default_factory=dict)
+    default: str | None = None
     sizes: PromptSizes = field(default_factory=PromptSizes)
 
     def add(self, code: str, message: str, *, line: int | None = None, param: str | None = None) -> None:
@@ -112,8 +117,10 @@ def _check_row(found: Validated, row: ScannedRow, seen: dict[bytes, int], settin
         found.add("duplicate_custom_id", message, line=row.line, param="custom_id")
         return
     model = row.request.params.get("model")
+    if model is None and settings.default_model is not None:
+        model = found.default = settings.default_model
     if not isinstance(model, str):
-        found.add("invalid_request", "Model parameter is required.", line=row.line, param="body.model")
+        found.add("invalid_request", _NO_MODEL, line=row.line, param="body.model")
         return
     if model not in found.first_lines:
         if found.first_lines and not settings.mixed_models:
@@ -143,5 +150,5 @@ def plain_param(param: str | None) -> str | None:
 
 
 def models_of(found: Validated) -> Sequence[str]:
-    """The models that were named, the first one first."""
-    return tuple(found.first_lines)
+    """The models that are needed: that of lines without one first, then in the order of the lines."""
+    return tuple(sorted(found.first_lines, key=lambda name: name != found.default))

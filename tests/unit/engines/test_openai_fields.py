@@ -6,6 +6,7 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from engines_support import HELLO, OPENAI_ANSWER, Canned, request, soon
 from ollama_batch.engines.openai import OpenAIEngine
 from ollama_batch.engines.openai_fields import OPENAI_FIELDS
+from ollama_batch.errors import UnsupportedParamError
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}
 TOOL = {"type": "function", "function": {"name": "f", "strict": True}}
@@ -89,7 +90,6 @@ SENT: list[tuple[str, Any]] = [
     ("stop", ["a"]),
     ("response_format", SCHEMA),
     ("tools", [TOOL]),
-    ("n", 2),
     *((name, 0.5) for name in NUMBERS),
     *((name, 3) for name in INTEGERS),
     *((name, True) for name in FLAGS),
@@ -143,6 +143,18 @@ async def on_the_wire(engine_options: dict[str, Any] | None = None, **changes: A
     engine = OpenAIEngine("http://host", transport=transport, **(engine_options or {}))
     await engine.complete(request(**changes), deadline=soon())
     return transport.sent()
+
+
+async def test_several_answers_are_asked_for_and_fewer_are_no_answer() -> None:
+    choice = OPENAI_ANSWER["choices"][0]
+    transport = Canned({**OPENAI_ANSWER, "choices": [choice, {**choice, "index": 1}]})
+    engine = OpenAIEngine("http://host", transport=transport)
+    completion = await engine.complete(request(params={"n": 2}), deadline=soon())
+    assert transport.sent()["n"] == 2
+    assert len(completion.body["choices"]) == 2
+    with pytest.raises(UnsupportedParamError, match="gave 2 of the 3 answers") as caught:
+        await engine.complete(request(params={"n": 3}), deadline=soon())
+    assert caught.value.param == "n"
 
 
 @pytest.mark.parametrize(("name", "value"), SENT)
