@@ -82,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         source, output = Path(name) / "export.json", Path(name) / "batch.jsonl"
         for size in sizes:
-            write_export(source, size)
+            write_export(source, size, overwrite=True)
             megabytes = source.stat().st_size / 1e6
             first = size == sizes[0]
             runs: list[dict[str, Any]] = []

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import os
 import random
 import signal
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nursery
+from nursery import Life, Nursery
 from ollama_batch import RunJournal
 from ollama_batch.errors import JournalError
 from ollama_batch.testing import FakeOllama, Fault
+
+LIFE_S = 60.0
 
 ELSEWHERE = (
     *("aside.before_rename", "aside.before_return", "failed.begin", "file.remove"),
@@ -28,6 +34,21 @@ ELSEWHERE = (
 def mode_for(point: str) -> str:
     """The mode of a run that reaches `point`."""
     return "conversation" if point.startswith(("turn.", "turns.")) else "independent"
+
+
+@functools.cache
+def _errors() -> Path:
+    handle, name = tempfile.mkstemp()
+    os.close(handle)
+    atexit.register(os.unlink, name)
+    return Path(name)
+
+
+@functools.cache
+def _nursery() -> Nursery:
+    nursery = Nursery("run_child", _errors())
+    atexit.register(nursery.close)
+    return nursery
 
 
 @dataclass
@@ -87,23 +108,23 @@ class Campaign:
             "point": point,
             "nth": nth,
         }
-        child = nursery.start(settings)
+        child = _nursery().start(settings)
         if kill_after is not None:
             self._kill_when_asked(child, sum(asked.values()) + kill_after)
-        code, errors = child.wait()
+        code = child.wait(LIFE_S)
         killed = code == -signal.SIGKILL
         if killed:
             self.kills += 1
         elif code != 0:
-            self.problems.append(f"exit {code}: {errors[-2000:]}")
+            self.problems.append(f"exit {code}: {_errors().read_text()[-2000:]}")
         self._count(done, asked, killed)
         return code == 0
 
-    def _kill_when_asked(self, child: nursery.Child, asked: int) -> None:
-        until = time.monotonic() + nursery.LIFE_S
-        while not child.ended() and time.monotonic() < until:
+    def _kill_when_asked(self, child: Life, asked: int) -> None:
+        until = time.monotonic() + LIFE_S
+        while child.poll() is None and time.monotonic() < until:
             if self.fake.ledger.count() >= asked:
-                child.kill()
+                child.send(signal.SIGKILL)
                 return
             time.sleep(0.002)  # between two looks at the ledger
 

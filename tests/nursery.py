@@ -1,103 +1,92 @@
-"""Processes that run `run_child.main`, forked from one that has imported everything: they start at once.
+"""Processes that have nothing to import any more: each is forked from one that has imported its program.
 
-What is killed is a process of its own all the same. `python nursery.py` forks what it is told, one at a time:
-a line of JSON in; the process id out, then its wait status.
+What is killed is a process of its own all the same. `python nursery.py PROGRAM` forks one that calls
+`PROGRAM.main(settings)` for each line of settings on standard input, and tells its process id on standard
+output, then its exit code once it has ended: one at a time.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
+import importlib
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
-import tempfile
-import traceback
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NoReturn
-
-LIFE_S = 60
+from typing import IO, Any
 
 
-class Child:
-    """One process of the nursery, started with `settings`; it is ended after `LIFE_S`."""
+class Nursery:
+    """Makes processes of one program; what they write to standard error is added to the file `errors`."""
 
-    def __init__(self, nursery: subprocess.Popen[bytes], settings: dict[str, Any]) -> None:
-        assert nursery.stdin is not None
-        assert nursery.stdout is not None
-        self._told: IO[bytes] = nursery.stdout
-        handle, self._errors = tempfile.mkstemp()
-        os.close(handle)
-        line = json.dumps({"settings": settings, "errors": self._errors}) + "\n"
-        nursery.stdin.write(line.encode())
-        nursery.stdin.flush()
-        self._pid = int(self._told.readline())
+    def __init__(self, program: str, errors: Path) -> None:
+        with errors.open("ab") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, program],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                bufsize=0,
+            )
 
-    def kill(self) -> None:
-        """Send SIGKILL, if it has not ended."""
-        if not self.ended():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+    def start(self, settings: dict[str, Any]) -> Life:
+        """Begin a life; the last one must have ended."""
+        requests, told = self._process.stdin, self._process.stdout
+        assert requests is not None
+        assert told is not None
+        requests.write(json.dumps(settings).encode() + b"\n")
+        return Life(told)
 
-    def ended(self) -> bool:
-        """Whether it has ended, by itself or not."""
-        return bool(select.select([self._told], [], [], 0)[0])
-
-    def wait(self) -> tuple[int, str]:
-        """Its exit code as of `subprocess` (negative: the signal), and what it wrote to standard error."""
-        code = os.waitstatus_to_exitcode(int(self._told.readline()))
-        errors = Path(self._errors)
-        said = errors.read_text()
-        errors.unlink()
-        return code, said
+    def close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+        self._process.wait(30)
 
 
-def start(settings: dict[str, Any]) -> Child:
-    """Start a child; one at a time for each process that asks."""
-    return Child(_nursery(), settings)
+class Life:
+    """One process, from its fork to its end."""
 
+    def __init__(self, told: IO[bytes]) -> None:
+        self._told = told
+        self.pid = int(told.readline())
+        self.code: int | None = None
 
-@functools.cache
-def _nursery() -> subprocess.Popen[bytes]:
-    # It ends with its standard input, which is closed at the end of this process.
-    return subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-    )
+    def poll(self, patience_s: float = 0.0) -> int | None:
+        """Its exit code, negative for a signal; None while it lives."""
+        if self.code is None and select.select([self._told], [], [], patience_s)[0]:
+            self.code = int(self._told.readline())
+        return self.code
 
+    def send(self, number: int) -> None:
+        """Send it a signal, if it lives."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
-def _be_born(settings: dict[str, Any], errors: str) -> NoReturn:
-    import run_child
-
-    code = 1
-    try:
-        written = os.open(errors, os.O_WRONLY)
-        os.dup2(written, 2)
-        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-        os.dup2(0, 1)
-        signal.alarm(LIFE_S)
-        run_child.main(settings)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    def wait(self, patience_s: float = 30.0) -> int:
+        """Its exit code. One that does not end is killed, and an AssertionError raised."""
+        if self.poll(patience_s) is None:
+            self.send(signal.SIGKILL)
+            raise AssertionError(f"it does not end in {patience_s:g} s")
+        assert self.code is not None
+        return self.code
 
 
 def main() -> None:
-    import run_child
-
-    run_child.prepare()
+    program = importlib.import_module(sys.argv[1])
     for line in sys.stdin:
-        told = json.loads(line)
         if not (pid := os.fork()):
-            _be_born(told["settings"], told["errors"])
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, 0)
+            os.dup2(null, 1)
+            program.main(json.loads(line))
+            return
         print(pid, flush=True)
-        print(os.waitpid(pid, 0)[1], flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,8 @@ from typing import Any
 from ollama_batch import BatchRunner, _points
 from ollama_batch.events import Event, RowFinished
 
-LAZY = (
-    *("ollama_batch.runner", "ollama_batch.conversation", "ollama_batch.engines.ollama"),
-    *("ollama_batch.memory", "ollama_batch._activity", "ollama_batch._feeds", "ollama_batch._opening"),
-)
-"""What a run imports when it is made and started."""
-
-
-def prepare() -> None:
-    """Import what `main` needs."""
-    for name in LAZY:
-        importlib.import_module(name)
+for lazy in ("runner", "conversation", "engines.ollama", "memory", "_activity", "_feeds", "_opening"):
+    importlib.import_module(f"ollama_batch.{lazy}")  # else each of those forked from this would do it
 
 
 def die_at(point: str, nth: int) -> None:

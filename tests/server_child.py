@@ -1,9 +1,4 @@
-"""A server in a process of its own, which kills itself where it is told to: see server_crash_support.
-
-With its settings as an argument it serves. Without, it is a nursery: for each line of settings on standard
-input it forks a server, which so needs not import everything once more, tells its process id on standard
-output, and its exit code once it has ended.
-"""
+"""A server in a process of its own, which kills itself where it is told to: see server_crash_support."""
 
 from __future__ import annotations
 
@@ -54,21 +49,9 @@ class Kill:
         return len(found) == self._batches and found[-1][0] == self._state
 
 
-def main() -> None:
-    if len(sys.argv) > 1:
-        serve(json.loads(sys.argv[1]))
-        return
-    logging.basicConfig(level=logging.INFO)
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            serve(json.loads(line))
-            return
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-
-
-def serve(settings: dict[str, Any]) -> None:
+def main(settings: dict[str, Any]) -> None:
+    if settings.get("log"):
+        logging.basicConfig(level=logging.INFO)
     folder = Path(settings["data"])
     runner = {"guards": (), "state_dir": None, "concurrency": 4}
     app = create_app(
@@ -85,4 +68,4 @@ def serve(settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(json.loads(sys.argv[1]))

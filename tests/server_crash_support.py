@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import select
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,61 +16,13 @@ from typing import Any, Self
 
 import httpx
 
+from nursery import Life, Nursery
 from ollama_batch.testing import CostModel, FakeOllama
 
 CHILD = Path(__file__).with_name("server_child.py")
 STATES = ("validating", "in_progress", "finalizing", "cancelling")
 OVER = ("completed", "failed", "expired", "cancelled")
 PATIENCE_S = 60.0
-
-
-class Nursery:
-    """Makes servers that have nothing to import any more."""
-
-    def __init__(self, errors: Path) -> None:
-        with errors.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, str(CHILD)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                bufsize=0,
-            )
-
-    def close(self) -> None:
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
-        self.process.wait(30)
-
-
-class Life:
-    """One server, from its fork to its end."""
-
-    def __init__(self, nursery: Nursery, told: dict[str, Any]) -> None:
-        requests, self._told = nursery.process.stdin, nursery.process.stdout
-        assert requests is not None
-        assert self._told is not None
-        requests.write(json.dumps(told).encode() + b"\n")
-        self.pid = int(self._told.readline())
-        self.code: int | None = None
-
-    def poll(self, patience_s: float = 0.0) -> int | None:
-        """Its exit code, None while it lives."""
-        if self.code is None and select.select([self._told], [], [], patience_s)[0]:
-            assert self._told is not None
-            self.code = int(self._told.readline())
-        return self.code
-
-    def send(self, number: int) -> None:
-        if self.code is None:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
-    def wait(self) -> int:
-        assert self.poll(30.0) is not None, "it does not end"
-        assert self.code is not None
-        return self.code
 
 
 class ServerCampaign:
@@ -103,7 +51,7 @@ class ServerCampaign:
         self.fake.start()
         self._errors = self.folder.with_name(f"{self.folder.name}.stderr")
         self._errors.parent.mkdir(parents=True, exist_ok=True)
-        self._nursery = Nursery(self._errors)
+        self._nursery = Nursery("server_child", self._errors)
         return self
 
     def __exit__(
@@ -266,8 +214,9 @@ class ServerCampaign:
 
     @contextmanager
     def _life(self, kill: dict[str, Any] | None) -> Iterator[Life]:
-        told = {"data": str(self.folder), "port": self._port, "engine": self.fake.url, "kill": kill}
-        child = Life(self._nursery, told)
+        told = {"data": str(self.folder), "port": self._port, "engine": self.fake.url}
+        told |= {"kill": kill, "log": True}
+        child = self._nursery.start(told)
         try:
             until = time.monotonic() + PATIENCE_S
             while time.monotonic() < until and child.poll() is None:
