@@ -460,6 +460,18 @@ def test_every_route_is_described(shared: Serving) -> None:
     assert told == real
 
 
+def test_a_key_is_described_as_needed_where_it_is(shared: Serving, locked: Serving) -> None:
+    with shared.http() as http:
+        assert "security" not in http.get("/openapi.json").json()
+    with locked.http(KEYS[0]) as http:
+        told = http.get("/openapi.json").json()
+        assert told["security"] == [{"key": []}]
+        assert told["paths"]["/health"]["get"]["security"] == []
+    with locked.http() as http:
+        open_to_all = {path for path in ("/health", "/v1/models") if http.get(path).status_code == 200}
+    assert open_to_all == {"/health"}
+
+
 def test_the_page_runs_what_it_brings_along_and_nothing_else(locked: Serving) -> None:
     with locked.http() as http:
         page = http.get("/")

@@ -49,7 +49,9 @@ async def status(request: Request) -> Response:
 
 async def described(request: Request) -> Response:
     """GET /openapi.json."""
-    return JSONResponse(description())
+    service = service_of(request)
+    default_model = service.settings.default_model is not None
+    return JSONResponse(description(keys=service.has_keys, default_model=default_model))
 
 
 async def page(request: Request) -> Response:

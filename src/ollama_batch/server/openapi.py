@@ -148,11 +148,12 @@ _COMPLETE: Final = {
     "required": ["part_ids"],
     "additionalProperties": False,
 }
+_MESSAGE: Final = {"type": "object", "properties": {"role": _TEXT}, "required": ["role"]}
 _CHAT: Final = {
     "type": "object",
     "properties": {
         "model": _TEXT,
-        "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+        "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
         "max_tokens": {"type": "integer", "minimum": 1},
         "temperature": {"type": "number"},
     },
@@ -202,10 +203,11 @@ def _limit(most: int) -> dict[str, Any]:
     return _query("limit", {"type": "integer", "minimum": 1, "maximum": most})
 
 
-def description() -> dict[str, Any]:
-    """The whole of it."""
+def description(*, keys: bool, default_model: bool = False) -> dict[str, Any]:
+    """The whole of it, for a server that has keys or not, and a model for requests without one or not."""
     files = (_AFTER, _limit(10_000), _query("order", {"enum": ["asc", "desc"]}), _query("purpose", _TEXT))
     upload = _binary_form("file", purpose=_PURPOSE)
+    chat = {**_CHAT, "required": ["messages"]} if default_model else _CHAT
     paths = {
         "/v1/files": {
             "post": _does("Upload a file", "File", body=upload),
@@ -230,18 +232,18 @@ def description() -> dict[str, Any]:
             "post": _does("Make it a file", "Upload", body=_json(_COMPLETE), parameters=(_ID,))
         },
         "/v1/uploads/{id}/cancel": {"post": _does("Give it up", "Upload", parameters=(_ID,))},
-        "/v1/chat/completions": {"post": _does("Ask the engine", "Any", body=_json(_CHAT))},
+        "/v1/chat/completions": {"post": _does("Ask the engine", "Any", body=_json(chat))},
         "/v1/models": {"get": _does("The models there are", "Models")},
         "/v1/models/{id}": {"get": _does("A model", "Model", parameters=(_ID,))},
-        "/health": {"get": _does("How the server is", "Any")},
+        "/health": {"get": {**_does("How the server is", "Any"), "security": []}},
     }
-    return {
+    whole: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "ollama_batch", "version": __version__},
         "paths": paths,
-        "components": {
-            "schemas": _SCHEMAS,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-        },
-        "security": [{"key": []}],
+        "components": {"schemas": _SCHEMAS},
     }
+    if keys:
+        whole["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        whole["security"] = [{"key": []}]
+    return whole
