@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
 from ollama_batch.aris.candidate import Candidate
@@ -55,6 +56,12 @@ class RequestStream(Iterator[BatchRequest], Generic[ItemT]):
     def counts(self) -> RequestCounts:
         """What became of the items so far."""
         return RequestCounts(made=self._made, evaluated=self._evaluated, empty=self._empty)
+
+    @property
+    def inputs(self) -> tuple[Path | os.stat_result, ...]:
+        """The files that are known to be read for the requests, which no output may replace."""
+        export = self.items.inputs if isinstance(self.items, CandidateReader) else ()
+        return (*export, *(self._adapter.inputs if isinstance(self._adapter, PraxisTemplate) else ()))
 
     def __iter__(self) -> Self:
         return self

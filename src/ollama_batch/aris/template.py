@@ -62,11 +62,14 @@ class PraxisTemplate:
     max_tokens: int | None = 1024
     model: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
+    _files: tuple[Path, ...] = field(init=False, repr=False, compare=False)
     _body: Mapping[str, Any] = field(init=False, repr=False, compare=False)
     _lines: tuple[tuple[str, tuple[str, ...]], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
+        words = (self.criteria, self.message, self.answer_format)
+        put(self, "_files", tuple(each for each in words if isinstance(each, Path)))
         put(self, "criteria", _text(self.criteria, "criteria"))
         put(self, "answer_format", _text(self.answer_format, "answer_format"))
         if isinstance(self.message, str | Path):
@@ -86,6 +89,11 @@ class PraxisTemplate:
         put(self, "_lines", self._read_message())
         own = {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens}
         put(self, "_body", {**{k: v for k, v in own.items() if v is not None}, **self.params})
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files that its texts were read from."""
+        return self._files
 
     @classmethod
     def original(cls, **changes: Any) -> Self:

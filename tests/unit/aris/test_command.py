@@ -233,3 +233,32 @@ def test_in_a_terminal_progress_is_one_line_that_changes(
     assert told.startswith("\r\x1b[K40 candidates read")
     assert told.endswith("\n")
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("link", ["", "symlink_to", "hardlink_to"])
+@pytest.mark.parametrize("option", ["export", "-", "--template", "--criteria", "split"])
+def test_no_input_is_ever_replaced_by_the_batch_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    link: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export = write(Path("export.json"), document([whole("a"), whole("b")]))
+    words = write(Path("words-0001.txt"), b"{work}")
+    victim = words if option.startswith("--") else export
+    line = [option, str(words)] if option.startswith("--") else []
+    out = Path("batch-0001.json") if option == "split" or link else victim
+    if link:
+        getattr(out, link)(victim)
+    elif option == "split":
+        export = victim = export.rename(out)
+    before, names = victim.read_bytes(), sorted(tmp_path.iterdir())
+    line += ["--split", "1", "-o", "batch.json"] if option == "split" else ["-o", str(out)]
+    with victim.open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert main(["aris", "-" if option == "-" else str(export), *line, "--overwrite"]) == 2
+    told = f"{out} is an input, and would be lost: give another name"
+    assert told in capsys.readouterr().err
+    assert (victim.read_bytes(), sorted(tmp_path.iterdir())) == (before, names)
