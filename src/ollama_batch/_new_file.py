@@ -25,7 +25,7 @@ def check_new(path: Path, *, overwrite: bool) -> None:
 
 
 def same_file(path: Path, other: Path | os.stat_result) -> bool:
-    """Whether both are one file, also if only a link makes them one; of files that are not there, one name."""
+    """Whether both are one file, also if a link makes them one; of files that are not there, one name."""
     try:
         return os.path.samestat(path.stat(), other if isinstance(other, os.stat_result) else other.stat())
     except OSError:

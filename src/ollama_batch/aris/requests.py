@@ -61,7 +61,8 @@ class RequestStream(Iterator[BatchRequest], Generic[ItemT]):
     def inputs(self) -> tuple[Path | os.stat_result, ...]:
         """The files that are known to be read for the requests, which no output may replace."""
         export = self.items.inputs if isinstance(self.items, CandidateReader) else ()
-        return (*export, *(self._adapter.inputs if isinstance(self._adapter, PraxisTemplate) else ()))
+        template: object = self._adapter
+        return (*export, *(template.inputs if isinstance(template, PraxisTemplate) else ()))
 
     def __iter__(self) -> Self:
         return self

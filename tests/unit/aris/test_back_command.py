@@ -53,12 +53,14 @@ def test_evaluations_go_back_and_candidates_are_ranked(
     said = [each["praxisData"] for each in json.loads(out.read_text())["candidates"]]
     assert [each and each["recommendation"] for each in said] == ["Maybe", "Yes", None]
     assert [(row["rank"], row["custom_id"]) for row in rows(ranking)] == [("1", "bob"), ("2", "ann")]
-    assert rows(without) == []
+    assert list(map(list, map(dict.values, rows(without)))) == [
+        ["3", "cleo", "no_result", "the results have none of this candidate", "false"]
+    ]
     assert capsys.readouterr().out.splitlines() == [
         f"{out}: 2 of 3 candidates evaluated",
-        "  1 unchanged: there is no result",
+        "  1 unchanged: there is no result: cleo",
         f"{ranking}: 2 candidates, the best first",
-        f"{without}: 0 rows without an evaluation",
+        f"{without}: 1 candidates without an evaluation, and why",
     ]
 
 
@@ -89,7 +91,7 @@ def test_what_did_not_get_back_ends_with_1(export: Path, results: Path, tmp_path
     [
         (["--ranking", "there.csv"], "there.csv exists: give another name, or say --overwrite"),
         (["--ranking", "new.json"], "-o, --ranking and --without must be different files"),
-        (["--without", "w.csv"], "--without says who is in no ranking: give --ranking as well"),
+        (["--ranking", "r.csv", "--without", "./r.csv"], "-o, --ranking and --without must be different"),
         (["--ranking", "none/r.csv"], "there is no folder none"),
         (["--weights", "beauty=3"], "--weights names 'beauty': the names are recommendation,"),
     ],
@@ -117,4 +119,45 @@ def test_weights_that_are_no_numbers_are_wrong_usage(
     line = ["aris-back", str(export), str(results), "-o", "out.json", "--weights", "trajectory=much"]
     with pytest.raises(SystemExit, match="2"):
         main(line)
-    assert "argument --weights: invalid" in capsys.readouterr().err
+    assert "argument --weights: 'trajectory=much' is not of the form NAME=NUMBER" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("option", ["-o", "--ranking", "--without"])
+@pytest.mark.parametrize("name", ["results.jsonl", "results.errors.jsonl", "export.json"])
+def test_no_input_is_ever_replaced(
+    export: Path,
+    results: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    name: str,
+    link: bool,
+) -> None:
+    write_lines(tmp_path / "results.errors.jsonl", [])
+    victim = tmp_path / name
+    out = tmp_path / "link" if link else victim
+    if link:
+        out.hardlink_to(victim)
+    before, names = victim.read_bytes(), sorted(tmp_path.iterdir())
+    places = {"-o": tmp_path / "out.json", option: out}
+    line = [part for given in places.items() for part in map(str, given)]
+    code = main(["aris-back", str(export), str(results), *line, "--overwrite"])
+    if (option, name) == ("-o", "export.json"):
+        assert code == 0, "the export with its evaluations may replace the export"
+        assert json.loads(out.read_text())["candidates"][0]["praxisData"]
+        assert not link or victim.read_bytes() == before
+        return
+    assert code == 2
+    assert f"{out} is an input, and would be lost: give another name" in capsys.readouterr().err
+    assert (victim.read_bytes(), sorted(tmp_path.iterdir())) == (before, names)
+
+
+def test_several_results_are_taken_together(export: Path, tmp_path: Path) -> None:
+    parts = [
+        write_lines(tmp_path / f"{name}.jsonl", [result(name, answer("Yes"))]) for name in ("ann", "cleo")
+    ]
+    out = tmp_path / "out.json"
+    assert main(["aris-back", str(export), *map(str, parts), "-o", str(out)]) == 0
+    given = [bool(each["praxisData"]) for each in json.loads(out.read_text())["candidates"]]
+    assert given == [True, False, True]
