@@ -40,7 +40,7 @@ def write_requests(
     place = Path(output)
     if place.is_dir():
         raise OutputError(f"{place} is a folder: give a file name in it")
-    in_the_way = _in_the_way(place, split)
+    in_the_way = files_in_the_way(place, split)
     if isinstance(requests, RequestStream):
         for each in in_the_way:
             check_apart(each, requests.inputs)
@@ -67,7 +67,8 @@ def write_requests(
     return [draft.path for draft in drafts]
 
 
-def _in_the_way(place: Path, split: int | None) -> list[Path]:
+def files_in_the_way(place: Path, split: int | None) -> list[Path]:
+    """`place` if it is there, or the parts of an earlier split of it."""
     if split is None:
         return [place] if os.path.lexists(place) else []
     part = re.compile(re.escape(place.stem) + r"-\d{4,}" + re.escape(place.suffix))
