@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from ollama_batch._analyze_command import ANALYZE_CODES, add_analyze_options, add_compare_options
@@ -43,11 +44,32 @@ STRATEGIES: Mapping[str, str] = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Says which option was meant by one that it does not know."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it, except that what is not known ends it here: this parser knows what is near."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant(unknown)}")
+        return known, unknown
+
+    def _meant(self, unknown: list[str]) -> str:
+        options = [each for action in self._actions for each in action.option_strings if len(each) > 2]
+        near = [
+            found
+            for each in unknown
+            if each.startswith("-")
+            for found in get_close_matches(each.partition("=")[0], options, n=1)
+        ]
+        return f" (did you mean {', '.join(dict.fromkeys(near))}?)" if near else ""
+
+
 def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     """The parser of `ollama-batch`; the parsed namespace has the chosen one of `commands` as `command`."""
     from ollama_batch import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ollama-batch",
         description="Run chat requests through the GPU you own: durable, resumable, measured.",
         epilog="`ollama-batch COMMAND --help` tells the options and the exit codes of a command.\n\n"

@@ -20,7 +20,6 @@ _PHRASES: Final = {
     "set trim": "set --trim",
     "raise the conversation limit": "raise --conversation-limit",
     "message='": "--template '",
-    "criteria has {": "--criteria has {",
     "message has {": "--template has {",
     "since message has no": "since --template has no",
     "message names nothing of": "--template names nothing of",

@@ -79,7 +79,7 @@ class PraxisTemplate:
             for name in _PLACE.findall(text):
                 if name in PLACES:
                     _LOG.warning(
-                        "%s has {%s}, which is sent as it is: it belongs in the message", option, name
+                        "%s= has {%s}, which is sent as it is: it belongs in the message", option, name
                     )
         if isinstance(self.message, str | Path):
             put(self, "message", _text(self.message, "message"))

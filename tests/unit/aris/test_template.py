@@ -306,5 +306,5 @@ def test_the_name_of_a_file_is_never_taken_for_a_text(
 def test_a_part_of_a_profile_in_the_criteria_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     PraxisTemplate(criteria="Judge {name}, as JSON such as {yes}.")
     assert [record.getMessage() for record in caplog.records] == [
-        "criteria has {name}, which is sent as it is: it belongs in the message"
+        "criteria= has {name}, which is sent as it is: it belongs in the message"
     ]
