@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from ollama_batch._analyze_command import ANALYZE_CODES, add_analyze_options, add_compare_options
@@ -13,6 +12,7 @@ from ollama_batch._aris_back_command import add_options as add_aris_back_options
 from ollama_batch._aris_command import ARIS_CODES
 from ollama_batch._aris_command import add_options as add_aris_options
 from ollama_batch._doctor_command import DOCTOR_CODES, add_options
+from ollama_batch._parser import Parser
 from ollama_batch._serve_command import SERVE_CODES
 from ollama_batch._serve_command import add_options as add_serve_options
 from ollama_batch._submit_command import SUBMIT_CODES
@@ -42,27 +42,6 @@ STRATEGIES: Mapping[str, str] = {
     "hybrid": "HybridTrim",
     "aggressive": "AggressiveTrim",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """Says which option was meant by one that it does not know."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does it, except that what is not known ends it here: this parser knows what is near."""
-        known, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant(unknown)}")
-        return known, unknown
-
-    def _meant(self, unknown: list[str]) -> str:
-        options = [each for action in self._actions for each in action.option_strings if len(each) > 2]
-        near = [
-            found
-            for each in unknown
-            if each.startswith("-")
-            for found in get_close_matches(each.partition("=")[0], options, n=1)
-        ]
-        return f" (did you mean {', '.join(dict.fromkeys(near))}?)" if near else ""
 
 
 def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
