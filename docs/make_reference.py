@@ -20,6 +20,7 @@ from ollama_batch.aris import (
     RankedCandidate,
     Ranking,
     ReadProgress,
+    UnevaluatedCandidate,
     WrittenEvaluations,
 )
 from ollama_batch.concurrency import Concurrency
@@ -239,7 +240,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "server": server,
     "faults": faults,
     "columns": columns,
-    "evaluations": classes(Ranking, RankedCandidate, FailedEvaluation, WrittenEvaluations),
+    "evaluations": classes(
+        Ranking, RankedCandidate, FailedEvaluation, UnevaluatedCandidate, WrittenEvaluations
+    ),
 }
 
 

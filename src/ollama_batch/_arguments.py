@@ -12,6 +12,7 @@ from ollama_batch._aris_back_command import add_options as add_aris_back_options
 from ollama_batch._aris_command import ARIS_CODES
 from ollama_batch._aris_command import add_options as add_aris_options
 from ollama_batch._doctor_command import DOCTOR_CODES, add_options
+from ollama_batch._parser import Parser
 from ollama_batch._serve_command import SERVE_CODES
 from ollama_batch._serve_command import add_options as add_serve_options
 from ollama_batch._submit_command import SUBMIT_CODES
@@ -47,7 +48,7 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     """The parser of `ollama-batch`; the parsed namespace has the chosen one of `commands` as `command`."""
     from ollama_batch import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ollama-batch",
         description="Run chat requests through the GPU you own: durable, resumable, measured.",
         epilog="`ollama-batch COMMAND --help` tells the options and the exit codes of a command.\n\n"

@@ -8,16 +8,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ollama_batch._text import count, duration, rate, share
+from ollama_batch._spelling import as_options
+from ollama_batch._text import count, duration, plain, rate, share
 
 if TYPE_CHECKING:
-    from ollama_batch.aris import CandidateReader, DataQuality, PraxisTemplate, ReadProgress, RequestCounts
+    from ollama_batch.aris import CandidateReader, PraxisTemplate, ReadProgress, RequestCounts
 
 ARIS_CODES: Final = (
-    "exit codes: 0 written; 1 written, but broken candidates were left out (--on-invalid skip); 2 wrong\n"
-    "usage, an export that is refused or has nothing to judge by, or a file in the way; nothing was\n"
-    "written; 130 interrupted"
+    "exit codes: 0 written (or all are evaluated already, and no OUT is there); 1 written, but broken\n"
+    "candidates were left out (--on-invalid skip); 2 wrong usage, an export that is refused or has nothing\n"
+    "to judge by, or a file in the way; nothing was written, and an OUT that is there is an earlier one;\n"
+    "130 interrupted"
 )
+
+_SHOWN: Final = 10
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +62,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     words.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0")
     which = parser.add_argument_group("candidates and files")
-    which.add_argument("--skip-evaluated", action="store_true", help="leave out who has praxisData already")
+    which.add_argument(
+        "--skip-evaluated",
+        action="store_true",
+        help="leave out who has praxisData already; if nobody is left, nothing is written, and a file that "
+        "is there is of an earlier time (exit code 2)",
+    )
     which.add_argument("--limit", type=int, metavar="N", help="only the first N requests")
     which.add_argument("--split", type=int, metavar="N", help="files of N requests: OUT-0001.jsonl ...")
     which.add_argument(
@@ -76,6 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def convert(arguments: argparse.Namespace) -> int:
     """Convert, print what was found, and return the exit code."""
     from ollama_batch.aris import read_candidates, to_requests, write_requests
+    from ollama_batch.aris.batch_files import files_in_the_way
 
     template = _template(arguments)
     stdin = arguments.export == "-"
@@ -86,6 +96,8 @@ def convert(arguments: argparse.Namespace) -> int:
         requests = to_requests(
             candidates, template, skip_evaluated=arguments.skip_evaluated, limit=arguments.limit
         )
+        warnings: list[str] = []
+        requests.warn = warnings.append
         try:
             files = write_requests(
                 requests, arguments.output, split=arguments.split, overwrite=arguments.overwrite
@@ -94,26 +106,15 @@ def convert(arguments: argparse.Namespace) -> int:
             told.close()
         counts, quality = requests.counts, candidates.quality
         _print(files, candidates, counts, whole=arguments.limit is None)
-        nobody = not files and counts.empty > 0 and not counts.evaluated
-        if quality.no_profiles or nobody:
-            _warn(_without_profiles(quality, written=bool(files)))
-        if nobody:
-            return 2
+        for warning in warnings:
+            _warn(as_options(warning))
+        if not files:
+            stale = files_in_the_way(Path(arguments.output), arguments.split)
+            if stale:
+                _warn(f"{stale[0]} is of an earlier time and stays: there was no request to write. Remove it")
+            if stale or (counts.empty and not counts.evaluated):
+                return 2
         return 1 if quality.invalid else 0
-
-
-def _without_profiles(quality: DataQuality, *, written: bool) -> str:
-    """What it means that no candidate has a profile that says anything, and what helps."""
-    has = "has gemData" if quality.no_profiles else "has a profile that says anything"
-    told = f"none of the {quality.candidates:,} candidates read {has}: "
-    if written:
-        return f'{told}where the profile stands the prompts say "not given", and sections are all they tell'
-    parts = [part for part in ("cv", "swarm", "praxis") if getattr(quality, f"with_{part}")]
-    options = " or ".join(f"--{part}-tokens 500" for part in parts)
-    return (
-        f"{told}there is nothing to judge anybody by, and no request was made. Is it an export with profiles?"
-        + (f" To judge by the other parts that it has, say {options}" if parts else "")
-    )
 
 
 def _warn(message: str) -> None:
@@ -189,6 +190,10 @@ def _print(files: list[Path], candidates: CandidateReader, counts: RequestCounts
         for text in [f"{number:,} {text}"]
     ]
     lines.append(f"{counts.made:,} requests" + (f"; none for {' and '.join(without)}" if without else ""))
+    if counts.empty_items:
+        named = [plain(name, 40) for name in counts.empty_items[:_SHOWN]]
+        more = ", ..." if counts.empty > len(named) else ""
+        lines.append(f"  nothing to judge by: {', '.join(named)}{more}")
     if files:
         lines.append(f"written: {files[0]}" + (f" to {files[-1].name}" if len(files) > 1 else ""))
     else:

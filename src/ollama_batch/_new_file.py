@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +22,20 @@ def check_new(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{path} cannot be written: there is no folder {path.parent}")
     if not overwrite and os.path.lexists(path):
         raise OutputError(f"{path} exists: give another name, or say overwrite=True")
+
+
+def same_file(path: Path, other: Path | os.stat_result) -> bool:
+    """Whether both are one file, also if a link makes them one; of files that are not there, one name."""
+    try:
+        return os.path.samestat(path.stat(), other if isinstance(other, os.stat_result) else other.stat())
+    except OSError:
+        return not isinstance(other, os.stat_result) and os.path.realpath(path) == os.path.realpath(other)
+
+
+def check_apart(path: Path, inputs: Iterable[Path | os.stat_result]) -> None:
+    """Raise OutputError if `path` is one of `inputs`, by whatever name: replacing it would lose that."""
+    if any(same_file(path, each) for each in inputs):
+        raise OutputError(f"{path} is an input, and would be lost: give another name")
 
 
 @contextmanager

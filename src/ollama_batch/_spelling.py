@@ -19,6 +19,7 @@ _PHRASES: Final = {
     "raise max_tokens": "raise --max-tokens",
     "set trim": "set --trim",
     "raise the conversation limit": "raise --conversation-limit",
+    "message='": "--template '",
     "message has {": "--template has {",
     "since message has no": "since --template has no",
     "message names nothing of": "--template names nothing of",
@@ -41,6 +42,7 @@ _FLAGS: Final = {
             *("concurrency", "timeout", "errors", "journal", "on_invalid", "max_failures", "deadline"),
             *("limit", "lanes", "high", "low", "keep_messages", "gguf", "progress"),
             *("cv_tokens", "swarm_tokens", "praxis_tokens", "weights"),
+            *("omit", "temperature", "criteria", "split"),
         )
     },
     "output": "-o",

@@ -79,6 +79,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
             "_asked",
             "_demo",
             "_doctor_command",
+            "_parser",
             "_serve_command",
             "_spelling",
             "_submit_command",

@@ -35,6 +35,9 @@ CASES = [
     ("BatchRunner(keep_alive=...)", "BatchRunner(keep_alive=...)"),
     ("/data/limit=3/in.jsonl exists", "/data/limit=3/in.jsonl exists"),
     ("http://host/v1?model=m&trim=x", "http://host/v1?model=m&trim=x"),
+    ("message='none.txt': cannot be read", "--template 'none.txt': cannot be read"),
+    ("criteria= has {work}, which", "--criteria has {work}, which"),
+    ("omit='shoe': must be one of", "--omit shoe: must be one of"),
     ("message has {nam}, which is", "--template has {nam}, which is"),
     ("cv_tokens=9: since message has no {sections}", "--cv-tokens 9: since --template has no {sections}"),
     ("an assistant message has tool_calls", "an assistant message has tool_calls"),
@@ -68,3 +71,20 @@ def test_every_option_that_is_named_is_one() -> None:
         word for text in (*_FLAGS.values(), *_PHRASES.values()) for word in text.split() if word[0] == "-"
     }
     assert named <= known
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["run", "in.jsonl", "-o", "out.jsonl", "--toyy"], "--toyy (did you mean --toy?)"),
+        (["aris", "e.json", "-o", "b.jsonl", "--omitt=name"], "--omitt=name (did you mean --omit?)"),
+        (["aris", "e.json", "-o", "b.jsonl", "--omitt", "x"], "--omitt x (did you mean --omit?)"),
+        (["status", "run.db", "extra", "--zzz"], "extra --zzz\n"),
+    ],
+)
+def test_a_mistyped_option_is_told_with_the_one_that_is_near(
+    line: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        make_parser({name: lambda _: 0 for name in ("run", "aris", "status")}).parse_args(line)
+    assert f"ollama-batch {line[0]}: error: unrecognized arguments: {told}" in capsys.readouterr().err

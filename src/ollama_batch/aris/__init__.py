@@ -10,6 +10,7 @@ from ollama_batch.aris.reader import CandidateReader, ReadProgress, read_candida
 from ollama_batch.aris.requests import Adapter, RequestCounts, RequestStream, to_requests
 from ollama_batch.aris.results import FailedEvaluation
 from ollama_batch.aris.template import PraxisTemplate
+from ollama_batch.aris.unevaluated import UnevaluatedCandidate
 from ollama_batch.aris.writing import WrittenEvaluations, write_evaluations
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "RequestCounts",
     "RequestStream",
     "School",
+    "UnevaluatedCandidate",
     "WrittenEvaluations",
     "rank",
     "read_candidates",

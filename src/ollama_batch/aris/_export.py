@@ -10,7 +10,7 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, TypeAlias, TypeVar
@@ -49,11 +49,15 @@ Fill = Callable[[Candidate], bytes | None]
 
 @dataclass(slots=True)
 class Copied:
-    """What a copy met: candidates, those among them without an id, lines that are no JSON object."""
+    """What a copy met: candidates, those among them without an id, lines that are no JSON object.
+
+    `at` is the place of the candidate that `fill` is asked about: its number, or its line in JSONL, from 1.
+    """
 
     candidates: int = 0
     nameless: int = 0
     unreadable: int = 0
+    at: int = field(default=0, compare=False)
 
 
 class _Window:
@@ -136,16 +140,19 @@ class _Window:
         return InputError(f"{self._path} {what} (byte {self._offset + at:,}{self.where})")
 
 
-def copy_export(path: Path, write: Callable[[bytes], Any], fill: Fill) -> Copied:
+def copy_export(
+    path: Path, write: Callable[[bytes], Any], fill: Fill, copied: Copied | None = None
+) -> Copied:
     """Copy the export `path`, each candidate's praxisData as `fill` says; memory is bounded.
 
     Takes a JSON document with a list `candidates` at its top, such a list alone, or a candidate a line, as
-    such or as gzip; what is written is not compressed. `fill` is asked once for every candidate that is an
-    object. Of a document, all that is no JSON is refused; among lines it is copied as it is and counted.
+    such or as gzip; what is written is not compressed. `fill` is asked once for every candidate; for one
+    without an id its answer is not taken. `copied` is what is counted in, and returned. Of a document, all
+    that is no JSON is refused; among lines it is copied as it is and counted.
     Raises InputError with the place.
     """
     form = _form(path)
-    copied = Copied()
+    copied = Copied() if copied is None else copied
     with _opened(path) as file:
         if form == "lines":
             _copy_lines(path, file, write, fill, copied)
@@ -216,6 +223,7 @@ def _copy_list(window: _Window, fill: Fill, copied: Copied) -> None:
     while True:
         window.where = f", candidate {copied.candidates + 1:,}"
         copied.candidates += 1
+        copied.at = copied.candidates
         if window.peek() == "{":
             found = window.take(find_candidate)
             copied.nameless += found.candidate.custom_id is None
@@ -226,6 +234,7 @@ def _copy_list(window: _Window, fill: Fill, copied: Copied) -> None:
         else:
             window.take(pass_value)
             copied.nameless += 1
+            fill(Candidate(None, evaluated=False))
         if window.take(one_of(",]")) == "]":
             window.where = ""
             return
@@ -241,6 +250,7 @@ def _copy_lines(path: Path, file: _Source, write: Callable[[bytes], Any], fill: 
             copied.unreadable += not text.removeprefix(_BOM).isspace()
         else:
             copied.candidates += 1
+            copied.at = number
             copied.nameless += found.candidate.custom_id is None
             new = fill(found.candidate)
             if new is not None:

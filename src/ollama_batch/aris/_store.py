@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import NamedTuple
 
 from ollama_batch.errors import InputError, OutputError
 
@@ -18,6 +19,19 @@ class Left(enum.IntEnum):
     UNPARSED = 2
     MISSING = 3
     REPEATED = 4
+    PENDING = 5
+    NAMELESS = 6
+
+
+class Taken(NamedTuple):
+    """What there is for a candidate: an evaluation as JSON, or else why there is none.
+
+    `why` is the code and the message of a row that failed.
+    """
+
+    evaluation: bytes | None
+    left: Left | None = None
+    why: tuple[str, str] = ("", "")
 
 
 class EvaluationStore:
@@ -36,13 +50,18 @@ class EvaluationStore:
             self._con.execute("CREATE TABLE found (id BLOB NOT NULL UNIQUE, value BLOB, reason INTEGER)")
             self._con.execute("BEGIN")
 
-    def add(self, custom_id: str, value: bytes | Left) -> None:
-        """Keep an evaluation as JSON, or why there is none; an evaluation counts more than a failure.
+    def add(self, custom_id: str, value: bytes | Left, *why: str) -> None:
+        """Keep an evaluation as JSON, or why there is none (of a failure its code and message); an evaluation
+        counts more than a failure.
 
         Raises InputError for an id that has another evaluation already.
         """
         key = _key(custom_id)
-        row = (None, int(value)) if isinstance(value, Left) else (value, None)
+        row = (
+            ("\0".join(why).encode("utf-8", "backslashreplace"), int(value))
+            if isinstance(value, Left)
+            else (value, None)
+        )
         with _named():
             new = self._con.execute("INSERT OR IGNORE INTO found VALUES (?, ?, ?)", (key, *row)).rowcount
             if new:
@@ -50,8 +69,9 @@ class EvaluationStore:
                 return
             if isinstance(value, Left):
                 return
-            before = self._con.execute("SELECT value FROM found WHERE id = ?", (key,)).fetchone()[0]
-            if before is None:
+            query = "SELECT value, reason FROM found WHERE id = ?"
+            before, reason = self._con.execute(query, (key,)).fetchone()
+            if reason is not None:
                 self._con.execute("UPDATE found SET value = ?, reason = NULL WHERE id = ?", (value, key))
                 return
         if before != value:
@@ -59,18 +79,19 @@ class EvaluationStore:
                 f"the results have two different evaluations of {custom_id!r}: give one run's, or one of them"
             )
 
-    def take(self, key: bytes) -> bytes | Left:
+    def take(self, key: bytes) -> Taken:
         """The evaluation of the candidate whose id is `key`, the first time it is asked for."""
         with _named():
             row = self._con.execute("SELECT rowid, value, reason FROM found WHERE id = ?", (key,)).fetchone()
         if row is None:
-            return Left.MISSING
+            return Taken(None, Left.MISSING)
         number, value, reason = row
         repeated = self._used[number]
         self._used[number] = 1
-        if value is None:
-            return Left(reason)
-        return Left.REPEATED if repeated else bytes(value)
+        if reason is not None:
+            code, _, message = bytes(value).decode().partition("\0")
+            return Taken(None, Left(reason), (code, message))
+        return Taken(None, Left.REPEATED) if repeated else Taken(bytes(value))
 
     def untaken(self, first: int) -> tuple[int, list[str]]:
         """How many evaluations nobody asked for, and the ids of the `first` of them."""
@@ -78,7 +99,7 @@ class EvaluationStore:
         ids: list[str] = []
         with _named():
             for number, key in self._con.execute(
-                "SELECT rowid, id FROM found WHERE value IS NOT NULL ORDER BY rowid"
+                "SELECT rowid, id FROM found WHERE reason IS NULL ORDER BY rowid"
             ):
                 if not self._used[number]:
                     count += 1

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import orjson
 
-from ollama_batch._new_file import Draft, writing
+from ollama_batch._new_file import Draft, check_apart, writing
 from ollama_batch._points import reached
+from ollama_batch.aris.requests import RequestStream
 from ollama_batch.errors import ConfigError, OutputError
 from ollama_batch.journal.place import remove_file
 from ollama_batch.types import BatchRequest
@@ -31,14 +32,18 @@ def write_requests(
     candidate, a full disk) leaves nothing, and leaves what was there. Without a request nothing is written.
 
     Raises OutputError if a file, or a part of an earlier split, is in the way (unless `overwrite`, which
-    then removes parts that are none any more), or cannot be written; and what `requests` raises.
+    then removes parts that are none any more), or cannot be written; also with `overwrite` if it is the
+    export, or a file of the template, that `to_requests` makes the requests of; and what `requests` raises.
     """
     if split is not None and split < 1:
         raise ConfigError(f"split={split}: must be 1 or more")
     place = Path(output)
     if place.is_dir():
         raise OutputError(f"{place} is a folder: give a file name in it")
-    in_the_way = _in_the_way(place, split)
+    in_the_way = files_in_the_way(place, split)
+    if isinstance(requests, RequestStream):
+        for each in in_the_way:
+            check_apart(each, requests.inputs)
     if in_the_way and not overwrite:
         raise OutputError(f"{in_the_way[0]} exists: give another name, or say overwrite=True")
     drafts: list[Draft] = []
@@ -62,7 +67,8 @@ def write_requests(
     return [draft.path for draft in drafts]
 
 
-def _in_the_way(place: Path, split: int | None) -> list[Path]:
+def files_in_the_way(place: Path, split: int | None) -> list[Path]:
+    """`place` if it is there, or the parts of an earlier split of it."""
     if split is None:
         return [place] if os.path.lexists(place) else []
     part = re.compile(re.escape(place.stem) + r"-\d{4,}" + re.escape(place.suffix))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from ollama_batch.aris.candidate import Candidate, Job
 from ollama_batch.aris.dates import known_month, stands_for_unknown
 
 FIELDS = ("name", "title", "company", "location", "skills", "work_info", "education_info")
 """The fields of a profile of which it is counted who lacks them."""
+
+
+_SEVERAL: Final = 10  # fewer profiles may well lack the same thing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,45 @@ class DataQuality:
         """Whether there are candidates, and none of them has gemData."""
         return self.candidates > 0 and self.with_gem == 0
 
+    @property
+    def missing_everywhere(self) -> tuple[str, ...]:
+        """The fields that no profile has, of several profiles: an export may call them otherwise."""
+        return tuple(name for name, number in self.missing.items() if number == self.with_gem > 1)
+
+    def warnings(self, *, made: int, nobody: bool, sections: Collection[str]) -> Iterator[str]:
+        """What requests suffer from that were `made` of these candidates, with those `sections` on.
+
+        `nobody`: no candidate says anything to judge by.
+        """
+        if self.no_profiles or nobody:
+            yield self._nothing_to_judge_by(made)
+        elif self.missing_everywhere and self.with_gem >= _SEVERAL:
+            yield f"none of the {self.with_gem:,} profiles read has {self._otherwise}"
+        for part in sections:
+            if made and not getattr(self, f"with_{part}"):
+                yield (
+                    f"{part}_tokens= is set, but none of the {self.candidates:,} candidates read has "
+                    f"{part}Data"
+                )
+
+    @property
+    def _otherwise(self) -> str:
+        return f"{', '.join(self.missing_everywhere)}: has the export another name for it?"
+
+    def _nothing_to_judge_by(self, made: int) -> str:
+        has = "has gemData" if self.no_profiles else "has a profile that says anything"
+        told = f"none of the {self.candidates:,} candidates read {has}: "
+        if made:
+            return (
+                f'{told}where the profile stands the prompts say "not given", and sections are all they tell'
+            )
+        parts = [part for part in ("cv", "swarm", "praxis") if getattr(self, f"with_{part}")]
+        options = " or ".join(f"{part}_tokens=500" for part in parts)
+        return (
+            f"{told}there is nothing to judge anybody by, and no request was made. Is it an export with "
+            "profiles?" + (f" To judge by the other parts that it has, say {options}" if parts else "")
+        )
+
     def __str__(self) -> str:
         broken = ""
         if self.invalid:
@@ -57,6 +100,8 @@ class DataQuality:
             return "\n".join(lines)
         lacking = ", ".join(f"{name} {number:,}" for name, number in self.missing.items() if number)
         lines.append(f"  profiles without: {lacking or 'nothing is missing'}")
+        if self.missing_everywhere:
+            lines.append(f"  no profile has {self._otherwise}")
         lines.append(
             f"  {self.jobs:,} jobs, {self.duplicate_jobs:,} told twice; "
             f"dates: {self.unknown_dates:,} unknown, {self.unreadable_dates:,} unreadable"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
-from ollama_batch._new_file import check_new, new_file
-from ollama_batch._sheet import cell
+from ollama_batch._new_file import check_apart, check_new, same_file
+from ollama_batch.aris._tables import csv_table
 from ollama_batch.aris.evaluation import RATINGS, RECOMMENDATIONS, PraxisEvaluation
-from ollama_batch.aris.results import FailedEvaluation, PathLike, Results, read_evaluations
-from ollama_batch.errors import ConfigError, InputError
+from ollama_batch.aris.results import (
+    FailedEvaluation,
+    PathLike,
+    Results,
+    read_evaluations,
+    result_files,
+    still_to_come,
+)
+from ollama_batch.errors import ConfigError, InputError, OutputError
 
 WEIGHTS: Final[Mapping[str, float]] = {
     "recommendation": 20,
@@ -47,24 +52,44 @@ class RankedCandidate:
 class Ranking:
     """The ranked `candidates`, the best first, and apart from them the rows without an evaluation (`failed`).
 
-    `weights` are those that were used.
+    `weights` are those that were used. `pending` rows of a run that is not finished have no result yet.
     """
 
     candidates: tuple[RankedCandidate, ...]
     failed: tuple[FailedEvaluation, ...]
     weights: Mapping[str, float]
+    pending: int = 0
+    _sources: tuple[Path, ...] = field(default=(), repr=False, compare=False)
+
+    def __str__(self) -> str:
+        told = [f"{len(self.candidates):,} candidates, the best first"]
+        if not self.candidates:
+            told = ["nobody, as there is no evaluation"]
+        if self.failed:
+            told.append(f"rows without an evaluation: {len(self.failed):,}")
+        if self.pending:
+            told.append(f"rows without a result yet, as the run is not finished: {self.pending:,}")
+        return "; ".join(told)
 
     def to_csv(self, path: PathLike, *, failed: PathLike | None = None, overwrite: bool = False) -> None:
         """Write the candidates to `path`, and the rows without an evaluation to `failed`: UTF-8, a line each.
 
         Safe to open in a spreadsheet: text that one could take for a formula begins with an apostrophe there.
-        Raises OutputError if a file exists (unless `overwrite`) or cannot be written.
+        Raises OutputError if a file exists (unless `overwrite`) or cannot be written; also with `overwrite`
+        if it is what the ranking was read from, or both are one.
         """
+        tables: list[tuple[Path, type[Any], Iterable[Any]]] = [(Path(path), RankedCandidate, self.candidates)]
         if failed is not None:
-            check_new(Path(failed), overwrite=overwrite)
-        _write_csv(Path(path), RankedCandidate, self.candidates, overwrite=overwrite)
-        if failed is not None:
-            _write_csv(Path(failed), FailedEvaluation, self.failed, overwrite=overwrite)
+            tables.append((Path(failed), FailedEvaluation, self.failed))
+            if same_file(Path(path), Path(failed)):
+                raise OutputError(f"{path} is to be both tables: give failed= another name")
+        for place, _, _ in tables:
+            check_apart(place, self._sources)
+            check_new(place, overwrite=overwrite)
+        for place, kind, rows in tables:
+            with csv_table(place, kind, overwrite=overwrite) as write:
+                for row in rows:
+                    write(row)
 
 
 def rank(
@@ -86,9 +111,11 @@ def rank(
     total = sum(exact.values()) * _STEPS
     scored: dict[str, tuple[Fraction, RankedCandidate]] = {}
     failed: dict[str | None, list[FailedEvaluation]] = {}
+    files: tuple[Path, ...] = ()
     if isinstance(evaluations, Mapping):
         found: Iterable[tuple[str, PraxisEvaluation] | FailedEvaluation] = evaluations.items()
     else:
+        files = result_files(evaluations)
         found = read_evaluations(evaluations, PraxisEvaluation)
     for each in found:
         if isinstance(each, FailedEvaluation):
@@ -115,6 +142,8 @@ def rank(
         candidates=tuple(placed),
         failed=tuple(sorted(without, key=lambda row: (row.custom_id or "", row.code, row.message))),
         weights={name: float(weight) for name, weight in exact.items()},
+        pending=still_to_come(files).rows,
+        _sources=files,
     )
 
 
@@ -161,22 +190,3 @@ def _ranked(custom_id: str, evaluation: PraxisEvaluation, score: float) -> Ranke
         is_software_engineer=analysis.is_software_engineer.value,
         reasoning=evaluation.reasoning,
     )
-
-
-def _write_csv(path: Path, kind: type[Any], rows: Iterable[Any], *, overwrite: bool) -> None:
-    with new_file(path, overwrite=overwrite) as file:
-        # The mark at the beginning tells spreadsheets that this is UTF-8.
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        table = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)
-        table.writerow([each.name for each in fields(kind)])
-        for row in rows:
-            table.writerow([_shown(value) for value in astuple(row)])
-        text.detach()
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return round(value, 6)
-    return cell(value) if isinstance(value, str) else value

@@ -78,6 +78,11 @@ class CandidateReader(Iterator[Candidate]):
         self._candidates = self._read()
 
     @property
+    def inputs(self) -> tuple[os.stat_result, ...]:
+        """What `os.stat` says of the file that is read; empty for a stream that is none."""
+        return () if self._source.identity is None else (self._source.identity,)
+
+    @property
     def quality(self) -> DataQuality:
         """What the candidates read so far have and lack."""
         return self._tally.quality()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -35,8 +36,8 @@ UNPARSED: Final = "output_unparsed"
 _SILENT: Final = "the row failed and does not say why"
 
 PathLike: TypeAlias = str | os.PathLike[str]
-Results: TypeAlias = PathLike | Iterable[BatchResult[Any]]
-"""A journal, a result file (ours, or of OpenAI's form), or results as a run gives them."""
+Results: TypeAlias = PathLike | Iterable[BatchResult[Any]] | Sequence[PathLike]
+"""A journal, a result file (ours, or of OpenAI's form), several of these, or results as a run gives them."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -68,14 +69,71 @@ def read_evaluations(
     ConfigError for an item that is none, and MissingExtraError for a text without the extra `structured`.
     """
     form = cache(partial(form_of, model))
-    found = _of_file(Path(results)) if isinstance(results, str | os.PathLike) else results
+    files = result_files(results)
+    found = chain.from_iterable(map(_of_file, files)) if files else cast("Iterable[Any]", results)
     for result in found:
         if not isinstance(result, BatchResult):
             raise ConfigError(
-                f"results= has a {type(result).__name__}: must be the path of a journal or result file, or "
-                "BatchResults, as report.results() gives them"
+                f"results= has a {type(result).__name__}: must be the path of a journal or result file, a "
+                "list of such paths, or BatchResults, as report.results() gives them"
             )
         yield _evaluated(result, model, form)
+
+
+def result_files(results: Results | Mapping[str, Any]) -> tuple[Path, ...]:
+    """The files that `results` are read from, none if they are no paths.
+
+    To a single result file belongs the error file that a run writes beside it (OUT.errors.jsonl), if there
+    is one. Raises InputError for a file that cannot be read.
+    """
+    if not isinstance(results, str | os.PathLike):
+        paths = results if isinstance(results, list | tuple) else ()
+        if not all(isinstance(each, str | os.PathLike) for each in paths):
+            return ()
+        return tuple(Path(each) for each in paths)
+    path = Path(results)
+    beside = path.with_name(f"{path.name.removesuffix('.jsonl')}.errors.jsonl")
+    return (path, beside) if beside.is_file() and not _is_journal(path) else (path,)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What is still to come of the runs whose journals are read.
+
+    `rows` have no result yet. `complete`: all rows of all results are known, since the files are journals
+    whose input was read to its end; a candidate that is in none has no request.
+    """
+
+    rows: int
+    complete: bool
+
+
+def still_to_come(files: Sequence[Path]) -> Pending:
+    """What is still to come of the runs among `files`. Raises InputError, JournalError."""
+    rows, complete = 0, bool(files)
+    for path in files:
+        if not _is_journal(path):
+            complete = False
+            continue
+        with RunJournal.open_readonly(path) as journal:
+            rows += journal.counts().pending
+            complete &= journal.state == "finished" or journal.get("intake") is not None
+    return Pending(rows, complete)
+
+
+def pending_ids(files: Sequence[Path]) -> Iterator[str]:
+    """The ids of the rows without a result in the journals among `files`."""
+    for path in files:
+        if _is_journal(path):
+            with RunJournal.open_readonly(path) as journal:
+                yield from (custom_id for custom_id in journal.pending() if custom_id)
+
+
+def _is_journal(path: Path) -> bool:
+    try:
+        return is_database(path)
+    except OSError as exc:
+        raise InputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
 
 
 def _evaluated(
@@ -111,7 +169,7 @@ def _broken_rule(exc: ValidationError) -> str:
 
 def _of_file(path: Path) -> Iterator[BatchResult[Any]]:
     try:
-        if not is_database(path):
+        if not _is_journal(path):
             with path.open("rb") as file:
                 for line in read_lines(file):
                     if line.too_long:

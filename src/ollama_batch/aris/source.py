@@ -8,7 +8,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -32,11 +32,15 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 
 class ExportSource:
-    """An open export. `position` of `size` bytes were taken from the file so far (`size` None: a stream)."""
+    """An open export. `position` of `size` bytes were taken from the file so far (`size` None: a stream).
+
+    `identity` is what `os.stat` says of the file, None of what is none.
+    """
 
     def __init__(self, export: str | os.PathLike[str] | BinaryIO, limits: Limits) -> None:
         self.limits = limits
         self.size: int | None = None
+        self.identity: os.stat_result | None = None
         self._owned: BinaryIO | None = None
         file, self.name = self._open(export)
         self._bytes = _Chained(b"", file)
@@ -60,12 +64,15 @@ class ExportSource:
             path = Path(export)
             try:
                 self._owned = path.open("rb")
-                self.size = path.stat().st_size
+                self.identity = os.fstat(self._owned.fileno())
+                self.size = self.identity.st_size
             except OSError as exc:
                 raise InputError(f"{path} cannot be read: {exc.strerror}") from exc
             return self._owned, str(path)
         if not hasattr(export, "read") or isinstance(export, io.TextIOBase):
             raise ConfigError("an export is a path, or a file opened in binary mode: open(path, 'rb')")
+        with suppress(AttributeError, OSError, ValueError):  # in memory, or a stream of somebody's own
+            self.identity = os.fstat(export.fileno())  # type: ignore[attr-defined]
         name = getattr(export, "name", None)
         return export, name if isinstance(name, str) else "<export>"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ CONTACT: Final = frozenset({"email", "phone", "photo"})
 
 PLACES: Final = (*PARTS, "sections", "answer_format")
 
+_LOG: Final = logging.getLogger(__name__)
 _PLACE = re.compile(r"\{(\w+)\}")
 _NOBODY: Final = GemProfile()
 
@@ -62,13 +65,22 @@ class PraxisTemplate:
     max_tokens: int | None = 1024
     model: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
+    _files: tuple[Path, ...] = field(init=False, repr=False, compare=False)
     _body: Mapping[str, Any] = field(init=False, repr=False, compare=False)
     _lines: tuple[tuple[str, tuple[str, ...]], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        put(self, "criteria", _text(self.criteria, "criteria"))
-        put(self, "answer_format", _text(self.answer_format, "answer_format"))
+        words = (self.criteria, self.message, self.answer_format)
+        put(self, "_files", tuple(each for each in words if isinstance(each, Path)))
+        for option in ("criteria", "answer_format"):
+            text = _text(getattr(self, option), option)
+            put(self, option, text)
+            for name in _PLACE.findall(text):
+                if name in PLACES:
+                    _LOG.warning(
+                        "%s= has {%s}, which is sent as it is: it belongs in the message", option, name
+                    )
         if isinstance(self.message, str | Path):
             put(self, "message", _text(self.message, "message"))
         if isinstance(self.omit, str):
@@ -86,6 +98,16 @@ class PraxisTemplate:
         put(self, "_lines", self._read_message())
         own = {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens}
         put(self, "_body", {**{k: v for k, v in own.items() if v is not None}, **self.params})
+
+    @property
+    def sections_on(self) -> tuple[str, ...]:
+        """Those of cv, swarm and praxis that prompts tell."""
+        return tuple(part for part in TITLES if getattr(self, f"{part}_tokens"))
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files that its texts were read from."""
+        return self._files
 
     @classmethod
     def original(cls, **changes: Any) -> Self:
@@ -113,7 +135,7 @@ class PraxisTemplate:
 
     def _check_places(self, named: Collection[str]) -> None:
         """Raise ConfigError for a message that loses the candidate, or a section that is on."""
-        on = [part for part in TITLES if getattr(self, f"{part}_tokens")]
+        on = self.sections_on
         if on and "sections" not in named:
             name, most = f"{on[0]}_tokens", getattr(self, f"{on[0]}_tokens")
             raise ConfigError(
@@ -199,6 +221,13 @@ def _spaced(text: str) -> str:
     return _GAPS.sub("\n\n", text)
 
 
+def _is_path(words: str) -> bool:
+    """Whether a text can be meant for the path of a file only."""
+    if "\n" in words or not words.strip().lower().endswith((".txt", ".md", ".text", ".prompt", ".json")):
+        return False
+    return len(words.split()) == 1 or os.path.isfile(words)  # noqa: PTH113 - of a text that is no path
+
+
 def _text(words: Words, option: str) -> str:
     text: Any
     if isinstance(words, Path):
@@ -209,6 +238,10 @@ def _text(words: Words, option: str) -> str:
             raise ConfigError(f"{option}={str(words)!r}: cannot be read: {why}") from exc
     else:
         text = words() if callable(words) else words
+        if isinstance(words, str) and _is_path(words):
+            raise ConfigError(
+                f"{option}={words!r} is the name of a file; to have what is in it, give Path({words!r})"
+            )
     if isinstance(text, str) and text.strip():
         return text
     raise ConfigError(f"{option}: must be a text, and not an empty one")

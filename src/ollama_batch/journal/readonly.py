@@ -113,6 +113,21 @@ class ReadOnlyJournal:
             self._path, ok=ok, source=source, damaged=None if strict else [] if damaged is None else damaged
         )
 
+    def pending(self) -> Iterator[str | None]:
+        """The `custom_id` of each row without a result, in input order; a run may go on meanwhile."""
+        after = -1
+        query = (
+            "SELECT idx, custom_id FROM rows WHERE idx > ? AND idx NOT IN (SELECT idx FROM results) "  # noqa: S608 - a constant
+            f"ORDER BY idx LIMIT {_PAGE}"
+        )
+        while True:
+            with faults.named(self._path):
+                page = self._read(query, [after])
+            yield from (custom_id for _, custom_id in page)
+            if len(page) < _PAGE:
+                return
+            after = page[-1][0]
+
     def replaced(self) -> Iterator[ResultRecord]:
         """The failed results that were replaced when their rows were sent again, in the order of the rows,
         those of a row in theirs; a run that goes on may add some meanwhile.

@@ -36,8 +36,12 @@ def test_an_export_becomes_a_batch_file(
         told.out.splitlines()[2],
         told.out.splitlines()[3],
         "36 requests; none for 4 with nothing to judge by",
+        told.out.splitlines()[5],
         f"written: {out}",
     ]
+    left_out = told.out.splitlines()[5].removeprefix("  nothing to judge by: ").split(", ")
+    ids = {each["aristotleId"] for each in json.loads(export.read_text())["candidates"]}
+    assert set(left_out) == ids - {json.loads(line)["custom_id"] for line in out.read_text().splitlines()}
     assert told.err.startswith("40 candidates read, 100.0%, ")
     assert len(told.err.splitlines()) == 1
     assert len(bodies(out)) == 36
@@ -57,7 +61,8 @@ def test_every_option_reaches_the_requests(
     line += ["--model", "m", "--max-tokens", "500", "--temperature", "0.7", "--limit", "20", "--split", "15"]
     assert main([*line, "--skip-evaluated"]) == 0
     told = capsys.readouterr()
-    assert told.err == ""
+    lacking = "ollama-batch: --cv-tokens is set, but none of the 26 candidates read has cvData\n"
+    assert told.err == lacking, "--quiet is of the progress"
     assert "20 requests; none for " in told.out
     assert f"written: {tmp_path / 'out-0001.jsonl'} to out-0002.jsonl" in told.out
     first = bodies(tmp_path / "out-0001.jsonl")
@@ -111,10 +116,11 @@ def test_an_export_with_fewer_candidates_than_it_says_is_told(
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--omit", "shoe"], "omit='shoe': must be one of name,"),
-        (["--criteria", "none.txt"], "criteria='none.txt': cannot be read"),
-        (["--temperature", "9"], "must be between 0 and 2"),
-        (["--split", "0"], "must be 1 or more"),
+        (["--omit", "shoe"], "--omit shoe: must be one of name,"),
+        (["--criteria", "none.txt"], "--criteria none.txt: cannot be read"),
+        (["--template", "none.txt"], "--template 'none.txt': cannot be read"),
+        (["--temperature", "9"], "--temperature 9.0: must be between 0 and 2"),
+        (["--split", "0"], "--split 0: must be 1 or more"),
         (["--limit", "0"], "must be 1 or more"),
     ],
 )
@@ -147,6 +153,7 @@ def test_an_export_without_any_profile_is_told_and_ends_with_2(
     assert told.out.splitlines()[2:] == [
         "  no candidate has gemData, the profile: a prompt can tell sections only (cv, swarm, praxis)",
         "0 requests; none for 3 with nothing to judge by",
+        "  nothing to judge by: 0, 1, 2",
         "nothing was written",
     ]
     assert told.err.startswith(
@@ -233,3 +240,66 @@ def test_in_a_terminal_progress_is_one_line_that_changes(
     assert told.startswith("\r\x1b[K40 candidates read")
     assert told.endswith("\n")
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("link", ["", "symlink_to", "hardlink_to"])
+@pytest.mark.parametrize("option", ["export", "-", "--template", "--criteria", "split"])
+def test_no_input_is_ever_replaced_by_the_batch_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    link: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export = write(Path("export.json"), document([whole("a"), whole("b")]))
+    words = write(Path("words-0001.txt"), b"{work}")
+    victim = words if option.startswith("--") else export
+    line = [option, str(words)] if option.startswith("--") else []
+    out = Path("batch-0001.json") if option == "split" or link else victim
+    if link:
+        getattr(out, link)(victim)
+    elif option == "split":
+        export = victim = export.rename(out)
+    before, names = victim.read_bytes(), sorted(tmp_path.iterdir())
+    line += ["--split", "1", "-o", "batch.json"] if option == "split" else ["-o", str(out)]
+    with victim.open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert main(["aris", "-" if option == "-" else str(export), *line, "--overwrite"]) == 2
+    told = f"{out} is an input, and would be lost: give another name"
+    assert told in capsys.readouterr().err
+    assert (victim.read_bytes(), sorted(tmp_path.iterdir())) == (before, names)
+
+
+def test_a_file_that_an_earlier_export_left_never_passes_for_a_new_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "batch.jsonl"
+    export = write(tmp_path / "e.json", document([whole("a")]))
+    line = ["aris", str(export), "-o", str(out), "--quiet", "--skip-evaluated", "--overwrite"]
+    assert main(line) == 0
+    write(export, document([{**whole("a"), "praxisData": {"a": 1}}]))
+    before = out.read_bytes()
+    assert main(line) == 2
+    told = capsys.readouterr()
+    assert told.err == (
+        f"ollama-batch: {out} is of an earlier time and stays: there was no request to write. Remove it\n"
+    )
+    assert out.read_bytes() == before
+    with pytest.raises(SystemExit):
+        main(["aris", "--help"])
+    assert "an OUT that is there is an earlier one" in capsys.readouterr().out
+
+
+def test_what_all_candidates_lack_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    people = [whole(str(number)) for number in range(10)]
+    for each in people:
+        each["gemData"]["jobs"] = each["gemData"].pop("work_info")
+    export, out = write(tmp_path / "e.json", document(people)), tmp_path / "batch.jsonl"
+    assert main(["aris", str(export), "-o", str(out), "--quiet", "--cv-tokens", "50"]) == 0
+    told = capsys.readouterr()
+    assert "  no profile has work_info: has the export another name for it?" in told.out.splitlines()
+    assert told.err.splitlines() == [
+        "ollama-batch: none of the 10 profiles read has work_info: has the export another name for it?",
+        "ollama-batch: --cv-tokens is set, but none of the 10 candidates read has cvData",
+    ]

@@ -77,7 +77,7 @@ def test_who_was_evaluated_before_is_left_out_when_asked_and_who_says_nothing_al
     ]
     stream = to_requests(items, skip_evaluated=True)
     assert [request.custom_id for request in stream] == ["a", "c"]
-    assert stream.counts == RequestCounts(made=2, evaluated=1, empty=1)
+    assert stream.counts == RequestCounts(made=2, evaluated=1, empty=1, empty_items=("d",))
     assert [request.custom_id for request in to_requests(items)] == ["a", "b", "c"]
 
 
@@ -114,7 +114,7 @@ def test_another_domain_needs_one_method(fake_ollama_factory: Callable[..., Fake
     fake = fake_ollama_factory(models=(FakeModel("toy"),))
     report = BatchRunner(model="toy", base_url=fake.url, progress="none").run(stream)
     assert [result.custom_id for result in report.results()] == ["t1"]
-    assert stream.counts == RequestCounts(made=1, empty=1)
+    assert stream.counts == RequestCounts(made=1, empty=1, empty_items=("item 2",))
 
 
 # Files
@@ -215,3 +215,16 @@ def test_an_export_that_turns_out_broken_leaves_what_was_there(tmp_path: Path, s
         write_requests(to_requests(read_candidates(path)), place, split=split, overwrite=True)
     assert names(tmp_path) == before
     assert place.read_text() == (tmp_path / "batch-0001.jsonl").read_text() == "before"
+
+
+def test_an_export_without_profiles_is_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "e.json", document([{"aristotleId": "a"}, {"aristotleId": "b"}]))
+    stream = to_requests(path)
+    assert (list(stream), list(stream)) == ([], [])
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(
+        "none of the 2 candidates read has gemData: there is nothing to judge anybody by"
+    )
+    assert stream.counts.empty_items == ("a", "b")

@@ -287,3 +287,24 @@ def test_where_the_profile_says_nothing_a_section_can() -> None:
 def test_the_message_is_made_of_known_parts() -> None:
     assert PraxisTemplate().message == MESSAGE
     assert PraxisTemplate() == PraxisTemplate()
+
+
+@pytest.mark.parametrize("option", ["criteria", "message", "answer_format"])
+def test_the_name_of_a_file_is_never_taken_for_a_text(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my words.txt").write_text("{work} Judge.")
+    for name in ("../cli/crit.txt", "my words.txt"):
+        with pytest.raises(ConfigError, match=f"{option}='.*' is the name of a file; .* give Path"):
+            PraxisTemplate(**{option: name})
+    PraxisTemplate(**{option: Path("my words.txt")})
+    PraxisTemplate(**{option: "{work} is in another file.txt"})
+    PraxisTemplate(**{option: "Judge {work} by\nrules.txt"})
+
+
+def test_a_part_of_a_profile_in_the_criteria_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    PraxisTemplate(criteria="Judge {name}, as JSON such as {yes}.")
+    assert [record.getMessage() for record in caplog.records] == [
+        "criteria= has {name}, which is sent as it is: it belongs in the message"
+    ]

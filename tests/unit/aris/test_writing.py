@@ -17,8 +17,8 @@ from pydantic import BaseModel
 
 from evaluations_support import answer, answered, failed, written
 from ollama_batch import BatchRequest, BatchResult, ConfigError, InputError, RowError
-from ollama_batch.aris import FailedEvaluation, rank, write_evaluations
-from ollama_batch.errors import DiskFullError, JournalError, OutputError
+from ollama_batch.aris import FailedEvaluation, UnevaluatedCandidate, rank, write_evaluations
+from ollama_batch.errors import DiskFullError, JournalError, OutputError, RunStoppedError
 from ollama_batch.testing import FakeOllama, Fault
 from runner_support import line, runner_on, write_lines
 
@@ -79,7 +79,7 @@ def test_what_became_of_every_candidate_and_result_is_told(tmp_path: Path) -> No
         f"{tmp_path / 'out.jsonl'}: 1 of 6 candidates evaluated",
         "  1 unchanged: the row failed",
         "  1 unchanged: the answer is no evaluation",
-        "  1 unchanged: there is no result",
+        "  1 unchanged: there is no result: missing",
         "  1 unchanged: a candidate before has the same id",
         "  1 unchanged: there is no id",
         "  1 unchanged: no candidate, a line that is no JSON object",
@@ -307,7 +307,9 @@ def test_a_journal_and_its_files_give_the_same(run: Path, export: Path, tmp_path
         (None, "invalid_json_line"),
     ]
     from_output = write_evaluations(export, tmp_path / "results.jsonl", tmp_path / "out2.json")
-    assert (from_output.written, from_output.unparsed, from_output.missing) == (2, 1, 1)
+    assert (from_output.written, from_output.unparsed, from_output.failed) == (2, 1, 1)
+    assert from_output.failures == done.failures, "the error file beside it is read as well"
+    assert set(rank(tmp_path / "results.jsonl").failed) == set(done.failures)
     assert (tmp_path / "out2.json").read_bytes() == (tmp_path / "out.json").read_bytes()
     from_errors = write_evaluations(export, tmp_path / "results.errors.jsonl", tmp_path / "out3.json")
     assert from_errors.failures == done.failures[1:]
@@ -398,3 +400,51 @@ def test_nothing_that_is_printed_obeys_a_terminal(export: Path, tmp_path: Path) 
     for text in (str(done).replace("\n", ""), str(done.failures[0])):
         assert text.isprintable()
         assert "\\x1b" in text
+
+
+@pytest.fixture
+def stopped(fake_ollama_factory: Callable[..., FakeOllama], export: Path, tmp_path: Path) -> Path:
+    """The journal of a run that stopped at its second row of three; candidate b has no request in it."""
+    fake = fake_ollama_factory(reply=json.dumps(YES))
+    fake.inject(Fault("length", match="3"))
+    requests = write_lines(tmp_path / "in.jsonl", [line("a"), line("3"), line("d")])
+    with pytest.raises(RunStoppedError):
+        runner_on(fake, concurrency=1, order="input").run(
+            requests, output=tmp_path / "results.jsonl", max_failures=0
+        )
+    return tmp_path / "results.jsonl.run.db"
+
+
+def test_every_candidate_without_an_evaluation_is_named_with_the_reason(
+    stopped: Path, export: Path, tmp_path: Path
+) -> None:
+    left: list[UnevaluatedCandidate] = []
+    done = write_evaluations(export, stopped, tmp_path / "out.json", unevaluated=left.append)
+    told = {each.custom_id: each.code for each in left}
+    assert told == {"b": "no_request", "3": "output_truncated", "d": "pending"}
+    ids = [
+        json.dumps(each["aristotleId"]).strip('"') for each in json.loads(export.read_text())["candidates"]
+    ]
+    assert [ids[each.position - 1] for each in left] == [each.custom_id for each in left]
+    assert (done.written, done.failed, done.missing, done.missing_ids, done.pending) == (1, 1, 1, ("b",), 1)
+    assert "  1 unchanged: no result yet: the same `ollama-batch run` line goes on" in str(done)
+    ranking = rank(stopped)
+    assert ranking.pending == 1
+    assert str(ranking) == (
+        "1 candidates, the best first; rows without an evaluation: 1; "
+        "rows without a result yet, as the run is not finished: 1"
+    )
+    assert str(rank([])) == "nobody, as there is no evaluation"
+
+
+def test_the_results_are_never_replaced_from_python(stopped: Path, export: Path, tmp_path: Path) -> None:
+    before = stopped.read_bytes()
+    for results in (stopped, [stopped]):
+        with pytest.raises(OutputError, match="is an input, and would be lost"):
+            write_evaluations(export, results, stopped, overwrite=True)
+    with pytest.raises(OutputError, match="is an input, and would be lost"):
+        rank(stopped).to_csv(tmp_path / "r.csv", failed=stopped, overwrite=True)
+    with pytest.raises(OutputError, match="is to be both tables"):
+        rank(stopped).to_csv(tmp_path / "r.csv", failed=tmp_path / "r.csv")
+    assert stopped.read_bytes() == before
+    assert not (tmp_path / "r.csv").exists()

@@ -447,3 +447,15 @@ def test_a_log_without_its_journal_is_not_replayed_into_a_new_one(tmp_path: Path
 
 def test_the_public_names_exist() -> None:
     assert all(hasattr(public, name) for name in public.__all__)
+
+
+async def test_rows_without_a_result_are_named_in_input_order(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    with RunJournal.open(path, identity=IDENTITY) as journal:
+        await journal.add_rows([row(n, f"id-{n}") for n in range(2_500)])
+        for n in (0, 1_200, 2_499):
+            await journal.commit(result(n, code="busy" if n else None))
+    with RunJournal.open_readonly(path) as found:
+        named = list(found.pending())
+        assert named == [f"id-{n}" for n in range(2_500) if n not in (0, 1_200, 2_499)]
+        assert len(named) == found.counts().pending
