@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -14,6 +14,7 @@ from ollama_batch._text import jsonable, plain
 from ollama_batch.analysis.agreement import AgreementTally, FieldAgreement, ScoreChange, ScoreTally
 from ollama_batch.analysis.answers import as_label
 from ollama_batch.analysis.asked import Asked, Fields, Score
+from ollama_batch.analysis.labels import exact, key_of
 from ollama_batch.analysis.numbers import Distribution, Numbers, distribution_of
 from ollama_batch.analysis.pairs import Side, SidePair, read_pairs
 from ollama_batch.analysis.reading import PathLike, Results, RunSource, open_run
@@ -234,9 +235,16 @@ def what_changed(a: Side, b: Side, asked: Asked) -> tuple[str, ...]:
     names = [
         path
         for path, before, after in zip(asked.fields, a.values, b.values, strict=True)
-        if (before is None) != (after is None) or (before is not None and as_label(before) != as_label(after))
+        if _differ(before, after, asked.order(path))
     ]
     return (*names, "score") if a.score != b.score else tuple(names)
+
+
+def _differ(before: Any, after: Any, order: Sequence[str] | None) -> bool:
+    if before is None or after is None:
+        return before is not after
+    apart = exact(order)
+    return key_of(before, exact=apart) != key_of(after, exact=apart)
 
 
 def _count(n: Counter[str], pair: SidePair) -> None:

@@ -98,7 +98,12 @@ def show_comparison(found: Comparison, console: Console) -> None:
         _heading(console, f"field: {plain(field.path, 60)}")
         lines = [
             ("compared", f"{count(field.count)} answers that have it in both"),
-            ("agreement", f"{share(field.agreement)} ({count(field.agreed)} the same)"),
+            (
+                "agreement",
+                ", ".join(
+                    [f"{share(field.agreement)} ({count(field.agreed)} the same)", *respelt(field.respelt)]
+                ),
+            ),
             ("kappa", "undefined: one label alone" if field.kappa is None else f"{field.kappa:.3f}"),
         ]
         if field.weighted_kappa is not None:
@@ -202,10 +207,16 @@ def mended_of(found: Analysis) -> list[tuple[str, int]]:
     return [(word, number) for word, number in told if number or (structured and number is not None)]
 
 
+def respelt(number: int) -> list[str]:
+    """What is said of values that are not spelt as their label is called."""
+    return [f"{count(number)} spelt otherwise (letter case, white space)"] if number else []
+
+
 def _field(console: Console, field: FieldFigures) -> None:
     _heading(console, f"field: {plain(field.path, 60)}")
     missing = [f"{count(n)} {word}" for n, word in ((field.null, "null"), (field.absent, "absent")) if n]
-    _pairs(console, [("values", ", ".join([f"{count(field.present)} present", *missing]))])
+    told = [f"{count(field.present)} present", *missing, *respelt(field.respelt)]
+    _pairs(console, [("values", ", ".join(told))])
     if field.numeric and len(field.labels) > MOST_LABELS:
         _pairs(console, _spread(field.numbers))
         return

@@ -10,7 +10,7 @@ from ollama_batch._error_groups import more_kinds
 from ollama_batch._text import count, duration, plain, rate, share
 from ollama_batch.analysis.analysis import Analysis
 from ollama_batch.analysis.figures import FieldFigures
-from ollama_batch.analysis.page import mended_of
+from ollama_batch.analysis.page import mended_of, respelt
 from ollama_batch.analysis.parts import Card, Part, figure, plotted, seconds, spread_of
 from ollama_batch.analysis.plots import Plot, Series, memory_plot, number, over_time
 from ollama_batch.analysis.timeline import Timeline
@@ -153,7 +153,7 @@ def _field(field: FieldFigures) -> dict[str, Any]:
     missing = [f"{count(n)} {word}" for n, word in ((field.null, "null"), (field.absent, "absent")) if n]
     return {
         "name": plain(field.path, 60),
-        "beside": ", ".join([f"{count(field.present)} answers have it", *missing]),
+        "beside": ", ".join([f"{count(field.present)} answers have it", *missing, *respelt(field.respelt)]),
         "plot": plotted(field.numbers, plain(field.path, 60), "value", what="answers") if quantity else None,
         "parts": [] if quantity else _parts(field.labels, field.present, field.other_labels),
         "figures": spread_of(field.numbers) if field.numeric else [],
