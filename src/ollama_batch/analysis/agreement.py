@@ -59,6 +59,15 @@ class FieldAgreement:
         return self.agreed / self.count if self.count else None
 
     @property
+    def undefined(self) -> str | None:
+        """Why there is no kappa; None where there is one."""
+        if self.kappa is not None:
+            return None
+        if not self.count:
+            return "no answer has it in both"
+        return "one label alone" if len(self.labels) == 1 else f"more than {PAIRS:,} pairs of labels"
+
+    @property
     def moves(self) -> list[Move]:
         """The pairs that differ."""
         return [move for move in self.table if move.a != move.b]

@@ -11,7 +11,7 @@ from ollama_batch._text import duration, plain
 from ollama_batch.analysis.analysis import Analysis
 from ollama_batch.analysis.asked import Asked, Fields, Score
 from ollama_batch.analysis.figures import Example, ScoreFigures
-from ollama_batch.analysis.numbers import Numbers, distribution_of
+from ollama_batch.analysis.numbers import Numbers, distribution_of, figure
 from ollama_batch.analysis.reading import PathLike, Results, RunSource, open_run
 from ollama_batch.analysis.rows import ResultRow
 from ollama_batch.analysis.tally import Examples, FieldTally, Largest, TokenTally
@@ -158,8 +158,8 @@ class _Tally:
                     ("repaired", self._repaired.found()),
                     ("empty", self._empty.found()),
                     ("slowest", _said(self._slowest, duration)),
-                    ("highest score", _said(self._highest, _number)),
-                    ("lowest score", _said(self._lowest, lambda value: _number(-value))),
+                    ("highest score", _said(self._highest, figure)),
+                    ("lowest score", _said(self._lowest, lambda value: figure(-value))),
                     ("fullest context", _said(self._fullest, lambda value: f"{value:,.0f} tokens")),
                 )
                 if found
@@ -169,10 +169,6 @@ class _Tally:
 
 def _said(largest: Largest, say: Any) -> tuple[Example, ...]:
     return tuple(Example(custom_id, say(value)) for custom_id, value in largest.found())
-
-
-def _number(value: float) -> str:
-    return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
 def _memory(source: RunSource) -> Iterator[tuple[float, int, int | None]]:

@@ -284,6 +284,9 @@ def _notes(found: Comparison) -> Iterator[str]:
         if source.unreadable:
             lines = "1 line is" if source.unreadable == 1 else f"{source.unreadable:,} lines are"
             yield f"{source.name}: {lines} none of a result file and left out."
+    if found.both_ok and found.score is not None and not found.score.count:
+        where = "" if callable(found.asked.score) else f" at {found.score.name!r}: is that its path?"
+        yield f"No row has a {'number' if where else 'score'} in both runs{where or '.'}"
     for field in found.fields:
         alone = field.only_a + field.only_b
         if found.both_ok and not field.count and not alone:
