@@ -98,10 +98,10 @@ class ScoreChange:
 class AgreementTally:
     """Counts the values of one field in two runs."""
 
-    def __init__(self, path: str, order: Sequence[str] | None) -> None:
+    def __init__(self, path: str, order: Sequence[str] | None, words: Sequence[str] = ()) -> None:
         self.path = path
         self._order = order
-        self._labels = Labels(order, 2 * PAIRS)
+        self._labels = Labels(order, 2 * PAIRS, words)
         self._pairs: Counter[tuple[str, str]] = Counter()
         self._too_many = False
         self._n: Counter[str] = Counter()

@@ -16,6 +16,7 @@ from ollama_batch.analysis.reading import PathLike, Results, RunSource, open_run
 from ollama_batch.analysis.rows import ResultRow
 from ollama_batch.analysis.tally import Examples, FieldTally, Largest, TokenTally
 from ollama_batch.analysis.timeline import TimelineTally
+from ollama_batch.analysis.words import words_of
 from ollama_batch.records import LEFT, earlier_usage
 
 MODELS: Final = 20
@@ -42,7 +43,7 @@ def analyze(
     """
     asked = Asked.of(fields, score)
     source = open_run(results, errors=errors)
-    tally = _Tally(asked)
+    tally = _Tally(asked, source)
     for row in source.rows():
         tally.add(row)
     for note in source.notes:
@@ -52,12 +53,14 @@ def analyze(
 
 
 class _Tally:
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: Asked, source: RunSource) -> None:
         self._asked = asked
         self._n: Counter[str] = Counter()
         self._models: Counter[str] = Counter()
         self._finish: Counter[str] = Counter()
-        self._fields = [FieldTally(path, asked.order(path)) for path in asked.fields]
+        self._fields = [
+            FieldTally(path, asked.order(path), words_of(source.settings, path)) for path in asked.fields
+        ]
         self._scores, self._latency, self._length = Numbers(), Numbers(), Numbers()
         self._errors, self.tokens, self._timeline = ErrorTally(), TokenTally(), TimelineTally()
         self._unparsed, self._repaired, self._empty = Examples(), Examples(), Examples()

@@ -19,6 +19,7 @@ from ollama_batch.analysis.numbers import Distribution, Numbers, distribution_of
 from ollama_batch.analysis.pairs import Side, SidePair, read_pairs
 from ollama_batch.analysis.reading import PathLike, Results, RunSource, open_run
 from ollama_batch.analysis.tables import ANSWER, Kind, Table, as_cell_text
+from ollama_batch.analysis.words import words_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,7 +182,10 @@ def compare(
     asked = Asked.of(fields, score)
     a, b = open_run(run_a, errors=errors), open_run(run_b, errors=errors)
     n: Counter[str] = Counter()
-    agreements = [AgreementTally(path, asked.order(path)) for path in asked.fields]
+    agreements = [
+        AgreementTally(path, asked.order(path), words_of(a.settings, path) or words_of(b.settings, path))
+        for path in asked.fields
+    ]
     scores = None if asked.score_name is None else ScoreTally(asked.score_name)
     examples: list[Change] = []
     latency_a, latency_b = Numbers(), Numbers()

@@ -12,13 +12,14 @@ from ollama_batch.analysis.answers import as_label
 class Labels:
     """Tells the labels of one field apart, as response models that forgive letter case and white space do.
 
-    A label is called as `order` has it, else by its commonest spelling. Where `order` itself has two labels
-    that differ in nothing else, every spelling is a label. At most `most` spellings are kept, besides one
-    for each label.
+    A label is called as `order` has it, else as `words` do, else by its commonest spelling. Where `order`
+    itself has two labels that differ in nothing else, every spelling is a label. At most `most` spellings
+    are kept, besides one for each label.
     """
 
-    def __init__(self, order: Sequence[str] | None, most: int) -> None:
-        self._order = {_folded(label): label for label in order or ()}
+    def __init__(self, order: Sequence[str] | None, most: int, words: Sequence[str] = ()) -> None:
+        named = (*(() if exact(words) else words), *(order or ()))
+        self._named = {_folded(label): label for label in named}
         self._exact = exact(order)
         self._most = most
         self._kept = self._beyond = 0
@@ -40,7 +41,7 @@ class Labels:
 
     def names(self) -> Mapping[str, str]:
         """What the label of each key that was counted is called."""
-        given = {} if self._exact else self._order
+        given = {} if self._exact else self._named
         return {
             key: given.get(key) or min(spellings, key=lambda each: (-spellings[each], each))
             for key, spellings in self._spellings.items()

@@ -28,10 +28,10 @@ SHOWN: Final = 300
 class FieldTally:
     """What answers have at one path."""
 
-    def __init__(self, path: str, order: Sequence[str] | None) -> None:
+    def __init__(self, path: str, order: Sequence[str] | None, words: Sequence[str] = ()) -> None:
         self.path = path
         self._order = order
-        self._labels = Labels(order, LABELS)
+        self._labels = Labels(order, LABELS, words)
         self._counts: Counter[str] = Counter()
         self._others = self._null = self._absent = self._present = 0
         self._numbers = Numbers()

@@ -14,6 +14,7 @@ from pydantic import BaseModel, field_validator
 from analysis_support import chat_line, write_lines
 from ollama_batch import BatchRunner
 from ollama_batch.analysis import analyze, compare
+from ollama_batch.analysis.words import words_of
 from ollama_batch.testing import FakeOllama, FakeReply
 
 SAID = ("Maybe", "maybe", "MAYBE ", "Maybe", "strong  yes", "Strong Yes", "Strong Yes", "No", None, 5)
@@ -90,9 +91,33 @@ def test_another_spelling_is_no_change(tmp_path: Path) -> None:
     assert "3 spelt otherwise" in str(found)
 
 
+class Whole(BaseModel):
+    """An evaluation within another object, as a list and by itself, with nothing for some."""
+
+    parts: list[Evaluation]
+    best: Evaluation | None
+
+
+def test_the_words_of_a_model_are_found_where_they_stand() -> None:
+    words = [str(each) for each in Verdict]
+    settings = {"response_model": {"schema": Whole.model_json_schema()}}
+    assert list(words_of(settings, "parts.0.recommendation")) == words
+    assert list(words_of(settings, "best.recommendation")) == words
+    assert list(words_of(settings, "best")) == []
+    assert list(words_of(settings, "nothing.at.all")) == []
+    assert list(words_of({"response_model": {"schema": {"$ref": "#"}}}, "a")) == []
+    assert list(words_of({"response_model": {"schema": {"properties": {"a": {"const": "A"}}}}}, "a")) == ["A"]
+    assert list(words_of({}, "a")) == list(words_of({"response_model": None}, "a")) == []
+
+
+def test_a_circle_of_references_ends() -> None:
+    schema = {"$defs": {"a": {"$ref": "#/$defs/a"}}, "properties": {"a": {"$ref": "#/$defs/a"}}}
+    assert list(words_of({"response_model": {"schema": schema}}, "a.b")) == []
+
+
 @pytest.mark.parametrize("place", ["out.jsonl", "out.jsonl.run.db"])
 def test_a_run_that_forgives_the_spelling_is_counted_as_it_was_checked(tmp_path: Path, place: str) -> None:
-    words = ("Maybe", "maybe", "no", "No", "strong yes", "Maybe", " MAYBE")
+    words = ("maybe", "maybe", "no", "No", "strong yes", "Maybe", " MAYBE")
     replies = iter(words * 2)
     with FakeOllama(reply=lambda _: FakeReply(json.dumps({"recommendation": next(replies)}))) as fake:
         runner: BatchRunner[Evaluation] = BatchRunner(
@@ -104,5 +129,7 @@ def test_a_run_that_forgives_the_spelling_is_counted_as_it_was_checked(tmp_path:
     assert checked.total() == 2 * len(words)
     labels = analyze(tmp_path / place, fields="recommendation").field("recommendation").labels
     assert sorted(labels.values()) == sorted(checked.values())
+    if place.endswith(".db"):  # which knows the response model
+        assert dict(labels) == checked
     named = analyze(tmp_path / place, fields={"recommendation": [str(each) for each in Verdict]})
     assert dict(named.field("recommendation").labels) == checked
