@@ -277,7 +277,7 @@ def _shown(side: Side, what: tuple[str, ...], asked: Asked) -> str:
         if path in what
     ]
     if "score" in what:
-        told.append("-" if side.score is None else f"{side.score:g}")
+        told.append("-" if side.score is None else f"{side.score:,.10g}")
     return plain("; ".join(told), SHOWN)
 
 

@@ -74,8 +74,12 @@ def number(value: float) -> str:
     """A number as an axis or a table has it: about three figures, large ones short."""
     for least, divisor, unit in ((999.5e6, 1e9, "B"), (999.5e3, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= least:
-            return f"{value / divisor:.3g}{unit}"
-    return f"{value:,.0f}" if value == math.floor(value) or abs(value) >= 99.95 else f"{value:.3g}"
+            return f"{_three(value / divisor)}{unit}"
+    return f"{value:,.0f}" if value == math.floor(value) else _three(value)
+
+
+def _three(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
 
 
 def histogram(

@@ -319,6 +319,8 @@ def test_times_on_an_axis_are_round(length: float, labels: list[str]) -> None:
         (2500.5, "2,500"),
         (9999.6, "10,000"),
         (12_345, "12.3k"),
+        (123_456, "123k"),
+        (5e12, "5,000B"),
         (-1180.4, "-1,180"),
     ],
 )
