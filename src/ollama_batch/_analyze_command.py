@@ -85,7 +85,7 @@ def compare(arguments: argparse.Namespace) -> int:
 def _tell(found: Any, arguments: argparse.Namespace, show: Callable[[Console], None]) -> int:
     from rich.console import Console
 
-    from ollama_batch.analysis.page import UNBROKEN, as_text
+    from ollama_batch.analysis.page import as_text
 
     # The tables first: what is missing for the report takes nothing from them.
     written = [
@@ -103,7 +103,7 @@ def _tell(found: Any, arguments: argparse.Namespace, show: Callable[[Console], N
     if sys.stdout.isatty():
         show(Console(highlight=False, no_color=not colours(), force_jupyter=False))
     else:  # a pipe or a file: one line for each thing, whoever reads it breaks lines himself
-        sys.stdout.write(f"{as_text(show, width=UNBROKEN)}\n")
+        sys.stdout.write(f"{as_text(show)}\n")
     for path in written:
         sys.stdout.write(f"{path}\n")
     return 0

@@ -188,10 +188,10 @@ def _add_run(subparsers: Any, command: Command) -> None:
     context.add_argument(
         "--high",
         type=float,
-        metavar="SHARE",
+        metavar="X",
         help="trim a conversation beyond this share of its limit (default: 0.875)",
     )
-    context.add_argument("--low", type=float, metavar="SHARE", help="down to this share (default: 0.5)")
+    context.add_argument("--low", type=float, metavar="X", help="down to this share (default: 0.5)")
     context.add_argument(
         "--keep-messages", type=_count, metavar="N", help="keep the last N messages instead of --low"
     )
@@ -208,6 +208,13 @@ def _add_run(subparsers: Any, command: Command) -> None:
     )
     going.add_argument(
         "--timeout", type=float, default=600.0, metavar="S", help="seconds for one attempt (default: 600)"
+    )
+    going.add_argument(
+        "--recover-timeout",
+        type=float,
+        default=900.0,
+        metavar="S",
+        help="seconds to wait for an engine that is down or answers with errors (default: 900)",
     )
     going.add_argument(
         "--order",
@@ -250,24 +257,24 @@ def _add_run(subparsers: Any, command: Command) -> None:
 
 
 def _add_status(subparsers: Any, command: Command) -> None:
-    status = _add(
-        subparsers, "status", command, "say how a run stands, also while it goes on", codes=LOOK_CODES
-    )
-    status.add_argument("journal", metavar="RUN.db", help="the journal of the run: OUT.run.db")
+    what = "say how a run stands, also while it goes on"
+    _add_journal(_add(subparsers, "status", command, what, codes=LOOK_CODES))
 
 
 def _add_watch(subparsers: Any, command: Command) -> None:
-    watch = _add(
-        subparsers, "watch", command, "say it whenever it has changed, until the run ends", codes=LOOK_CODES
-    )
-    watch.add_argument("journal", metavar="RUN.db", help="the journal of the run: OUT.run.db")
+    what = "say it whenever it has changed, until the run ends"
+    _add_journal(_add(subparsers, "watch", command, what, codes=LOOK_CODES))
+
+
+def _add_journal(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("journal", metavar="RUN.db", help="the journal of the run: OUT.run.db")
 
 
 def _add_export(subparsers: Any, command: Command) -> None:
     export = _add(
         subparsers, "export", command, "write what is finished so far, in input order", codes=EXPORT_CODES
     )
-    export.add_argument("journal", metavar="RUN.db", help="the journal of the run: OUT.run.db")
+    _add_journal(export)
     export.add_argument(
         "-o",
         "--output",
@@ -311,16 +318,8 @@ def _add_verify(subparsers: Any, command: Command) -> None:
 
 
 def _add_doctor(subparsers: Any, command: Command) -> None:
-    add_options(
-        _add(
-            subparsers,
-            "doctor",
-            command,
-            "say what is wrong before hours are spent",
-            "Loads the model, sends short requests.",
-            codes=DOCTOR_CODES,
-        )
-    )
+    what, more = "say what is wrong before hours are spent", "Loads the model, sends short requests."
+    add_options(_add(subparsers, "doctor", command, what, more, codes=DOCTOR_CODES))
 
 
 def _add_aris(subparsers: Any, command: Command) -> None:

@@ -11,6 +11,8 @@ _PHRASES: Final = {
     'row_models="ignore"': "--ignore-row-models",
     "overwrite=True": "--overwrite",
     "retry_failed=True": "--retry-failed",
+    "(recover_timeout)": "(--recover-timeout)",
+    "; a single prompt goes in a list: [prompt]": "",
     "think=True": "--think on",
     "think=False": "--think off",
     "turn think off": "set --think off",
@@ -40,6 +42,7 @@ _FLAGS: Final = {
         for name in (
             *("model", "base_url", "num_ctx", "max_tokens", "think", "on_length", "mode", "trim", "order"),
             *("concurrency", "timeout", "errors", "journal", "on_invalid", "max_failures", "deadline"),
+            *("recover_timeout",),
             *("limit", "lanes", "high", "low", "keep_messages", "gguf", "progress"),
             *("cv_tokens", "swarm_tokens", "praxis_tokens", "weights"),
             *("omit", "temperature", "criteria", "split"),

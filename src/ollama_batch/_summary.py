@@ -202,7 +202,8 @@ def _figures(report: BatchReport[Any]) -> list[Line]:
             ("p99", m.latency_p99_s),
             ("max", m.latency_max_s),
         )
-        lines.append(("latency", ", ".join(f"{name} {duration(value)}" for name, value in parts)))
+        told = ", ".join(f"{name} {duration(value)}" for name, value in parts)
+        lines.append(("latency", f"{told}; percentiles to 1 %"))
     if m.queue_mean_s is not None:
         waits = (
             f"{duration(m.queue_mean_s)} for a slot on average, {share(m.queue_share)} of the time of answers"

@@ -148,6 +148,7 @@ def _run_with(arguments: Namespace, policy: ConversationPolicy | None, stdin: St
             order=arguments.order,
             concurrency=arguments.concurrency,
             timeout=arguments.timeout,
+            recover_timeout=arguments.recover_timeout,
             on_length=arguments.on_length,
             hooks=hooks,
             progress=arguments.progress,

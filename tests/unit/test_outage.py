@@ -245,6 +245,6 @@ def test_the_command_line_says_it_without_any_progress_on_standard_error(
     assert first.startswith(
         "WARNING ollama_batch.run: no row has been answered for 0.1s: boom (HTTP 500). The run"
     )
-    assert "(recover_timeout) and can be resumed" in first
+    assert "(--recover-timeout) and can be resumed" in first
     assert len(rest) <= 4
     assert last.startswith("WARNING ollama_batch.run: the engine answers again, after ")

@@ -128,7 +128,7 @@ def test_a_completed_run_reads_like_this() -> None:
         "  cached     4,000 prompt tokens "
         "(40.0% of the prompts; without reuse they would be evaluated anew)\n"
         "  context    1,050 of 8,192 tokens at most\n"
-        "  latency    mean 1.0s, p50 1.0s, p90 1.0s, p95 1.0s, p99 1.0s, max 1.0s\n"
+        "  latency    mean 1.0s, p50 1.0s, p90 1.0s, p95 1.0s, p99 1.0s, max 1.0s; percentiles to 1 %\n"
         "  output     results.jsonl\n"
         "  journal    results.jsonl.run.db"
     )

@@ -51,6 +51,9 @@ CASES = [
         "correct its name, or give it to all requests with OpenAIEngine(extra_body=...)",
         "correct its name",
     ),
+    ("stops in 5m00s (recover_timeout) and can", "stops in 5m00s (--recover-timeout) and can"),
+    ("recover_timeout=-1: must be", "--recover-timeout -1: must be"),
+    ("'a.jsonl' does not exist; a single prompt goes in a list: [prompt]", "'a.jsonl' does not exist"),
     ("my_limit=3 and a-limit=4", "my_limit=3 and a-limit=4"),
 ]
 

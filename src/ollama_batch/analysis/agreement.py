@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ollama_batch.analysis.answers import as_label
+from ollama_batch.analysis.labels import Labels
 from ollama_batch.analysis.numbers import Distribution, Numbers, distribution_of
 
 PAIRS: Final = 10_000
@@ -38,6 +38,8 @@ class FieldAgreement:
     `weighted_kappa` is the same with linear weights for labels with an order (Cohen, Psychological Bulletin
     70, 1968); None without one. `only_a`, `only_b` rows have the field in one run alone. `labels` are all of
     them, `table` how often each pair occurred, `moves` the pairs that differ, the most frequent first.
+    Values are equal that differ in letter case and white space alone, as in `FieldFigures`; of the values
+    of both runs `respelt` are not spelt as their label is called.
     """
 
     path: str
@@ -49,11 +51,21 @@ class FieldAgreement:
     only_b: int
     labels: tuple[str, ...]
     table: tuple[Move, ...]
+    respelt: int = 0
 
     @property
     def agreement(self) -> float | None:
         """The share of equal values, 0 to 1; None without any."""
         return self.agreed / self.count if self.count else None
+
+    @property
+    def undefined(self) -> str | None:
+        """Why there is no kappa; None where there is one."""
+        if self.kappa is not None:
+            return None
+        if not self.count:
+            return "no answer has it in both"
+        return "one label alone" if len(self.labels) == 1 else f"more than {PAIRS:,} pairs of labels"
 
     @property
     def moves(self) -> list[Move]:
@@ -86,9 +98,10 @@ class ScoreChange:
 class AgreementTally:
     """Counts the values of one field in two runs."""
 
-    def __init__(self, path: str, order: Sequence[str] | None) -> None:
+    def __init__(self, path: str, order: Sequence[str] | None, words: Sequence[str] = ()) -> None:
         self.path = path
         self._order = order
+        self._labels = Labels(order, 2 * PAIRS, words)
         self._pairs: Counter[tuple[str, str]] = Counter()
         self._too_many = False
         self._n: Counter[str] = Counter()
@@ -99,19 +112,23 @@ class AgreementTally:
             self._n["only_a"] += b is None and a is not None
             self._n["only_b"] += a is None and b is not None
             return (a is None) != (b is None)
-        pair = as_label(a), as_label(b)
+        pair = self._labels.key(a), self._labels.key(b)
         self._n["count"] += 1
         self._n["agreed"] += pair[0] == pair[1]
         if pair in self._pairs or len(self._pairs) < PAIRS:
             self._pairs[pair] += 1
+            self._labels.add(a)
+            self._labels.add(b)
         else:
             self._too_many = True
         return pair[0] != pair[1]
 
     def figures(self) -> FieldAgreement:
         """What it came to."""
+        names = self._labels.names()
+        pairs = Counter({(names[a], names[b]): number for (a, b), number in self._pairs.items()})
         frequent = Counter[str]()
-        for (a, b), number in self._pairs.items():
+        for (a, b), number in pairs.items():
             frequent[a] += number
             frequent[b] += number
         first = [label for label in self._order or () if label in frequent]
@@ -119,17 +136,18 @@ class AgreementTally:
             (label for label in frequent if label not in first), key=lambda each: (-frequent[each], each)
         )
         ordered = self._order if self._order and not others else None
-        table = sorted(self._pairs.items(), key=lambda item: (-item[1], item[0]))
+        table = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
         return FieldAgreement(
             self.path,
             self._n["count"],
             self._n["agreed"],
-            None if self._too_many else kappa(self._pairs),
-            None if self._too_many or ordered is None else kappa(self._pairs, ordered),
+            None if self._too_many else kappa(pairs),
+            None if self._too_many or ordered is None else kappa(pairs, ordered),
             self._n["only_a"],
             self._n["only_b"],
             (*first, *others),
             tuple(Move(a, b, number) for (a, b), number in table),
+            self._labels.respelt(),
         )
 
 

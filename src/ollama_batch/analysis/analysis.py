@@ -167,6 +167,10 @@ def _notes(found: Analysis) -> Any:
     for each in found.fields:
         if found.parsed and not each.present and not each.null:
             yield f"No answer has {each.path!r}: is that the path of the field?"
+    score = found.score
+    if found.parsed and score is not None and score.numbers is None:
+        where = "" if callable(found.asked.score) else f" at {score.name!r}: is that the path of the score?"
+        yield f"No answer has a {'number' if where else 'score'}{where or '.'}"
     if found.latency is None and found.ok:
         yield (
             "Latency is not recorded: result files have no place for it, the journal of a run (OUT.run.db) "
@@ -176,7 +180,10 @@ def _notes(found: Analysis) -> Any:
     if timeline is None and found.rows:
         yield "When rows finished is not recorded."
     elif timeline is not None and timeline.clock == "answers":
-        yield "When rows finished is what the answers themselves say (`created`), in whole seconds."
+        yield (
+            "When rows finished is what the answers themselves say (`created`), in whole seconds: a stop of "
+            f"up to {STOP_S / 60:.0f} minutes counts as work. The journal of a run (OUT.run.db) knows better."
+        )
     if timeline is not None and len(timeline.stretches) > 1:
         stops = len(timeline.stretches) - 1
         yield (

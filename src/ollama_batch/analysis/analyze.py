@@ -11,11 +11,12 @@ from ollama_batch._text import duration, plain
 from ollama_batch.analysis.analysis import Analysis
 from ollama_batch.analysis.asked import Asked, Fields, Score
 from ollama_batch.analysis.figures import Example, ScoreFigures
-from ollama_batch.analysis.numbers import Numbers, distribution_of
+from ollama_batch.analysis.numbers import Numbers, distribution_of, figure
 from ollama_batch.analysis.reading import PathLike, Results, RunSource, open_run
 from ollama_batch.analysis.rows import ResultRow
 from ollama_batch.analysis.tally import Examples, FieldTally, Largest, TokenTally
 from ollama_batch.analysis.timeline import TimelineTally
+from ollama_batch.analysis.words import words_of
 from ollama_batch.records import LEFT, earlier_usage
 
 MODELS: Final = 20
@@ -42,7 +43,7 @@ def analyze(
     """
     asked = Asked.of(fields, score)
     source = open_run(results, errors=errors)
-    tally = _Tally(asked)
+    tally = _Tally(asked, source)
     for row in source.rows():
         tally.add(row)
     for note in source.notes:
@@ -52,12 +53,14 @@ def analyze(
 
 
 class _Tally:
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: Asked, source: RunSource) -> None:
         self._asked = asked
         self._n: Counter[str] = Counter()
         self._models: Counter[str] = Counter()
         self._finish: Counter[str] = Counter()
-        self._fields = [FieldTally(path, asked.order(path)) for path in asked.fields]
+        self._fields = [
+            FieldTally(path, asked.order(path), words_of(source.settings, path)) for path in asked.fields
+        ]
         self._scores, self._latency, self._length = Numbers(), Numbers(), Numbers()
         self._errors, self.tokens, self._timeline = ErrorTally(), TokenTally(), TimelineTally()
         self._unparsed, self._repaired, self._empty = Examples(), Examples(), Examples()
@@ -158,8 +161,8 @@ class _Tally:
                     ("repaired", self._repaired.found()),
                     ("empty", self._empty.found()),
                     ("slowest", _said(self._slowest, duration)),
-                    ("highest score", _said(self._highest, _number)),
-                    ("lowest score", _said(self._lowest, lambda value: _number(-value))),
+                    ("highest score", _said(self._highest, figure)),
+                    ("lowest score", _said(self._lowest, lambda value: figure(-value))),
                     ("fullest context", _said(self._fullest, lambda value: f"{value:,.0f} tokens")),
                 )
                 if found
@@ -169,10 +172,6 @@ class _Tally:
 
 def _said(largest: Largest, say: Any) -> tuple[Example, ...]:
     return tuple(Example(custom_id, say(value)) for custom_id, value in largest.found())
-
-
-def _number(value: float) -> str:
-    return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
 def _memory(source: RunSource) -> Iterator[tuple[float, int, int | None]]:

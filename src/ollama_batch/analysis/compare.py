@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -14,10 +14,12 @@ from ollama_batch._text import jsonable, plain
 from ollama_batch.analysis.agreement import AgreementTally, FieldAgreement, ScoreChange, ScoreTally
 from ollama_batch.analysis.answers import as_label
 from ollama_batch.analysis.asked import Asked, Fields, Score
+from ollama_batch.analysis.labels import exact, key_of
 from ollama_batch.analysis.numbers import Distribution, Numbers, distribution_of
 from ollama_batch.analysis.pairs import Side, SidePair, read_pairs
 from ollama_batch.analysis.reading import PathLike, Results, RunSource, open_run
 from ollama_batch.analysis.tables import ANSWER, Kind, Table, as_cell_text
+from ollama_batch.analysis.words import words_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -180,7 +182,10 @@ def compare(
     asked = Asked.of(fields, score)
     a, b = open_run(run_a, errors=errors), open_run(run_b, errors=errors)
     n: Counter[str] = Counter()
-    agreements = [AgreementTally(path, asked.order(path)) for path in asked.fields]
+    agreements = [
+        AgreementTally(path, asked.order(path), words_of(a.settings, path) or words_of(b.settings, path))
+        for path in asked.fields
+    ]
     scores = None if asked.score_name is None else ScoreTally(asked.score_name)
     examples: list[Change] = []
     latency_a, latency_b = Numbers(), Numbers()
@@ -234,9 +239,16 @@ def what_changed(a: Side, b: Side, asked: Asked) -> tuple[str, ...]:
     names = [
         path
         for path, before, after in zip(asked.fields, a.values, b.values, strict=True)
-        if (before is None) != (after is None) or (before is not None and as_label(before) != as_label(after))
+        if _differ(before, after, asked.order(path))
     ]
     return (*names, "score") if a.score != b.score else tuple(names)
+
+
+def _differ(before: Any, after: Any, order: Sequence[str] | None) -> bool:
+    if before is None or after is None:
+        return before is not after
+    apart = exact(order)
+    return key_of(before, exact=apart) != key_of(after, exact=apart)
 
 
 def _count(n: Counter[str], pair: SidePair) -> None:
@@ -265,7 +277,7 @@ def _shown(side: Side, what: tuple[str, ...], asked: Asked) -> str:
         if path in what
     ]
     if "score" in what:
-        told.append("-" if side.score is None else f"{side.score:g}")
+        told.append("-" if side.score is None else f"{side.score:,.10g}")
     return plain("; ".join(told), SHOWN)
 
 
@@ -276,6 +288,9 @@ def _notes(found: Comparison) -> Iterator[str]:
         if source.unreadable:
             lines = "1 line is" if source.unreadable == 1 else f"{source.unreadable:,} lines are"
             yield f"{source.name}: {lines} none of a result file and left out."
+    if found.both_ok and found.score is not None and not found.score.count:
+        where = "" if callable(found.asked.score) else f" at {found.score.name!r}: is that its path?"
+        yield f"No row has a {'number' if where else 'score'} in both runs{where or '.'}"
     for field in found.fields:
         alone = field.only_a + field.only_b
         if found.both_ok and not field.count and not alone:

@@ -7,7 +7,8 @@ from typing import Any, Final
 from ollama_batch._text import count, duration, plain, share
 from ollama_batch.analysis.agreement import FieldAgreement, Move
 from ollama_batch.analysis.compare import Comparison
-from ollama_batch.analysis.parts import Card, Part, figure, plotted
+from ollama_batch.analysis.numbers import figure, signed
+from ollama_batch.analysis.parts import Card, Part, plotted
 
 TABLE: Final = 10
 """A field with more labels has no table of what became of what."""
@@ -39,9 +40,11 @@ def comparison_view(found: Comparison) -> dict[str, Any]:
     score = found.score
     if score is not None and score.mean_change is not None:
         beside = (
-            "" if score.interval is None else f"95 %: {score.interval[0]:+.3g} to {score.interval[1]:+.3g}"
+            ""
+            if score.interval is None
+            else f"95 %: {signed(score.interval[0])} to {signed(score.interval[1])}"
         )
-        cards.append(Card(f"Mean change of {plain(score.name, 30)}", f"{score.mean_change:+.3g}", beside))
+        cards.append(Card(f"Mean change of {plain(score.name, 30)}", signed(score.mean_change), beside))
     return {
         "title": f"{a} and {b}",
         "a": a,
@@ -63,7 +66,7 @@ def comparison_view(found: Comparison) -> dict[str, Any]:
                 ("compared", count(score.count)),
                 ("mean in A", figure(score.mean_a)),
                 ("mean in B", figure(score.mean_b)),
-                ("mean change", f"{score.mean_change:+.4g}"),
+                ("mean change", signed(score.mean_change)),
                 ("std. deviation", figure(score.sd)),
                 ("up", count(score.up)),
                 ("down", count(score.down)),
@@ -93,7 +96,10 @@ def _agreement(field: FieldAgreement) -> dict[str, Any]:
         "figures": [
             ("compared", count(field.count)),
             ("agreement", share(field.agreement)),
-            ("Cohen's kappa", "undefined" if field.kappa is None else f"{field.kappa:.3f}"),
+            (
+                "Cohen's kappa",
+                f"undefined: {field.undefined}" if field.kappa is None else f"{field.kappa:.3f}",
+            ),
             *(
                 [("weighted kappa", f"{field.weighted_kappa:.3f}")]
                 if field.weighted_kappa is not None

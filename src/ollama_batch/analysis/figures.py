@@ -23,6 +23,9 @@ class FieldFigures:
     `present` answers have a value there, `null` have null, in `absent` there is nothing. `labels` counts
     equal values, in the order that was asked for or by how frequent they are; `other_labels` values are
     beyond the 1,000 that are told apart. `numbers`: the values that are numbers, None if there are none.
+    Values that differ in letter case and white space alone are one label, unless the order has both; it is
+    called as in the order, else as in the response model of the run (a journal has it), else as most of
+    them are, and `respelt` values are spelt otherwise.
     """
 
     path: str
@@ -32,6 +35,7 @@ class FieldFigures:
     labels: Mapping[str, int]
     other_labels: int
     numbers: Distribution | None
+    respelt: int = 0
 
     @property
     def numeric(self) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 BARS: Final = 30
@@ -89,6 +90,30 @@ def _bars(values: Sequence[float]) -> list[Bar]:
     if more:
         bars.append(Bar(_even(start + number * step), None, more))
     return bars
+
+
+def figure(value: float | None) -> str:
+    """A number with four figures, whole from 1,000 on; `-` if there is none."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 999.95 else f"{value:.4g}"
+
+
+def signed(value: float) -> str:
+    """The same of a change, with its sign."""
+    return f"{'+' if value >= 0 else ''}{figure(value)}"
+
+
+def edges(values: Sequence[float], say: Callable[[float], str], suffix: str = "") -> list[str]:
+    """Ascending values as `say` has them; where two neighbours would read alike, with as many decimals as
+    tell them apart.
+    """
+    told = [say(value) for value in values]
+    if all(a != b for a, b in pairwise(told)):
+        return told
+    step = min(b - a for a, b in pairwise(values))
+    decimals = next(n for n in range(16) if n == 15 or all(abs(round(v, n) - v) <= step / 10 for v in values))
+    return [f"{value:,.{decimals}f}{suffix}" for value in values]
 
 
 def nice_step(least: float, *, whole: bool = False) -> float:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 from ollama_batch._error_groups import more_kinds
 from ollama_batch._text import count, duration, plain, rate, share
 from ollama_batch.analysis.figures import FieldFigures
-from ollama_batch.analysis.numbers import Distribution
+from ollama_batch.analysis.numbers import Distribution, figure, signed
+from ollama_batch.analysis.timeline import Timeline
 from ollama_batch.memory.amounts import show
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from ollama_batch.analysis.analysis import Analysis
     from ollama_batch.analysis.compare import Comparison
 
-WIDTH: Final = 100
 UNBROKEN: Final = 100_000
 """A width that no line reaches."""
 
@@ -30,13 +30,13 @@ MOST_KINDS: Final = 5
 MOST_CHANGES: Final = 10
 
 
-def as_text(show_on: Callable[[Console], None], *, width: int = WIDTH) -> str:
-    """What `show_on` prints, as plain text in lines of at most `width` characters, none of them padded."""
+def as_text(show_on: Callable[[Console], None]) -> str:
+    """What `show_on` prints, as plain text in lines that are not broken or padded: whoever shows it does."""
     from rich.console import Console
 
     file = io.StringIO()
     # In a notebook rich would display each of its prints by itself, and leave the file empty.
-    console = Console(file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False)
+    console = Console(file=file, width=UNBROKEN, color_system=None, force_terminal=False, force_jupyter=False)
     show_on(console)
     return "\n".join(line.rstrip() for line in file.getvalue().rstrip().splitlines())
 
@@ -98,8 +98,13 @@ def show_comparison(found: Comparison, console: Console) -> None:
         _heading(console, f"field: {plain(field.path, 60)}")
         lines = [
             ("compared", f"{count(field.count)} answers that have it in both"),
-            ("agreement", f"{share(field.agreement)} ({count(field.agreed)} the same)"),
-            ("kappa", "undefined: one label alone" if field.kappa is None else f"{field.kappa:.3f}"),
+            (
+                "agreement",
+                ", ".join(
+                    [f"{share(field.agreement)} ({count(field.agreed)} the same)", *respelt(field.respelt)]
+                ),
+            ),
+            ("kappa", f"undefined: {field.undefined}" if field.kappa is None else f"{field.kappa:.3f}"),
         ]
         if field.weighted_kappa is not None:
             lines.append(("weighted", f"{field.weighted_kappa:.3f} (linear weights, in the order given)"))
@@ -114,7 +119,7 @@ def show_comparison(found: Comparison, console: Console) -> None:
                 console,
                 [
                     ("compared", f"{count(score.count)} answers that have one in both"),
-                    ("mean", f"{_number(score.mean_a)} and {_number(score.mean_b)}"),
+                    ("mean", f"{figure(score.mean_a)} and {figure(score.mean_b)}"),
                     ("difference", _difference(score.mean_change, score.interval)),
                     (
                         "moved",
@@ -137,8 +142,10 @@ def _latency(found: Comparison) -> list[tuple[str, str]]:
 
 
 def _difference(mean: float | None, interval: tuple[float, float] | None) -> str:
-    told = "-" if mean is None else f"{mean:+.4g}"
-    return told if interval is None else f"{told} (95 % interval {interval[0]:+.4g} to {interval[1]:+.4g})"
+    told = "-" if mean is None else signed(mean)
+    return (
+        told if interval is None else f"{told} (95 % interval {signed(interval[0])} to {signed(interval[1])})"
+    )
 
 
 def _figures(found: Analysis) -> list[tuple[str, str]]:
@@ -187,10 +194,16 @@ def _figures(found: Analysis) -> list[tuple[str, str]]:
     timeline = found.timeline
     if timeline is not None:
         per_s = found.rows / timeline.length_s
-        lines.append(("time", f"{duration(timeline.length_s)} of work, {rate(per_s)} rows/s"))
+        lines.append(("time", f"{time_of(timeline)}, {rate(per_s)} rows/s"))
         peak = max((each.used_bytes for each in timeline.memory), default=None)
         lines.append(("VRAM", "not recorded" if peak is None else f"at most {show(peak)}"))
     return lines
+
+
+def time_of(timeline: Timeline) -> str:
+    """How long a run took, and what that counts: files do not tell a short stop from work."""
+    length = duration(timeline.length_s)
+    return f"{length} of work" if timeline.clock == "journal" else f"{length} from first to last answer"
 
 
 def mended_of(found: Analysis) -> list[tuple[str, int]]:
@@ -202,10 +215,16 @@ def mended_of(found: Analysis) -> list[tuple[str, int]]:
     return [(word, number) for word, number in told if number or (structured and number is not None)]
 
 
+def respelt(number: int) -> list[str]:
+    """What is said of values that are not spelt as their label is called."""
+    return [f"{count(number)} spelt otherwise (letter case, white space)"] if number else []
+
+
 def _field(console: Console, field: FieldFigures) -> None:
     _heading(console, f"field: {plain(field.path, 60)}")
     missing = [f"{count(n)} {word}" for n, word in ((field.null, "null"), (field.absent, "absent")) if n]
-    _pairs(console, [("values", ", ".join([f"{count(field.present)} present", *missing]))])
+    told = [f"{count(field.present)} present", *missing, *respelt(field.respelt)]
+    _pairs(console, [("values", ", ".join(told))])
     if field.numeric and len(field.labels) > MOST_LABELS:
         _pairs(console, _spread(field.numbers))
         return
@@ -220,26 +239,20 @@ def _field(console: Console, field: FieldFigures) -> None:
 def _spread(numbers: Distribution | None) -> list[tuple[str, str]]:
     if numbers is None:
         return []
-    sd = "" if numbers.sd is None else f" (standard deviation {_number(numbers.sd)})"
+    sd = "" if numbers.sd is None else f" (standard deviation {figure(numbers.sd)})"
     return [
-        ("mean", f"{_number(numbers.mean)}{sd}"),
+        ("mean", f"{figure(numbers.mean)}{sd}"),
         (
             "median",
-            f"{_number(numbers.median)}, half of them from {_number(numbers.p25)} to {_number(numbers.p75)}",
+            f"{figure(numbers.median)}, half of them from {figure(numbers.p25)} to {figure(numbers.p75)}",
         ),
-        ("range", f"{_number(numbers.low)} to {_number(numbers.high)}"),
+        ("range", f"{figure(numbers.low)} to {figure(numbers.high)}"),
     ]
 
 
 def _with_missing(numbers: Distribution | None, missing: int) -> str:
     scored = 0 if numbers is None else numbers.count
     return f"{count(scored)} scored" + (f", {count(missing)} without a score" if missing else "")
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def _heading(console: Console, text: str) -> None:

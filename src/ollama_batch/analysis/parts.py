@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ollama_batch._text import count, duration, share
-from ollama_batch.analysis.numbers import Distribution
+from ollama_batch.analysis.numbers import Distribution, figure
 from ollama_batch.analysis.plots import Plot, histogram, number
 
 
@@ -37,10 +37,18 @@ class Part:
 
 
 def plotted(
-    found: Distribution | None, title: str, unit: str, *, say: Any = number, what: str = "rows"
+    found: Distribution | None,
+    title: str,
+    unit: str,
+    *,
+    say: Any = number,
+    suffix: str = "",
+    what: str = "rows",
 ) -> Plot | None:
     """The histogram of a distribution, if there is one."""
-    return None if found is None else histogram(found, title=title, unit=unit, say=say, what=what)
+    if found is None:
+        return None
+    return histogram(found, title=title, unit=unit, say=say, suffix=suffix, what=what)
 
 
 def spread_of(found: Distribution | None) -> Sequence[tuple[str, str]]:
@@ -59,13 +67,6 @@ def spread_of(found: Distribution | None) -> Sequence[tuple[str, str]]:
         ("95 %", figure(found.p95)),
         ("highest", figure(found.high)),
     )
-
-
-def figure(value: float | None) -> str:
-    """A number with four figures, large ones whole; `-` if there is none."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def seconds(value: float) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 from ollama_batch._text import count
-from ollama_batch.analysis.numbers import Bar, Distribution, nice_step, quantile
+from ollama_batch.analysis.numbers import Bar, Distribution, edges, nice_step, quantile
 from ollama_batch.analysis.timeline import Timeline
 
 SIZE: Final = 1000
@@ -73,21 +74,29 @@ def number(value: float) -> str:
     """A number as an axis or a table has it: about three figures, large ones short."""
     for least, divisor, unit in ((999.5e6, 1e9, "B"), (999.5e3, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= least:
-            return f"{value / divisor:.3g}{unit}"
-    return f"{value:,.0f}" if value == math.floor(value) else f"{value:.3g}"
+            return f"{_three(value / divisor)}{unit}"
+    return f"{value:,.0f}" if value == math.floor(value) else _three(value)
 
 
-def histogram(found: Distribution, *, title: str, unit: str, say: Say = number, what: str = "rows") -> Plot:
-    """Columns for the bars of `found`, marks at its median and mean."""
+def _three(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
+
+
+def histogram(
+    found: Distribution, *, title: str, unit: str, say: Say = number, suffix: str = "", what: str = "rows"
+) -> Plot:
+    """Columns for the bars of `found`, marks at its median and mean; `suffix` is that of what `say` says."""
     bars = found.bars
+    ends = [bars[0].low, *(bar.high for bar in bars if bar.high is not None)]
+    told = dict(zip(ends, edges(ends, say, suffix), strict=True))
     top, y = _axis(max(bar.count for bar in bars), whole=True)
     share = 100 / len(bars)
     whole = all(bar.high is None or bar.high - bar.low == 1 for bar in bars)
 
     def span(bar: Bar) -> str:
         if bar.high is None:
-            return f"{say(bar.low)} and more"
-        return say(bar.low) if whole else f"{say(bar.low)} to {say(bar.high)}"
+            return f"{told[bar.low]} and more"
+        return told[bar.low] if whole else f"{told[bar.low]} to {told[bar.high]}"
 
     columns = tuple(
         Column(
@@ -102,7 +111,7 @@ def histogram(found: Distribution, *, title: str, unit: str, say: Say = number, 
     middle = share / 2 if whole else 0.0
     every = max(1, math.ceil(len(bars) / 8))
     x = [
-        Tick(n * share + middle, say(bar.low), minor=(n // every) % 2 == 1)
+        Tick(n * share + middle, told[bar.low], minor=(n // every) % 2 == 1)
         for n, bar in enumerate(bars)
         if n % every == 0 and bar.high is not None
     ]
@@ -171,8 +180,9 @@ def over_time(
     named = [*lines, *([columns] if columns else []), *([stacked] if stacked else [])]
     told = [*named, *(band or ())]
     hits, table = [], []
-    for n, span in enumerate(spans):
-        when = f"{clock(span.start_s)} to {clock(span.end_s)}"
+    times = edges([*(span.start_s for span in spans), spans[-1].end_s], clock, "s")
+    for n, (start, end) in enumerate(pairwise(times)):
+        when = f"{start} to {end}"
         values = ["-" if series.values[n] is None else say(series.values[n] or 0.0) for series in told]
         tip = [f"{series.name}: {value}" for series, value in zip(told, values, strict=True) if value != "-"]
         hits.append(Column(n * width, width, 0, "\n".join([when, *(tip or ["nothing finished"])])))

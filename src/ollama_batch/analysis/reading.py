@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import orjson
 
-from ollama_batch.analysis.rows import ResultRow, row_of_line, row_of_result
+from ollama_batch.analysis.rows import ResultRow, is_request, row_of_line, row_of_result
 from ollama_batch.errors import ConfigError
 from ollama_batch.journal import Note, RunJournal
 from ollama_batch.journal.place import is_database
@@ -53,7 +53,8 @@ class RunSource:
     def rows(self) -> Iterator[ResultRow]:
         """Every row, one at a time, in input order (of several files: one file after another).
 
-        Raises JournalError, JournalCorruptError or ConfigError if they cannot be read any more.
+        Raises JournalError, JournalCorruptError or ConfigError if they cannot be read any more, ConfigError
+        also for a file of requests.
         """
         self.unreadable, self.unreadable_at = 0, []
         if self.kind == "journal":
@@ -65,18 +66,27 @@ class RunSource:
                 yield from self._file_rows(file)
 
     def _file_rows(self, file: Path) -> Iterator[ResultRow]:
+        asked, found = 0, False
         try:
             with file.open("rb") as lines:
                 for raw in read_lines(lines, limits=_LIMITS):
-                    row = None if raw.too_long else _decode(raw.raw)
+                    line = None if raw.too_long else _decode(raw.raw)
+                    row = None if line is None else row_of_line(line)
                     if row is None:
+                        asked += line is not None and is_request(line)
                         self.unreadable += 1
                         if len(self.unreadable_at) < _NAMED:
                             self.unreadable_at.append(f"{file.name}:{raw.line}")
                     else:
+                        found = True
                         yield row
         except OSError as error:
             raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+        if asked and not found:
+            raise ConfigError(
+                f"{file} holds requests, no results: give what a run of them wrote, its output or its "
+                "journal (OUT.run.db)"
+            )
 
 
 def open_run(results: Results, *, errors: PathLike | Literal["auto"] | None = "auto") -> RunSource:
@@ -173,9 +183,9 @@ def _journal_rows(path: Path) -> Iterator[ResultRow]:
             )
 
 
-def _decode(raw: bytes) -> ResultRow | None:
+def _decode(raw: bytes) -> Mapping[str, Any] | None:
     try:
         line = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return None
-    return row_of_line(line) if isinstance(line, Mapping) else None
+    return line if isinstance(line, Mapping) else None

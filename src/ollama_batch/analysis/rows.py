@@ -130,6 +130,11 @@ def row_of_line(line: Mapping[str, Any]) -> ResultRow | None:
     )
 
 
+def is_request(line: Mapping[str, Any]) -> bool:
+    """Whether a line that holds no result asks for one: in OpenAI's batch input form, or a bare body."""
+    return isinstance(line.get("body"), Mapping) or isinstance(line.get("messages"), list)
+
+
 def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from ollama_batch._text import plain
-from ollama_batch.analysis.answers import ABSENT, as_label, as_number, look_up
+from ollama_batch.analysis.answers import ABSENT, as_number, look_up
 from ollama_batch.analysis.figures import (
     Example,
     FieldFigures,
     TokenFigures,
     in_order,
 )
+from ollama_batch.analysis.labels import Labels
 from ollama_batch.analysis.numbers import Numbers, distribution_of
 from ollama_batch.analysis.rows import ResultRow
 from ollama_batch.types import Usage
@@ -27,10 +28,11 @@ SHOWN: Final = 300
 class FieldTally:
     """What answers have at one path."""
 
-    def __init__(self, path: str, order: Sequence[str] | None) -> None:
+    def __init__(self, path: str, order: Sequence[str] | None, words: Sequence[str] = ()) -> None:
         self.path = path
         self._order = order
-        self._labels: Counter[str] = Counter()
+        self._labels = Labels(order, LABELS, words)
+        self._counts: Counter[str] = Counter()
         self._others = self._null = self._absent = self._present = 0
         self._numbers = Numbers()
 
@@ -43,9 +45,10 @@ class FieldTally:
             self._null += 1
         else:
             self._present += 1
-            label = as_label(value)
-            if label in self._labels or len(self._labels) < LABELS:
-                self._labels[label] += 1
+            label = self._labels.key(value)
+            if label in self._counts or len(self._counts) < LABELS:
+                self._counts[label] += 1
+                self._labels.add(value)
             else:
                 self._others += 1
             number = as_number(value)
@@ -54,14 +57,16 @@ class FieldTally:
 
     def figures(self) -> FieldFigures:
         """What it came to."""
+        names = self._labels.names()
         return FieldFigures(
             self.path,
             self._present,
             self._null,
             self._absent,
-            in_order(self._labels, self._order),
+            in_order({names[key]: number for key, number in self._counts.items()}, self._order),
             self._others,
             distribution_of(self._numbers.values),
+            self._labels.respelt(),
         )
 
 

@@ -10,8 +10,9 @@ from ollama_batch._error_groups import more_kinds
 from ollama_batch._text import count, duration, plain, rate, share
 from ollama_batch.analysis.analysis import Analysis
 from ollama_batch.analysis.figures import FieldFigures
-from ollama_batch.analysis.page import mended_of
-from ollama_batch.analysis.parts import Card, Part, figure, plotted, seconds, spread_of
+from ollama_batch.analysis.numbers import figure
+from ollama_batch.analysis.page import mended_of, respelt, time_of
+from ollama_batch.analysis.parts import Card, Part, plotted, seconds, spread_of
 from ollama_batch.analysis.plots import Plot, Series, memory_plot, number, over_time
 from ollama_batch.analysis.timeline import Timeline
 from ollama_batch.memory.amounts import show
@@ -34,7 +35,9 @@ def analysis_view(found: Analysis) -> dict[str, Any]:
         "score": None if found.score is None else _score(found),
         "fields": [_field(field) for field in found.fields],
         "time": [] if timeline is None else _time(found, timeline),
-        "latency": plotted(found.latency, "Latency", "seconds an answer took", say=seconds, what="answers"),
+        "latency": plotted(
+            found.latency, "Latency", "seconds an answer took", say=seconds, suffix="s", what="answers"
+        ),
         "tokens": _tokens(found),
         "missing": _missing(found),
         "errors": [
@@ -128,7 +131,7 @@ def _cards(found: Analysis) -> list[Card]:
         cards.append(Card("Median latency", duration(latency.median), f"95 % below {duration(latency.p95)}"))
     if timeline is not None:
         pace = found.rows / timeline.length_s
-        cards.append(Card("Throughput", f"{rate(60 * pace)}/min", f"{duration(timeline.length_s)} of work"))
+        cards.append(Card("Throughput", f"{rate(60 * pace)}/min", time_of(timeline)))
     if tokens.reported:
         cards.append(Card("Tokens", number(tokens.total), f"{number(tokens.completion)} of them in answers"))
         cached = NOT_RECORDED if tokens.cached is None else share(tokens.cached_share)
@@ -153,7 +156,7 @@ def _field(field: FieldFigures) -> dict[str, Any]:
     missing = [f"{count(n)} {word}" for n, word in ((field.null, "null"), (field.absent, "absent")) if n]
     return {
         "name": plain(field.path, 60),
-        "beside": ", ".join([f"{count(field.present)} answers have it", *missing]),
+        "beside": ", ".join([f"{count(field.present)} answers have it", *missing, *respelt(field.respelt)]),
         "plot": plotted(field.numbers, plain(field.path, 60), "value", what="answers") if quantity else None,
         "parts": [] if quantity else _parts(field.labels, field.present, field.other_labels),
         "figures": spread_of(field.numbers) if field.numeric else [],

@@ -122,6 +122,8 @@ _LIMIT: Final = (
     re.compile(r"maximum context length \((\d+) tokens\)"),
     re.compile(r"maximum context length is (\d+)"),
 )
+_DATA: Final = re.compile(r"[\ufeff\s]*(?:\{|\[\s*[\[{\"]|(?:data|event|id|retry):)")
+"""How JSON, lines of JSON and server-sent events begin, whole or cut off."""
 _NO_SUPPORT: Final = re.compile(r"does not support (\w+)")
 _NO_INPUT: Final = re.compile(r"(image|audio) input is not supported")
 """What llama.cpp says, with status 500, of a model that cannot see or hear."""
@@ -135,7 +137,7 @@ def classify(reply: Reply, *, missing_model: str) -> EngineError:
     status = reply.status
     text, kind, detail = error_text(reply.content)
     lower = text.lower()
-    shown = f"{text[:MAX_ERROR_CHARS]} (HTTP {status})" if text else f"the server answered HTTP {status}"
+    shown = f"{text[:MAX_ERROR_CHARS]} (HTTP {status})" if text else _unsaid(status, reply.content)
     wait = retry_after_s(reply.headers)
 
     if status in (401, 403):
@@ -192,24 +194,41 @@ def error_text(content: bytes) -> tuple[str, str, Mapping[str, Any]]:
     """The message of an error body, its lower-cased type and code, and the object they stand in.
 
     Reads Ollama's `{"error": text}`, OpenAI's `{"error": {"message": ...}}`, vLLM's flat form, and JSON that
-    Ollama passes on inside the text. What is no JSON is itself the message.
+    Ollama passes on inside the text. What is no JSON is itself the message. Anything else has none: it may
+    be a prompt or an answer, which nobody is to read in a log.
     """
     decoded = _json(content)
     if decoded is None:
-        return content[:MAX_ERROR_CHARS].decode("utf-8", "replace").strip(), "", {}
+        text = content[:MAX_ERROR_CHARS].decode("utf-8", "replace").strip()
+        return "" if _DATA.match(text) else text, "", {}
     error = decoded.get("error", decoded)
     if isinstance(error, str):
         inner_text, newline, stderr = error.partition("\n")
         inner = _json(inner_text.encode()) if inner_text.startswith("{") else None
         if inner is None:
-            return error, "", {}
+            return stderr if inner_text.startswith("{") else error, "", {}
         message, kind, detail = error_text(inner_text.encode())
         return message + newline + stderr, kind, detail
     if not isinstance(error, dict):
         return "", "", {}
-    message = error.get("message") or error.get("detail") or ""
+    said = error.get("message") or error.get("detail")
     kind = f"{error.get('type') or ''} {error.get('code') or ''}".lower()
-    return str(message), kind, error
+    return _message(said), kind, error
+
+
+def _message(said: Any) -> str:
+    """The text of a message, or what FastAPI lists of a request: it has the request in it besides."""
+    if isinstance(said, list):
+        listed = [each.get("msg") for each in said if isinstance(each, dict)]
+        return "; ".join(each for each in listed if isinstance(each, str))
+    return said if isinstance(said, str) else ""
+
+
+def _unsaid(status: int, content: bytes) -> str:
+    """What is told of a body that holds no error message."""
+    told = f"the server answered HTTP {status}"
+    size = "1 byte that is" if len(content) == 1 else f"{len(content):,} bytes that are"
+    return f"{told}, with {size} no error message" if content.strip() else told
 
 
 def retry_after_s(headers: httpx.Headers, now: float | None = None) -> float | None:

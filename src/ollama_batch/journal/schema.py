@@ -155,9 +155,12 @@ def check(con: sqlite3.Connection, path: Path) -> None:
         found = {name for (name,) in con.execute("SELECT name FROM sqlite_master")}
     except sqlite3.DatabaseError as exc:
         if getattr(exc, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB:
-            text = (
-                f"{path} is not a journal, or its header is damaged: choose another name, or restore a copy"
-            )
+            own = path.with_name(f"{path.name.removesuffix('.partial.jsonl')}.run.db")
+            text = f"{path} is not a journal, or its header is damaged: "
+            if own.exists():
+                text += f"the journal of the run that wrote it is {own}, give that"
+            else:
+                text += "choose another name, or restore a copy"
             raise JournalCorruptError(text, str(path)) from exc
         raise
     if application != APPLICATION_ID:

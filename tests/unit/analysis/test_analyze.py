@@ -344,7 +344,6 @@ FOREIGN: dict[str, tuple[Any, dict[str, Any]]] = {
     "no response at all": ({"custom_id": "a", "response": None, "error": None}, {"failed": 1}),
     "no id": ({**chat_line("a", "{}"), "custom_id": None}, {"ok": 1}),
     "not JSON": ("{nothing", {"rows": 0, "unreadable": 1}),
-    "a request": ({"custom_id": "a", "method": "POST", "body": {}}, {"rows": 0, "unreadable": 1}),
     "a list": ([1, 2], {"rows": 0, "unreadable": 1}),
 }
 

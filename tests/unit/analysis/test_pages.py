@@ -27,7 +27,7 @@ from analysis_support import (
 )
 from ollama_batch._text import duration
 from ollama_batch.analysis import Analysis, Comparison, analyze, compare
-from ollama_batch.analysis.numbers import distribution_of, nice_step, quantile
+from ollama_batch.analysis.numbers import distribution_of, edges, figure, nice_step, quantile, signed
 from ollama_batch.analysis.page import show_analysis, show_comparison
 from ollama_batch.analysis.plots import number, time_ticks
 from ollama_batch.errors import MissingExtraError
@@ -306,3 +306,77 @@ def test_numbers_are_short(value: float, text: str) -> None:
 )
 def test_times_on_an_axis_are_round(length: float, labels: list[str]) -> None:
     assert [tick.label for tick in time_ticks(length, duration)] == labels
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0, "0"),
+        (0.1234, "0.123"),
+        (99.96, "100"),
+        (1140, "1,140"),
+        (1180.4, "1,180"),
+        (2500.5, "2,500"),
+        (9999.6, "10,000"),
+        (12_345, "12.3k"),
+        (123_456, "123k"),
+        (5e12, "5,000B"),
+        (-1180.4, "-1,180"),
+    ],
+)
+def test_a_number_on_an_axis_has_one_form(value: float, said: str) -> None:
+    assert number(value) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "-"),
+        (0.5, "0.5"),
+        (999.94, "999.9"),
+        (999.96, "1,000"),
+        (9999.9, "10,000"),
+        (1e7, "10,000,000"),
+    ],
+)
+def test_a_figure_has_no_exponent_and_its_thousands_apart(value: float | None, said: str) -> None:
+    assert figure(value) == said
+    assert value is None or signed(value) == f"+{said}"
+
+
+def test_bars_and_spans_have_ends_that_read_apart() -> None:
+    assert edges([0, 1, 2], number) == ["0", "1", "2"]
+    assert edges([1.1, 1.12, 1.14], duration, "s") == ["1.10s", "1.12s", "1.14s"]
+    assert edges([12_340, 12_345, 12_350], number) == ["12,340", "12,345", "12,350"]
+    assert edges([0, 1.5, 1.525], duration, "s") == ["0.000s", "1.500s", "1.525s"]
+    assert edges([3.0], number) == ["3"]
+
+
+def test_no_bar_of_a_page_ends_where_it_begins(tmp_path: Path) -> None:
+    rows = [
+        Row(custom_id=f"r{n}", text="{}", prompt=9, completion=9, latency_s=1.1 + n / 2000, at=n / 50)
+        for n in range(200)
+    ]
+    html = analyze(write_journal(tmp_path / "out.run.db", rows)).html()
+    spans = re.findall(r"([\d.,]+(?:s|m\d\ds)?) to ([\d.,]+(?:s|m\d\ds)?)", html)
+    assert len(spans) > 20
+    assert [span for span in spans if span[0] == span[1]] == []
+
+
+def test_text_that_is_printed_breaks_no_line(tmp_path: Path) -> None:
+    name = "a-rather-long-label-of-a-model-that-has-much-to-say"
+    path = write_lines(tmp_path / "o.jsonl", [chat_line("a", json.dumps({"r": name})), chat_line("b", "no")])
+    other = write_lines(tmp_path / "p.jsonl", [chat_line("a", '{"r": "x"}'), chat_line("c", "no")])
+    told = f"r{'x' * 200}"
+    text = str(compare(path, other, fields=["r", told]))
+    assert f"No answer has '{told}': is that the path of the field?" in text.splitlines()[-1]
+    assert max(map(len, text.splitlines())) > 200
+
+
+def test_the_time_of_result_files_is_called_what_it_is(tmp_path: Path) -> None:
+    rows = prepared(60)
+    files, journal = write_files(tmp_path, rows), write_journal(tmp_path / "out.run.db", rows)
+    assert "of work," in str(analyze(journal))
+    assert " from first to last answer," in str(analyze(files))
+    assert " of work" not in str(analyze(files)).split("notes")[0]
+    assert "a stop of up to 10 minutes counts as work" in str(analyze(files))

@@ -185,6 +185,71 @@ def test_any_body_of_an_error_can_be_read(body: str) -> None:
     assert isinstance(error_of(500, body), e.EngineServerError)
 
 
+CANARY = "canary in the coal mine"
+SAID = {"role": "assistant", "content": CANARY, "thinking": CANARY}
+NATIVE = {"model": "m", "message": SAID, "done": True, "done_reason": "stop"}
+CHAT = {"id": "c", "object": "chat.completion", "choices": [{"index": 0, "message": SAID}]}
+CHUNK = {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": CANARY}}]}
+UNSAID: list[Any] = [
+    NATIVE,
+    CHAT,
+    CHUNK,
+    {**NATIVE, "error": None},
+    {**CHAT, "error": {}},
+    {"error": NATIVE},
+    {"error": CHAT},
+    {"error": [CANARY]},
+    {"error": {"message": SAID}},
+    {"error": {"message": [CANARY]}},
+    {"error": orjson.dumps(NATIVE).decode()},
+    {"error": orjson.dumps(CHAT).decode() + "\nboom"},
+    {"error": orjson.dumps(CHAT).decode()[:-9]},
+    {"response": CANARY, "done": True},
+    {"content": CANARY},
+    {"detail": [{"loc": ["body"], "msg": "Field required", "input": {"messages": [SAID]}}]},
+    {"detail": {"input": CANARY}},
+    [NATIVE],
+    [CANARY],
+    orjson.dumps(CHAT).decode()[:-5],
+    "\ufeff " + orjson.dumps(CHAT).decode(),
+    orjson.dumps(NATIVE).decode() + "\n" + orjson.dumps(NATIVE).decode(),
+    "data: " + orjson.dumps(CHUNK).decode() + "\n\ndata: [DONE]",
+    "event: message\ndata: " + CANARY,
+]
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
+@pytest.mark.parametrize("body", UNSAID, ids=range(len(UNSAID)))
+def test_what_may_be_an_answer_is_not_told_as_an_error(status: int, body: Any) -> None:
+    error = error_of(status, body)
+    told = f"{error} {error!r} {error.to_row_error()}"
+    assert "canary" not in told
+    assert f"HTTP {status}" in told
+
+
+def test_a_body_without_an_error_message_is_told_by_its_size() -> None:
+    assert str(error_of(500, CHAT)).startswith(
+        f"the server answered HTTP 500, with {len(orjson.dumps(CHAT))} bytes that are no error message"
+    )
+    assert str(error_of(500, "")) == "the server answered HTTP 500"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("boom", "boom"),
+        ("[error] upstream timed out", "[error] upstream timed out"),
+        ({"error": "boom"}, "boom"),
+        ({"error": "[1] boom"}, "[1] boom"),
+        ({"error": {"message": "boom"}}, "boom"),
+        ({"message": "boom"}, "boom"),
+        ({"detail": [{"loc": ["body"], "msg": "Field required", "input": CANARY}]}, "Field required"),
+    ],
+)
+def test_an_error_message_is_told_in_the_servers_words(body: Any, said: str) -> None:
+    assert str(error_of(500, body)) == f"{said} (HTTP 500)"
+
+
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
