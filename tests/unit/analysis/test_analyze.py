@@ -27,7 +27,9 @@ from analysis_support import (
 from ollama_batch import BatchRunner, ConfigError
 from ollama_batch.analysis import Analysis, analyze, compare
 from ollama_batch.errors import JournalCorruptError
+from ollama_batch.events import MemoryMeasured
 from ollama_batch.testing import FakeModel, FakeOllama
+from trouble_support import Recorder
 
 FIELDS = {"recommendation": LABELS, "analysis.trajectory.rating": RATINGS}
 
@@ -256,8 +258,13 @@ def test_memory_over_time_is_what_the_journal_noted(tmp_path: Path) -> None:
 def test_a_real_run_notes_its_memory_and_when_its_rows_finished(
     fake_ollama: FakeOllama, tmp_path: Path
 ) -> None:
-    runner = BatchRunner(model="toy:1b", base_url=fake_ollama.url, progress="none")
-    report = runner.run([f"Say {n}" for n in range(20)], output=tmp_path / "out.jsonl")
+    recorder = Recorder()
+    runner = BatchRunner(model="toy:1b", base_url=fake_ollama.url, progress="none", hooks=[recorder])
+    fake_ollama.hold()
+    run = runner.start([f"Say {n}" for n in range(20)], output=tmp_path / "out.jsonl")
+    recorder.wait_for(MemoryMeasured)
+    fake_ollama.release()
+    report = run.wait(30)
     found = analyze(tmp_path / "out.jsonl.run.db")
     notes = [note for note in found.source.notes if note.kind == "memory"]
     assert len(notes) == 1, "one in 30 seconds"
