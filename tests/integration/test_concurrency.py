@@ -110,7 +110,7 @@ def test_several_heads_keep_their_slots_where_slots_are_not_told(
     cached = {}
     for concurrency in (2, "auto"):
         fake = fake_ollama_factory(
-            slots=2, speed=CostModel(latency_s=0.02), reports_cached=True, tokenizer="words"
+            slots=2, speed=CostModel(latency_s=0.04), reports_cached=True, tokenizer="words"
         )
         rows = heads(4, each=50)
         source: Any = write_lines(tmp_path / f"{concurrency}.jsonl", rows)
@@ -129,7 +129,7 @@ def test_conversations_are_as_many_at_a_time_as_there_are_slots(
     shares = {}
     for concurrency in (2, "auto"):
         fake = fake_ollama_factory(
-            slots=2, speed=CostModel(latency_s=0.02), reports_cached=True, tokenizer="words"
+            slots=2, speed=CostModel(latency_s=0.04), reports_cached=True, tokenizer="words"
         )
         report = runner_on(
             fake,
