@@ -42,13 +42,8 @@ def memory_faults(fake: FakeOllama) -> list[Any]:
 # Memory
 
 
-@pytest.mark.parametrize(
-    ("fits", "wording"),
-    [
-        *((1, wording) for wording in ("ollama", "llama.cpp", "vllm")),
-        *((2, "vllm"), (3, "llama.cpp"), (7, "ollama"), (20, "ollama")),
-    ],
-)
+@pytest.mark.parametrize("wording", ["ollama", "llama.cpp", "vllm"])
+@pytest.mark.parametrize("fits", [1, 2, 3, 7, 20])
 @pytest.mark.parametrize("concurrency", ["auto", 32])
 def test_a_run_settles_below_what_memory_holds_and_no_row_fails_for_it(
     fake_ollama_factory: Factory, fits: int, wording: Any, concurrency: Any
