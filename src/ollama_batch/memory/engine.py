@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -14,12 +16,14 @@ from ollama_batch.memory.sample import EngineMemory, Reading
 if TYPE_CHECKING:
     from ollama_batch.types import LoadedModel
 
+_log = logging.getLogger("ollama_batch.memory")
+
 SOURCE: Final = "engine"
 ASK_AGAIN_S: Final = 5.0
 """How often the engine is asked: what it reports is fixed when a model is loaded."""
 
 STALE_S: Final = 60.0
-"""An answer older than this is no longer told."""
+"""An answer older than this is no longer told, and a question that takes so long is given up."""
 
 
 class ReportsMemory(Protocol):
@@ -54,6 +58,7 @@ class EngineView:
         self._model = model
         self._remote = not is_local(engine.address) if remote is None else remote
         self._now = now
+        self._asking = False
         self._asked: float | None = None
         self._heard: float | None = None
         self._latest = self._unknown("not asked yet")
@@ -66,21 +71,30 @@ class EngineView:
         return self._latest
 
     async def refresh(self) -> EngineMemory:
-        """Ask, if the last time was 5 s ago or more. An engine that does not answer changes nothing at
-        once: it may be busy.
+        """Ask, if the last time was 5 s ago or more and is answered. An engine that does not answer changes
+        nothing at once: it may be busy. Any other exception makes its view unknown, and is the reason.
         """
-        if self._asked is not None and self._now() - self._asked < ASK_AGAIN_S:
+        if self._asking or (self._asked is not None and self._now() - self._asked < ASK_AGAIN_S):
             return self.latest
-        self._asked = self._now()
+        if self._asked is None:
+            self._latest = self._unknown("no answer yet")
+        self._asking, self._asked = True, self._now()
         try:
-            loaded = await self._engine.loaded(self._model)
-        except EngineError as exc:
+            async with asyncio.timeout(STALE_S):
+                loaded = await self._engine.loaded(self._model)
+            self._latest = self._unknown("the model is not loaded") if loaded is None else self._told(loaded)
+            self._heard = self._now()
+        except (EngineError, TimeoutError) as exc:
             if self._heard is None:
-                self._latest = self._unknown(str(exc))
-            return self.latest
-        self._heard = self._now()
-        self._latest = self._unknown("the model is not loaded") if loaded is None else self._told(loaded)
-        return self._latest
+                self._latest = self._unknown(str(exc) or f"no answer in {STALE_S:.0f} s")
+        except Exception as exc:  # an engine of somebody's own: the run goes on without its view
+            before = self._latest
+            self._latest, self._heard = self._unknown(f"{type(exc).__name__}: {exc}"), None
+            if self._latest != before:
+                _log.exception("the engine's view of its memory failed; it is unknown")
+        finally:
+            self._asking = False
+        return self.latest
 
     def _told(self, loaded: LoadedModel) -> EngineMemory:
         size, vram = (

@@ -8,21 +8,24 @@ import threading
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from ollama_batch.errors import ConfigError
 from ollama_batch.memory.engine import EngineView
 from ollama_batch.memory.probe import LocalProbe, Probe
-from ollama_batch.memory.sample import MemorySample
+from ollama_batch.memory.sample import EngineMemory, MemorySample
 
 _log = logging.getLogger("ollama_batch.memory")
+
+FIRST_VIEW_S: Final = 1.0
+"""A watcher's first sample waits so long for the engine's first answer; later ones wait for none."""
 
 
 class MemorySampler:
     """Samples `probe` every `interval_s` seconds between `start` and `stop`; also a context manager.
 
-    `engine` adds what the engine itself says; it is asked on the loop of whoever watches. No reader ever
-    waits for a reading: all get the latest one.
+    `engine` adds what the engine itself says; it is asked on the loop of whoever watches, in a task of its
+    own. No reader ever waits for a reading: all get the latest one.
     """
 
     def __init__(
@@ -86,14 +89,18 @@ class MemorySampler:
         news = asyncio.Event()
         news.set()  # there may be a sample already
         watcher = (asyncio.get_running_loop(), news)
+        asking: asyncio.Task[EngineMemory] | None = None
         with self._lock:
             self._watchers.append(watcher)
         try:
             self.start()
             seen = 0
             while True:
-                if self._engine is not None:
-                    await self._engine.refresh()
+                if self._engine is not None and (asking is None or asking.done()):
+                    first = asking is None
+                    asking = asyncio.create_task(self._engine.refresh())
+                    if first:
+                        await asyncio.wait((asking,), timeout=FIRST_VIEW_S)
                 await news.wait()
                 news.clear()
                 with self._lock:
@@ -107,14 +114,21 @@ class MemorySampler:
         finally:
             with self._lock:
                 self._watchers.remove(watcher)
+            if asking is not None:
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
 
     def _work(self, end: threading.Event) -> None:
+        failed = ""
         while not end.is_set():
             try:
                 found = self._probe.read()
-            except Exception:  # a probe of someone's own: the run goes on without it
-                _log.exception("a reading of memory failed")
+            except Exception as exc:  # a probe of someone's own: the run goes on without it
+                if repr(exc) != failed:
+                    failed = repr(exc)
+                    _log.exception("a reading of memory failed")
             else:
+                failed = ""
                 with self._lock:
                     self._latest = found
                     self._taken += 1

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Iterable
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,8 @@ from ollama_batch.engines.base import MemoryReporting
 from ollama_batch.engines.ollama import OllamaEngine
 from ollama_batch.errors import ConfigError, EngineTimeoutError
 from ollama_batch.memory import EngineView, Level, MemorySample, MemorySampler, VramGuard
-from ollama_batch.memory.engine import STALE_S, is_local
+from ollama_batch.memory import sampler as sampling
+from ollama_batch.memory.engine import ASK_AGAIN_S, STALE_S, is_local
 from ollama_batch.testing import FakeModel, FakeOllama
 from ollama_batch.types import LoadedModel
 
@@ -103,11 +105,11 @@ def test_starting_twice_makes_one_thread_and_a_block_ends_it() -> None:
     sampler.stop()
 
 
-async def test_a_probe_that_fails_is_logged_and_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_probe_that_fails_is_logged_once_and_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     class Fails(Prepared):
         def read(self) -> MemorySample:
             found = super().read()
-            if len(self.threads) == 1:
+            if len(self.threads) < 5:
                 raise RuntimeError("broken sensor")
             return found
 
@@ -115,10 +117,11 @@ async def test_a_probe_that_fails_is_logged_and_asked_again(caplog: pytest.LogCa
     with caplog.at_level(logging.ERROR, logger="ollama_batch.memory"):
         async with aclosing(sampler.watch()) as samples:
             async for each in samples:
-                assert each.at >= 1.0
+                assert each.at >= 4.0
                 break
     sampler.stop()
     assert "broken sensor" in caplog.text
+    assert len(caplog.records) == 1
 
 
 def test_a_watcher_whose_loop_is_closed_hurts_nobody() -> None:
@@ -197,6 +200,72 @@ async def test_an_engine_that_is_silent_is_believed_for_a_minute() -> None:
 async def test_an_engine_that_never_answered_is_unknown_with_its_reason() -> None:
     seen = view(Reports(EngineTimeoutError("no answer in 30 s")), [0.0])
     assert (await seen.refresh()).size.reason == "no answer in 30 s"
+
+
+@pytest.mark.parametrize("answer", [KeyError("size"), LoadedModel("m:1b", -5, 8), "a word"])
+async def test_an_engine_whose_view_fails_is_unknown_at_once_with_its_reason_which_is_logged_once(
+    answer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    seen = view(Reports(LoadedModel("m:1b", 10, 8), answer, answer, LoadedModel("m:1b", 10, 7)), now)
+    assert (await seen.refresh()).vram.get() == 8
+    for _ in range(2):
+        now[0] += ASK_AGAIN_S
+        found = await seen.refresh()
+        assert found.vram.reason is not None
+        assert "Error: " in found.vram.reason
+    assert len(caplog.records) == 1
+    now[0] += ASK_AGAIN_S
+    assert (await seen.refresh()).vram.get() == 7
+
+
+class Hangs(Reports):
+    """An engine that answers nothing until it may, and counts those that wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may = asyncio.Event()
+        self.given_up = 0
+
+    async def loaded(self, model: str) -> LoadedModel | None:
+        self.asked += 1
+        try:
+            await self.may.wait()
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        return LoadedModel("m:1b", 10, 8)
+
+
+async def test_samples_do_not_wait_for_an_engine_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "FIRST_VIEW_S", 0.01)
+    engine, now = Hangs(), [0.0]
+    sampler = MemorySampler(Prepared([3]), engine=view(engine, now), interval_s=0.001)
+    seen: list[Any] = []
+    async with asyncio.timeout(30), aclosing(sampler.watch()) as samples:
+        async for each in samples:
+            assert each.engine is not None
+            seen.append(each.engine.vram.value or each.engine.vram.reason)
+            now[0] += ASK_AGAIN_S
+            if len(seen) == 20:
+                engine.may.set()
+            if 8 in seen:
+                break
+    sampler.stop()
+    assert set(seen[:20]) == {"no answer yet"}
+    assert engine.asked <= 2, "a question that is out is not asked again"
+    assert engine.given_up == 0
+
+
+async def test_a_watch_that_ends_leaves_no_question_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "FIRST_VIEW_S", 0.01)
+    engine = Hangs()
+    sampler = MemorySampler(Prepared([3]), engine=view(engine, [0.0]), interval_s=0.001)
+    async with asyncio.timeout(30), aclosing(sampler.watch()) as samples:
+        async for _ in samples:
+            break
+    sampler.stop()
+    assert (engine.asked, engine.given_up) == (1, 1)
 
 
 async def test_what_the_engine_leaves_out_is_unknown() -> None:
