@@ -52,7 +52,8 @@ class AddressLimit:
         self._steered: list[RunWidth] = []
         self._target: QueueTarget | None = None
         self._followed = 0
-        self._caps: dict[str, int] = {}
+        self._caps: dict[tuple[str, object], int] = {}  # by the reason, and who has it
+        self._uncapped: dict[str, int] = {}
         self._restraint = Restraint()
         self._out = 0
         self._taken_alone = False
@@ -103,19 +104,31 @@ class AddressLimit:
             self._restraint = Restraint()
             self._lost.clear()
 
-    def cap(self, limit: int | None, reason: str) -> None:
-        """Never more than `limit` out, whatever the runs want, until told otherwise for the same `reason`;
-        None takes that back. What is out beyond it comes back first.
+    def cap(self, limit: int | None, reason: str, holder: object = None) -> None:
+        """Never more than `limit` out, whatever the runs want, until told otherwise for the same `reason` by
+        the same `holder`; None takes that back. Of several caps the lowest counts. What is out beyond it
+        comes back first.
         """
         if limit is None:
-            self._caps.pop(reason, None)
+            self._caps.pop((reason, holder), None)
         else:
-            self._caps[reason] = max(1, limit)
+            self._uncapped[reason] = self.width_without(reason)
+            self._caps[reason, holder] = max(1, limit)
+        lowest = self._lowest(reason)
         if self._target is not None:
-            self._target.cap(limit, reason)
-        self._restrain(reason if limit is not None else f"no more of: {reason}")
+            self._target.cap(lowest, reason)
+        self._restrain(reason if lowest is not None else f"no more of: {reason}")
         self.follow()
         self._wake()
+
+    def width_without(self, reason: str) -> int:
+        """The limit without the caps for `reason`, as far as is known: where one of them is what counts now,
+        what it was before the latest of them.
+        """
+        lowest = self._lowest(reason)
+        if lowest is None or self.width < lowest:
+            return self.width
+        return max(self.width, self._uncapped[reason])
 
     def answered(
         self, *, latency_s: float, queue_s: float | None, served_s: float | None, work: float
@@ -198,6 +211,9 @@ class AddressLimit:
         restraint = self._restraint.limit or width.wish
         return min(width.wish, restraint, *self._caps.values())
 
+    def _lowest(self, reason: str) -> int | None:
+        return min((cap for (why, _), cap in self._caps.items() if why == reason), default=None)
+
     def _widest_wish(self) -> int:
         return max((w if isinstance(w, int) else w.wish for w in self._widths), default=1)
 
@@ -212,8 +228,8 @@ class AddressLimit:
             self._target.bound(lowest=lowest, highest=highest)
         elif new is not None:
             self._target = QueueTarget(lowest=lowest, highest=highest, start=new.wish, slots=new.slots)
-            for reason, limit in self._caps.items():
-                self._target.cap(limit, reason)
+            for reason in {reason for reason, _ in self._caps}:
+                self._target.cap(self._lowest(reason), reason)
             self._followed = self._target.limit
         self.follow()
         if new is not None:

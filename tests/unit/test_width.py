@@ -78,6 +78,39 @@ def test_a_cap_holds_for_every_run_and_is_taken_back() -> None:
     assert free.now == 3  # it has to find its way up by itself
 
 
+def test_caps_for_one_reason_are_each_holders_own_and_the_lowest_counts() -> None:
+    limit, fixed, free = AddressLimit(), RunWidth(8), steered(6)
+    limit.join(fixed)
+    limit.join(free)
+    limit.cap(5, "memory", "a")
+    limit.cap(2, "memory", "b")
+    limit.cap(4, "memory", "a")
+    assert (limit.width, fixed.now, free.now) == (2, 2, 2)
+    limit.cap(None, "memory", "b")
+    assert (limit.width, fixed.now) == (4, 4)
+    limit.cap(None, "memory", "never had one")
+    assert limit.width == 4
+    late = steered(7)
+    limit.join(late)
+    assert late.now <= 4
+    limit.cap(None, "memory", "a")
+    assert (limit.width, fixed.now) == (8, 8)
+
+
+def test_the_width_without_the_caps_for_a_reason_is_known_while_they_count() -> None:
+    limit, free = AddressLimit(), steered(64)
+    limit.join(free)
+    assert limit.width_without("memory") == 64
+    limit.cap(32, "memory", "a")
+    assert (limit.width, limit.width_without("memory")) == (32, 64)
+    limit.cap(16, "memory", "b")
+    assert (limit.width, limit.width_without("memory")) == (16, 64)
+    limit.cap(9, "heat")
+    assert limit.width_without("memory") == 9, "it would not be more without them"
+    limit.crashed()
+    assert limit.width_without("memory") == limit.width == 1
+
+
 def test_runs_that_find_their_width_share_one_target_within_bounds_of_their_own() -> None:
     limit, wide, narrow = AddressLimit(), steered(4), steered(3, highest=3)
     limit.join(wide)
