@@ -11,6 +11,7 @@ from ollama_batch.errors import ConfigError
 from ollama_batch.memory._judge import ActionState
 from ollama_batch.memory.amounts import parse_bytes, show
 from ollama_batch.memory.decision import Action, GuardDecision
+from ollama_batch.memory.initial_use import InitialUse
 from ollama_batch.memory.levels import HOLD_S, Level, LevelState
 from ollama_batch.memory.probe import LocalProbe
 from ollama_batch.memory.sample import MemorySample, Reading, Room
@@ -45,6 +46,12 @@ class _LevelGuard:
         self._levels: dict[str, LevelState] = {}
         self._actions = ActionState()
         self._probe: LocalProbe | None = None
+        self._initial: InitialUse | None = None
+
+    def _sparing(self, initial: InitialUse) -> Self:
+        """This guard, to which a memory of which no more is in use than `initial` says is at level ok."""
+        self._initial = initial
+        return self
 
     @property
     def level(self) -> Level:
@@ -87,6 +94,8 @@ class _LevelGuard:
                 missing = why
                 said.append(f"unknown: {why}")
                 continue
+            if self._initial is not None:
+                bounds = replace(bounds, spared=self._initial.spared(room))
             used[room.id] = room.used.value
             state = self._levels.get(room.id, LevelState())
             self._levels[room.id] = state.step(room.used.value, bounds, at, self._hold_s)

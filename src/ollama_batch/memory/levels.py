@@ -24,15 +24,28 @@ class Level(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Bytes in use from which on a level holds, ascending, and how many fewer it takes to leave one."""
+    """Bytes in use from which on a level holds, ascending, and how many fewer it takes to leave one.
+
+    Up to `spared` bytes are level ok, whatever the others say.
+    """
 
     warn: int
     high: int
     critical: int
     margin: int
+    spared: int = -1
 
     def level(self, used: int) -> Level:
         """The level of so many bytes in use, without regard to what was before."""
+        return Level.OK if used <= self.spared else self._level(used)
+
+    def lasting(self, used: int) -> Level:
+        """The level that is left for a lower one when so many bytes are in use: better by the margin, or
+        spared and a quarter of the margin less.
+        """
+        return Level.OK if used <= self.spared - self.margin // 4 else self._level(used + self.margin)
+
+    def _level(self, used: int) -> Level:
         if used >= self.critical:
             return Level.CRITICAL
         if used >= self.high:
@@ -57,7 +70,7 @@ class LevelState:
         entered = bounds.level(used)
         if entered > self.level:
             return LevelState(entered)
-        allowed = bounds.level(used + bounds.margin)
+        allowed = bounds.lasting(used)
         if allowed >= self.level:
             return replace(self, better_since=None)
         if self.better_since is None:

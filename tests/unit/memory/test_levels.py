@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -55,6 +56,18 @@ def test_the_level_that_follows_is_the_highest_that_the_wait_allowed() -> None:
     # From critical: 905 allows high no longer but warn, 100 would allow ok.
     assert levels([970, *[100] * 5, 890, *[100] * 5])[-1] is Level.WARN
     assert levels([970, *[100] * 11])[-1] is Level.OK
+
+
+def test_what_is_spared_is_ok_and_what_comes_above_it_counts_until_it_is_gone_for_10_s() -> None:
+    spared = replace(BOUNDS, spared=970)
+    assert levels([970] * 3, spared) == [Level.OK] * 3
+    assert levels([970, 971, *[966] * 60], spared)[1:] == [Level.CRITICAL] * 61, "966 is 4 less, not 5"
+    found = levels([971, *[965] * 11], spared)
+    assert found[:11] == [Level.CRITICAL] * 11
+    assert found[11] is Level.OK
+    # Far below what is spared the bounds are what they are without it.
+    for used in ([890, *[861] * 20], [970, *[930] * 11, *[100] * 11]):
+        assert levels(used, replace(BOUNDS, spared=700)) == levels(used)
 
 
 @given(st.integers(0, 1000), st.lists(st.integers(0, 19), max_size=200))
