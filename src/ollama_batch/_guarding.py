@@ -7,15 +7,17 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from ollama_batch._gate import Gate
+from ollama_batch._guard_post import GuardPost
 from ollama_batch._stop import Stop
 from ollama_batch._summary import NEW_RUN
 from ollama_batch.engines.base import Engine, MemoryReporting
-from ollama_batch.errors import EngineError, MemoryShortError
-from ollama_batch.events import Event, MemoryMeasured
+from ollama_batch.errors import EngineError, JournalError, MemoryShortError
+from ollama_batch.events import Decision, Event, MemoryMeasured
 from ollama_batch.memory import (
+    Action,
     EngineView,
     Guard,
     GuardDecision,
@@ -25,9 +27,13 @@ from ollama_batch.memory import (
     RamGuard,
     VramGuard,
 )
+from ollama_batch.memory.initial_use import InitialUse
 from ollama_batch.types import LoadedModel
 
 log = logging.getLogger("ollama_batch.run")
+
+KIND: Final = "memory_guard"
+"""The kind of its decisions."""
 
 MEMORY: Final = "memory"
 GUARD: Final = "a memory guard"
@@ -37,11 +43,8 @@ NO_RELOAD: Final = (
     f"{NEW_RUN} with a smaller num_ctx= does"
 )
 
-GROWN_SHARE: Final = 0.01
-"""Use within this share of all memory of what the run began with is no use of the run's."""
-
-TAKEN: Final = frozenset({"stop_growth", "halve", "pause", "reload_smaller"})
-"""What is not done about memory that was in use before the first request."""
+SILENT_S: Final = 10.0
+"""A run that stops for memory says so where that was not read for so long."""
 
 
 class Throttle(Protocol):
@@ -52,38 +55,47 @@ class Throttle(Protocol):
         """The present limit."""
         ...
 
-    def cap(self, limit: int | None, reason: str) -> None:
-        """Let at most `limit` be out until told otherwise for the same reason; None takes that back."""
+    def width_without(self, reason: str) -> int:
+        """The limit without the caps for `reason`, whoever holds them."""
+        ...
+
+    def cap(self, limit: int | None, reason: str, holder: object) -> None:
+        """Let at most `limit` be out until told otherwise for the same reason by the same holder; None takes
+        that back.
+        """
         ...
 
 
 class Guarding:
-    """Shows each sample to the guards, and does what they say.
+    """Shows each sample to the guards, does what they say, and then tells it and notes it.
 
-    `reload` has the model loaded with smaller buffers (to be awaited; None: there are none). `usual` guards
-    are those nobody asked for: memory that was in use when the run began, which the engine
-    reserves as it loads, is no reason for them to slow the run down. A pause of more than `patience_s`
-    seconds ends the run, resumably. `keep` is shown every sample, too.
+    `guards` None: the usual two. Nobody has asked for those: memory that was in use when the run began, which
+    the engine reserves as it loads, is no reason for them to slow the run down. `answers` counts what the
+    model has answered. `reload` has the model loaded with smaller buffers (to be awaited; None: there are
+    none). A pause of more than `patience_s` seconds ends the run, resumably, whether memory can be read
+    meanwhile or not. `keep` is shown every sample, too.
+
+    A guard that fails is a matter of its own, and a note that cannot be kept no reason to stop.
     """
 
     def __init__(
         self,
-        guards: Sequence[Guard],
+        guards: Sequence[Guard] | None,
         *,
-        usual: bool,
         throttle: Throttle,
         gate: Gate,
         stop: Stop,
         trim: Callable[[], None] | None,
         reload: Callable[[], Awaitable[None] | None],
         emit: Callable[[Event], None],
-        decide: Callable[..., Awaitable[None]],
+        note: Callable[[str, dict[str, Any]], Awaitable[None]],
+        answers: Callable[[], int],
         patience_s: float,
         keep: Callable[[MemorySample], Awaitable[None]] | None = None,
     ) -> None:
-        self._keep = keep
-        self._guards = tuple(guards)
-        self._usual = usual
+        self._initial = InitialUse()
+        chosen = usual_guards(self._initial) if guards is None else guards
+        self._posts = [GuardPost(each) for each in chosen]
         self._throttle = throttle
         self._gate = gate
         self._stop = stop
@@ -91,75 +103,132 @@ class Guarding:
         self._reload = reload
         self._reloading: asyncio.Future[None] | None = None
         self._emit = emit
-        self._decide = decide
+        self._note = note
+        self._answers = answers
         self._patience_s = patience_s
-        self._first: dict[int, int] = {}
-        self._pausing: dict[int, float] = {}
-        self._capped: set[int] = set()
-        self._blamed: set[int] = set()
+        self._keep = keep
+        self._forgetful = False  # and it was said
+        self._giving_up: asyncio.TimerHandle | None = None
+        self._paused_at = self._read_at = 0.0  # of the loop's clock
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no guard."""
+        return not self._posts
 
     async def judge(self, sample: MemorySample) -> None:
         """Let every guard decide on `sample`, in their order, and carry that out."""
+        self._read_at = asyncio.get_running_loop().time()
         self._emit(MemoryMeasured(sample=sample))
-        if self._keep is not None:
-            await self._keep(sample)
-        for number, guard in enumerate(self._guards):
+        self._initial.see(sample, answers=self._answers())
+        done: list[Decision] = []
+        for post in self._posts:
             try:
-                decision = guard.decide(sample)
-            except Exception:  # a guard of somebody's own: the run goes on without it
-                if number not in self._blamed:
-                    self._blamed.add(number)
-                    log.exception("the guard %r failed; the run goes on", type(guard).__name__)
-                continue
-            await self._carry_out(number, decision, sample.at)
+                decision: object = post.guard.decide(sample)
+                if not isinstance(decision, GuardDecision):
+                    raise TypeError(f"decide() is to return a GuardDecision, not {type(decision).__name__}")
+                told = self._carry_out(post, decision)
+            except Exception as error:  # a guard of somebody's own: the run goes on without it
+                if post.pausing is not None:
+                    post.pausing = f"{post.name} failed: {error!r}"
+                if not post.blamed:
+                    post.blamed = True
+                    log.exception("the guard %r failed; the run goes on", post.name)
+            else:
+                done += [] if told is None else [told]
+        for each in done:
+            self._emit(each)
+        for each in done:
+            await self._kept(self._note(KIND, {**each.data, "message": each.message}))
+        if self._keep is not None:
+            await self._kept(self._keep(sample))
+
+    def let_go(self) -> None:
+        """Take back what the guards have done to requests."""
+        for post in self._posts:
+            if post.capped:
+                self._throttle.cap(None, GUARD, post)
+            post.forget()
+        self._go_on()
 
     async def end(self) -> None:
         """Take back what the guards have done; the phase is over."""
+        self.let_go()
         if self._reloading is not None:
             self._reloading.cancel()
             await asyncio.gather(self._reloading, return_exceptions=True)
-        self._pausing.clear()
-        self._capped.clear()
-        self._gate.release(MEMORY)
-        self._throttle.cap(None, GUARD)
 
-    async def _carry_out(self, number: int, decision: GuardDecision, at: float) -> None:
-        taken = self._usual and self._was_in_use(number, decision)
-        actions = tuple(each for each in decision.actions if not (taken and each in TAKEN))
-        told = replace(decision, actions=actions)
+    def _carry_out(self, post: GuardPost, decision: GuardDecision) -> Decision | None:
+        """Do what a guard says; returns what is to be told of it, if anything is."""
+        actions, notes = tuple(decision.actions), tuple(decision.notes)
         if "reload_smaller" in actions and not self._reloads():
-            actions = tuple(each for each in actions if each != "reload_smaller")
-            told = replace(decision, actions=actions, notes=(*decision.notes, NO_RELOAD))
-        if told.actions or told.notes != decision.notes or decision.effects:
-            await self._decide("memory_guard", str(told), **told.to_dict())
-        for action in actions:
-            match action:
-                case "pause":
-                    self._pausing[number] = at
-                    self._gate.hold(MEMORY, f"{decision.guard}: {decision.reason}")
-                case "resume":
-                    self._pausing.pop(number, None)
-                    if not self._pausing:
-                        self._gate.release(MEMORY)
-                case "stop_growth" | "halve":
-                    width = self._throttle.width
-                    self._capped.add(number)
-                    self._throttle.cap(max(1, width // 2) if action == "halve" else width, GUARD)
-                case "allow_growth":
-                    self._capped.discard(number)
-                    if not self._capped:
-                        self._throttle.cap(None, GUARD)
-                case "trim" if self._trim is not None:
-                    self._trim()
-        since = self._pausing.get(number)
-        if since is not None and at - since > self._patience_s:
+            actions, notes = tuple(each for each in actions if each != "reload_smaller"), (*notes, NO_RELOAD)
+        changed = [self._act(post, action, decision) for action in actions]
+        if post.pausing is not None:
             why = decision.reason or f"unknown: {decision.unknown}"
-            self._stop.drain(
-                MemoryShortError(
-                    f"memory was short for {at - since:.0f} s ({decision.guard}: {why}); free some, then run "
-                    "again to go on"
-                )
+            post.pausing = f"{decision.guard}: {why}"
+        told = replace(decision, actions=actions, notes=notes)
+        news = post.has_news(told)
+        if not (any(changed) or decision.effects or news):
+            return None
+        return Decision(kind=KIND, message=str(told), data=told.to_dict())
+
+    def _act(self, post: GuardPost, action: Action, decision: GuardDecision) -> bool:
+        """Do one of the actions; returns whether that changes anything."""
+        match action:
+            case "pause" if post.pausing is None:
+                self._pause(post, f"{decision.guard}: {decision.reason}")
+            case "resume" if post.pausing is not None:
+                post.pausing = None
+                if not any(each.pausing for each in self._posts):
+                    self._go_on()
+            case "stop_growth" if not post.capped:
+                self._cap(post, self._throttle.width)
+            case "halve":
+                # Of the width that no guard has cut: runs that see the same memory halve it together once.
+                width = self._throttle.width_without(GUARD)
+                post.halved = max(1, min(width, post.halved or width) // 2)
+                self._cap(post, post.halved)
+            case "allow_growth" if post.capped:
+                post.capped, post.halved = False, None
+                self._throttle.cap(None, GUARD, post)
+            case "trim" if self._trim is not None:
+                self._trim()
+            case "reload_smaller":
+                pass  # it has begun
+            case _:
+                return False
+        return True
+
+    def _cap(self, post: GuardPost, limit: int) -> None:
+        post.capped = True
+        self._throttle.cap(limit, GUARD, post)
+
+    def _pause(self, post: GuardPost, why: str) -> None:
+        post.pausing = why
+        self._gate.hold(MEMORY, why)
+        if self._giving_up is None:
+            loop = asyncio.get_running_loop()
+            self._paused_at = loop.time()
+            self._giving_up = loop.call_later(self._patience_s, self._give_up)
+
+    def _go_on(self) -> None:
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
+        self._gate.release(MEMORY)
+
+    def _give_up(self) -> None:
+        now = asyncio.get_running_loop().time()
+        short_s = now - self._paused_at
+        why = "; ".join(each.pausing for each in self._posts if each.pausing is not None)
+        if now - self._read_at > SILENT_S:
+            why += f"; it was last read {now - self._read_at:.0f} s ago"
+        self._stop.drain(
+            MemoryShortError(
+                f"memory was short for {short_s:.0f} s ({why}); free some, then run again to go on"
             )
+        )
 
     def _reloads(self) -> bool:
         """Whether the model is being loaded with smaller buffers from now on."""
@@ -171,12 +240,16 @@ class Guarding:
         self._reloading = asyncio.ensure_future(reload)
         return True
 
-    def _was_in_use(self, number: int, decision: GuardDecision) -> bool:
-        """Whether no more is in use than was before the first request."""
-        if decision.used_bytes is None:
-            return False
-        first = self._first.setdefault(number, decision.used_bytes)
-        return decision.used_bytes <= first + GROWN_SHARE * (decision.total_bytes or first)
+    async def _kept(self, keeping: Awaitable[None]) -> None:
+        """Wait until a note is kept; one that cannot be is no reason to stop."""
+        try:
+            await keeping
+        except JournalError as error:  # a full disk, say: the results will meet it, and guards have to go on
+            log.debug("a note on memory could not be kept: %s", type(error).__name__)
+        except Exception:
+            if not self._forgetful:
+                self._forgetful = True
+                log.exception("a note on memory could not be kept; the run goes on")
 
 
 class _Silent:
@@ -189,17 +262,17 @@ class _Silent:
         raise EngineError(f"the engine at {self.address} does not tell what memory {model} takes")
 
 
-def usual_guards() -> tuple[Guard, ...]:
-    """The guards of a run that was not told which to have."""
-    return VramGuard(), RamGuard()
+def usual_guards(initial: InitialUse) -> tuple[Guard, ...]:
+    """The guards of a run that was not told which to have; they let be what `initial` says was in use."""
+    return VramGuard()._sparing(initial), RamGuard()._sparing(initial)
 
 
 @asynccontextmanager
 async def guarded(
-    guarding: Guarding | None, *, engine: Engine, model: str, probe: Probe | None = None
+    guarding: Guarding, *, engine: Engine, model: str, probe: Probe | None = None
 ) -> AsyncIterator[None]:
     """Have `guarding` judge the memory of this machine and of the engine, about once a second, meanwhile."""
-    if guarding is None:
+    if guarding.idle:
         yield
         return
     view = EngineView(engine if isinstance(engine, MemoryReporting) else _Silent(engine.address), model)
@@ -220,4 +293,6 @@ async def _watch(guarding: Guarding, sampler: MemorySampler) -> None:
             async for sample in samples:
                 await guarding.judge(sample)
     except Exception:  # nobody waits for this task; a run without guards is better than none
-        log.exception("memory is not watched any more")
+        log.exception("memory is not watched any more; the run goes on")
+    finally:
+        guarding.let_go()

@@ -11,7 +11,7 @@ from ollama_batch._failures import FailureWatch
 from ollama_batch._feed import Feed
 from ollama_batch._fitting import Composer, Fitter
 from ollama_batch._gauge import PromptGauge
-from ollama_batch._guarding import Guarding, guarded, usual_guards
+from ollama_batch._guarding import Guarding, guarded
 from ollama_batch._job import Job
 from ollama_batch._lanes import Lanes
 from ollama_batch._limits import LearnedLimit
@@ -139,17 +139,16 @@ async def send_rows(
         failures=failures,
         total=total,
     )
-    guards = usual_guards() if options.guards is None else options.guards
     guarding = Guarding(
-        guards,
-        usual=options.guards is None,
+        options.guards,
         throttle=limit,
         gate=run._gate,
         stop=run._stop,
         trim=None if run._lanes is None else run._lanes.trim_all,
         reload=relief.reload_smaller,
         emit=run._emit,
-        decide=decide,
+        note=journal.note,
+        answers=lambda: steering.answers,
         patience_s=settings.patience_s,
         keep=MemoryNotes(journal.note).see,
     )
@@ -157,7 +156,7 @@ async def send_rows(
         async with (
             steering.under_way(job.engine),
             watched(pool, engine=job.engine, gate=run._gate, recovery=recovery, emit=run._emit),
-            guarded(guarding if guards else None, engine=job.engine, model=model),
+            guarded(guarding, engine=job.engine, model=model),
         ):
             await pool.run()
     finally:

@@ -74,11 +74,14 @@ class Steering:
         self._told = False
         self._noted = 0
         self._noting: set[asyncio.Task[None]] = set()
+        self.answers = 0
+        """How many answers have come, of use or not."""
         if info.slots == 1 and info.engine != "embedded":
             self._name_one_slot(None)
 
     def answered(self, completion: Completion, latency_s: float) -> None:
         """An answer, of use or not, came `latency_s` after its request was sent; that still counts as out."""
+        self.answers += 1
         timings, usage = completion.timings, completion.usage
         latency_s -= min(latency_s, timings.load_s or 0.0)  # nobody's wait for a slot
         served_s = None

@@ -158,7 +158,8 @@ class Decision:
     """The run changed a setting by itself; also in the journal (of one kind the first 200 at least).
 
     Of kind "concurrency": `data` has `before` and `after`, and as far as known `why`, `queue` (how many
-    waited, on average), `wait_share` (of the time of answers) and `work_per_s`.
+    waited, on average), `wait_share` (of the time of answers) and `work_per_s`. Of kind "memory_guard":
+    that of a `GuardDecision`; without `actions` nothing was changed, and it only tells what the guard says.
     """
 
     kind: str

@@ -301,7 +301,7 @@ def test_what_is_too_long_for_the_engine_moves_the_marks_and_is_known_to_the_nex
     events.seen.clear()
     asked = fake.ledger.count()
     assert talker(fake, **options).run(source).ok
-    assert events.of(Decision) == []
+    assert [event for event in events.of(Decision) if event.kind != "memory_guard"] == []
     assert fake.ledger.count() == asked + 150
 
 
