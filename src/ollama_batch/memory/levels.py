@@ -40,10 +40,10 @@ class Bounds:
         return Level.OK if used <= self.spared else self._level(used)
 
     def lasting(self, used: int) -> Level:
-        """The level that is left for a lower one when so many bytes are in use: better by the margin, or
-        spared and a quarter of the margin less.
+        """The lowest level that may be left for when so many bytes are in use: better by the margin, or no
+        more than is spared.
         """
-        return Level.OK if used <= self.spared - self.margin // 4 else self._level(used + self.margin)
+        return Level.OK if used <= self.spared else self._level(used + self.margin)
 
     def _level(self, used: int) -> Level:
         if used >= self.critical:

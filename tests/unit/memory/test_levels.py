@@ -61,8 +61,8 @@ def test_the_level_that_follows_is_the_highest_that_the_wait_allowed() -> None:
 def test_what_is_spared_is_ok_and_what_comes_above_it_counts_until_it_is_gone_for_10_s() -> None:
     spared = replace(BOUNDS, spared=970)
     assert levels([970] * 3, spared) == [Level.OK] * 3
-    assert levels([970, 971, *[966] * 60], spared)[1:] == [Level.CRITICAL] * 61, "966 is 4 less, not 5"
-    found = levels([971, *[965] * 11], spared)
+    assert levels([970, 971, *[970, 971] * 30], spared)[1:] == [Level.CRITICAL] * 61
+    found = levels([971, *[970] * 11], spared)
     assert found[:11] == [Level.CRITICAL] * 11
     assert found[11] is Level.OK
     # Far below what is spared the bounds are what they are without it.
