@@ -106,7 +106,7 @@ class EngineCheck:
         return not self._lists
 
     async def _listed(self) -> bool | None:
-        """Whether the engine says that it has the model, which the run had it load; None if it does not say."""
+        """Whether the engine says that it has the model that the run had it load; None if it does not say."""
         if not isinstance(self._engine, Loadable) or not isinstance(self._engine, MemoryReporting):
             return None
         try:
