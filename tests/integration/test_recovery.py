@@ -252,16 +252,18 @@ def test_a_row_that_killed_the_engine_in_an_earlier_session_is_known(
 
 def test_an_engine_that_is_killed_every_half_second_fails_no_row(fake_ollama_factory: Factory) -> None:
     fake = fake_ollama_factory(slots=4, speed=CostModel(latency_s=0.02))
-    recorder = Recorder()
-    run = quick_runner(fake, hooks=[recorder]).start(rows(400))
+    run = quick_runner(fake).start(rows(400))  # two seconds, without kills
     over = threading.Event()
+    kills = 0
 
     def kill() -> None:
+        nonlocal kills
         for _ in range(8):
             if over.wait(0.5):
                 return
             fake.stop()
             fake.restart()
+            kills += 1
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -271,6 +273,8 @@ def test_an_engine_that_is_killed_every_half_second_fails_no_row(fake_ollama_fac
         over.set()
         killer.join()
     assert (report.counts.ok, report.counts.failed) == (400, 0)
+    assert kills >= 3
+    assert report.metrics.recoveries >= 1
     results = Counter(result.custom_id for result in report.results())
     assert len(results) == 400
     assert set(results.values()) == {1}
