@@ -184,8 +184,9 @@ def test_a_row_that_kills_the_engine_is_quarantined_and_its_neighbours_are_unhar
     fake_ollama_factory: Factory, kind: str, place: int, concurrency: int
 ) -> None:
     poison = name(place)
+    latency_s = 0.01 * concurrency  # neighbours are with the server when it dies, not on their way
     fake = fake_ollama_factory(
-        slots=4, speed=CostModel(latency_s=0.005), faults=[Fault(kind, match=poison, for_s=0.005)]
+        slots=4, speed=CostModel(latency_s=latency_s), faults=[Fault(kind, match=poison, for_s=latency_s / 2)]
     )
     recorder = Recorder()
     report = quick_runner(fake, concurrency=concurrency, hooks=[recorder]).run(rows(40))
