@@ -29,6 +29,7 @@ if mode == "dies":
     print("Error: no room for anything", flush=True)
     sys.exit(3)
 if mode == "silent":
+    (folder / "pids").write_text(f"{{os.getpid()}}\\n")
     time.sleep(600)
 runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 with (folder / "pids").open("a") as file:

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from ollama_batch._portal import AddressLimit
 from ollama_batch._settings import SendSettings
-from ollama_batch.engines.base import Engine, Probed
+from ollama_batch.engines.base import Engine, Loadable, MemoryReporting, Probed
 from ollama_batch.errors import (
     EngineAuthError,
     EngineError,
@@ -40,7 +40,7 @@ class Reply(Enum):
 class EngineCheck:
     """Asks the engine on behalf of all rows: who wants to know while it is asked has the same answer.
 
-    Both questions raise EngineStoppedError if the engine is gone. The one that is to be answered has as much
+    All questions raise EngineStoppedError if the engine is gone. The one that is to be answered has as much
     time as a row; after each that was not answered in that, twice as much, until a row is answered.
     """
 
@@ -52,9 +52,14 @@ class EngineCheck:
         self._reply = _Question(self._ask)
         self._ask_s = settings.timeout_s
         self._answered = asyncio.Event()
+        self._lists: bool | None = None  # whether the engine lists a model that works; None: not seen yet
+        self._accused: int | None = None
+        self._gone_tells = True  # whether a model that is gone means that the engine died
 
-    def answered(self) -> None:
-        """A row was answered: whoever waits for a question's answer needs none any more."""
+    def answered(self, row: int) -> None:
+        """`row` was answered: whoever waits for a question's answer needs none any more."""
+        if row == self._accused:
+            self._gone_tells = False
         self._ask_s = self._settings.timeout_s
         self._answered.set()
         self._answered = asyncio.Event()
@@ -79,6 +84,39 @@ class EngineCheck:
             asking.cancel()
             answered.cancel()
             await asyncio.gather(asking, answered, return_exceptions=True)
+
+    async def kept(self, row: int, *, within_s: float) -> bool:
+        """Whether the engine is well and still has the model, now that the connection of `row`, which was
+        alone, has broken; True if that cannot be told.
+
+        An engine that died may be back before it is asked, but it has lost what the run had it load. That
+        counts if the engine is known to list the model (it is asked a question first, of `within_s` seconds
+        at most), until a connection breaks for another reason: with the model still there, or that of a row
+        which is answered after all. Else a bad cable, where others have the model displaced, would look like
+        deaths.
+        """
+        if not await self.healthy():
+            return False
+        if not self._gone_tells or await self._listed() is not False:
+            self._gone_tells = False
+            return True
+        if self._lists is None and await self.replies(within_s, of_use=True):
+            self._lists = await self._listed()
+        self._accused = row
+        return not self._lists
+
+    async def _listed(self) -> bool | None:
+        """Whether the engine says that it has the model that the run had it load; None if it does not say."""
+        if not isinstance(self._engine, Loadable) or not isinstance(self._engine, MemoryReporting):
+            return None
+        try:
+            async with asyncio.timeout(HEALTH_S):
+                return await self._engine.loaded(self._settings.model) is not None
+        except EngineStoppedError:
+            raise
+        except (EngineError, TimeoutError) as error:
+            log.debug("the engine does not say what it has loaded: %s", type(error).__name__)
+            return None
 
     async def _ask_health(self) -> bool:
         if not isinstance(self._engine, Probed):

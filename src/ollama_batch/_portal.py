@@ -141,7 +141,7 @@ class AddressLimit:
             )
             self.follow()
         before = self._restraint.limit
-        if before is not None and self._restraint.answered(self._widest_wish()):
+        if before is not None and self._restraint.answered(self._widest_wish(), self._out):
             self._restrain("it goes well again", before)
 
     def ran_out(self, *, in_flight: int) -> None:

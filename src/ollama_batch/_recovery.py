@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 from ollama_batch._check import EngineCheck
@@ -120,7 +121,7 @@ class Recovery:
         """`row` was answered, of use or not."""
         self._history = self._history.answered(row, time.monotonic())
         self._alone.discard(row)
-        self._check.answered()
+        self._check.answered(row)
         self._outage.over()
         self._refusals.answered()
         self._supervision.answered()
@@ -218,7 +219,7 @@ class Recovery:
         if action.do is Do.PROBE:
             if trouble.kind is Kind.LOST:
                 await self._stop.sleep(SETTLE_S)
-            healthy = await self._healthy()
+            healthy = await self._healthy(trouble)
             lost = frozenset(row for row in trouble.in_flight if self._lost.get(row, 0.0) >= trouble.at)
             trouble = replace(
                 trouble,
@@ -233,12 +234,15 @@ class Recovery:
             action = decide(trouble, self._history, ladder)
         return trouble, action
 
-    async def _healthy(self) -> bool:
+    async def _healthy(self, trouble: Trouble) -> bool:
         """What the engine says of itself. Raises Abandoned, with the run ending, if it is gone or the check
         is broken.
         """
+        question = self._check.healthy
+        if trouble.kind is Kind.LOST and trouble.alone and self._gate.open:
+            question = partial(self._check.kept, trouble.row, within_s=self._ladder.patience_s)
         try:
-            return await self._stop.unless_draining(self._check.healthy())
+            return await self._stop.unless_draining(question())
         except EngineExitedError as gone:
             if self._supervision.revives(gone):
                 return False

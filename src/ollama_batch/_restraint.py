@@ -5,6 +5,9 @@ from __future__ import annotations
 ANSWERS_THERE = 50
 """After so many answers at the most that memory is thought to hold, one more is tried."""
 
+IN_USE = 0.8
+"""An answer counts for that only if so large a share of the limit was out: fewer prove nothing."""
+
 
 class Restraint:
     """A bound on widths that do not follow what the engine says of its queue. `limit` is None without need.
@@ -29,13 +32,15 @@ class Restraint:
         """The engine is back after a crash: begin with one request."""
         self.limit, self._answers = 1, 0
 
-    def answered(self, most: int) -> bool:
-        """A request was answered, where `most` are wanted; returns whether the limit has changed."""
+    def answered(self, most: int, out: int) -> bool:
+        """A request was answered, one of `out`, where `most` are wanted; returns whether the limit has
+        changed.
+        """
         if self.limit is None:
             return False
-        self._answers += 1
         if self._fits is not None and self.limit >= self._fits:
-            return self._one_more(self._fits)
+            return out >= IN_USE * self.limit and self._one_more(self._fits)
+        self._answers += 1
         if self._answers < self.limit:
             return False
         self.limit, self._answers = 2 * self.limit, 0
@@ -46,6 +51,7 @@ class Restraint:
         return True
 
     def _one_more(self, fits: int) -> bool:
+        self._answers += 1
         if self._answers < max(ANSWERS_THERE, 2 * fits) or (self._failed or 0) <= fits + 1:
             return False
         self._fits = self.limit = fits + 1

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -12,8 +16,11 @@ import pytest
 from memory_support import GIB, device, host, sample
 from ollama_batch import BatchReport, RamGuard, RunJournal, VramGuard
 from ollama_batch.errors import ConfigError, DiskFullError, MemoryShortError
-from ollama_batch.events import Decision, MemoryMeasured, RunPaused, RunResumed
+from ollama_batch.events import Decision, Event, MemoryMeasured, RowFinished, RunPaused, RunResumed
 from ollama_batch.memory import MemorySample, sampler
+from ollama_batch.memory.cgroup import GroupLimit, group_limit
+from ollama_batch.memory.host import HostProbe
+from ollama_batch.memory.probe import LocalProbe
 from ollama_batch.testing import CostModel, FakeModel, FakeOllama
 from runner_support import Events, rows_file, runner_on
 
@@ -83,6 +90,97 @@ def test_a_run_pauses_at_the_limit_goes_on_after_it_and_loses_no_row(
         assert now.ram_peak_bytes == round(15.8 * GIB)
         assert now.vram_total_bytes is None
         assert now.unmeasured["vram_total_bytes"] == "no driver"
+
+
+def resident() -> int:
+    """The resident bytes of this process, as the kernel tells them."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class SmallMachine:
+    """A gibibyte of which others have so much that 82 % are in use with what this process has now.
+
+    psutil tells it of a machine, or the files of a control group do, on a machine with 16 GiB; they hold half
+    a gibibyte of file pages as well, which count for nothing. The run's own probe reads it.
+    """
+
+    TOTAL = GIB
+    CACHE = GIB // 2
+
+    def __init__(self, patch: pytest.MonkeyPatch, folder: Path, *, grouped: bool) -> None:
+        gc.collect()
+        self._others = round(0.82 * self.TOTAL) - resident()
+        self._folder = folder
+        self._grouped = grouped
+        self._own_group = folder / "own"
+        self._own_group.write_text("0::/run\n")
+        (folder / "run").mkdir()
+        patch.setattr(psutil, "virtual_memory", self._virtual_memory)
+        seconds = itertools.count()  # a level is left after ten seconds, which are ten samples here
+        host = HostProbe([], group=self._group)
+        self.probe = LocalProbe(host=host, now=lambda: float(next(seconds)))
+
+    def used(self) -> int:
+        return self._others + resident()
+
+    def _virtual_memory(self) -> Any:
+        if self._grouped:
+            return SimpleNamespace(total=16 * GIB, available=12 * GIB)
+        return SimpleNamespace(total=self.TOTAL, available=self.TOTAL - self.used())
+
+    def _group(self) -> GroupLimit | None:
+        limit = self.TOTAL if self._grouped else "max"
+        current = self.used() + self.CACHE
+        (self._folder / "run/memory.max").write_text(f"{limit}\n")
+        (self._folder / "run/memory.current").write_text(f"{current}\n")
+        (self._folder / "run/memory.stat").write_text(f"anon {self.used()}\ninactive_file {self.CACHE}\n")
+        return group_limit(self._folder, self._own_group)
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["psutil", "cgroup"])
+def test_what_this_process_takes_counts_until_it_is_given_back_and_no_row_is_lost(
+    fake_ollama_factory: Any, memory: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, grouped: bool
+) -> None:
+    machine = SmallMachine(monkeypatch, tmp_path, grouped=grouped)
+    memory(machine.probe)
+    taken: list[bytes] = []
+    sizes: list[int] = []
+
+    class Greedy(Events):
+        """Takes what is left up to 97 % when 50 rows have ended, and gives it back in the pause."""
+
+        def on_event(self, event: Event) -> None:
+            super().on_event(event)
+            if not sizes and len(self.of(RowFinished)) == 50:
+                sizes.append(round(0.97 * machine.TOTAL) - machine.used())
+                taken.append(b"x" * sizes[0])
+            if isinstance(event, RunPaused):
+                taken.clear()
+
+    fake = fake_ollama_factory(speed=CostModel(latency_s=0.01))
+    events = Greedy()
+    guard = RamGuard(reserve="16MiB")  # the usual one is half of this machine
+    runner = runner_on(fake, hooks=[events], guards=[guard], concurrency=2)
+    run = runner.start(rows_file(tmp_path / "in.jsonl", 300), output=tmp_path / "out.jsonl")
+    report = run.wait(60)
+    assert (report.counts.ok, report.counts.failed) == (300, 0)
+    assert fake.ledger.count() == 300
+    kinds = [type(event).__name__ for event in events.of(RunPaused, RunResumed)]
+    assert kinds == ["RunPaused", "RunResumed"]
+    paused, resumed = (events.seen.index(event) for event in events.of(RunPaused, RunResumed))
+    assert "RowSent" not in events.kinds()[paused:resumed]
+
+    # The samples before and at the pause: what was taken is in the one that paused, as this process's own.
+    hosts = [event.sample.host for event in events.seen[: paused + 1] if isinstance(event, MemoryMeasured)]
+    assert {each.total.get() for each in hosts} == {machine.TOTAL}
+    assert {each.available.source for each in hosts} == {"cgroup v2" if grouped else "psutil"}
+    before, at_pause = hosts[0], hosts[-1]
+    assert before.room.used.get() <= 0.88 * machine.TOTAL
+    assert at_pause.room.used.get() >= 0.96 * machine.TOTAL
+    assert at_pause.own.get() - before.own.get() == pytest.approx(sizes[0], rel=0.25)
+    assert run.metrics.ram_peak_bytes == max(
+        event.sample.host.room.used.get() for event in events.of(MemoryMeasured)
+    )
 
 
 def test_a_run_that_memory_keeps_from_sending_stops_and_goes_on_later(

@@ -195,7 +195,8 @@ async def test_a_server_that_never_answers_is_given_up_and_ended(folder: Path) -
     engine = OllamaEngine.managed(env={"STAND_IN_MODE": "silent"}, start_timeout=1.5)
     with pytest.raises(EngineExitedError, match=r"(?s)did not start within 1.5 s.*msg=starting"):
         await engine.describe(MODEL)
-    assert [p for p in psutil.Process().children(recursive=True) if "ollama" in " ".join(p.cmdline())] == []
+    assert len(pids(folder)) == 1
+    assert alive(folder) == []
     await engine.aclose()
 
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from ollama_batch import RunJournal
+from ollama_batch._restraint import ANSWERS_THERE
 from ollama_batch._settings import TEST_QUESTION
 from ollama_batch.control import Supervisor
 from ollama_batch.errors import EngineDownError, RunCancelledError
@@ -30,11 +31,6 @@ def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     quick_ladder(monkeypatch)
 
 
-def limits(recorder: Recorder) -> list[int]:
-    """What the run may have out, change after change."""
-    return [event.data["after"] for event in recorder.all(Decision) if event.kind == "concurrency"]
-
-
 def memory_faults(fake: FakeOllama) -> list[Any]:
     return [each for each in fake.ledger.completions() if each.outcome.startswith("fault:oom")]
 
@@ -42,24 +38,53 @@ def memory_faults(fake: FakeOllama) -> list[Any]:
 # Memory
 
 
+def searches(fake: FakeOllama) -> list[list[int]]:
+    """The completions that memory failed, by their numbers; what comes `ANSWERS_THERE` answers later is
+    another search.
+    """
+    found: list[list[int]] = []
+    answers = 0
+    for number, each in enumerate(fake.ledger.completions()):
+        answers += each.outcome == "answered"
+        if each.outcome.startswith("fault:oom"):
+            if not found or answers >= ANSWERS_THERE:
+                found.append([])
+            found[-1].append(number)
+            answers = 0
+    return found
+
+
 @pytest.mark.parametrize("wording", ["ollama", "llama.cpp", "vllm"])
-@pytest.mark.parametrize("fits", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize(("fits", "count"), [(1, 100), (2, 150), (3, 150), (7, 250), (20, 500)])
 @pytest.mark.parametrize("concurrency", ["auto", 32])
-def test_a_run_settles_below_what_memory_holds_and_no_row_fails_for_it(
-    fake_ollama_factory: Factory, fits: int, wording: Any, concurrency: Any
+def test_a_run_settles_at_what_memory_holds_soon_and_no_row_fails_for_it(
+    fake_ollama_factory: Factory, fits: int, count: int, wording: Any, concurrency: Any
 ) -> None:
+    """Answers take long enough, compared with this process's own work, for all that may be out to be."""
     fake = fake_ollama_factory(
-        slots=64, speed=CostModel(latency_s=0.004), memory=MemoryModel(max_in_flight=fits, wording=wording)
+        slots=64,
+        speed=CostModel(latency_s=max(0.004, 0.0025 * fits)),
+        memory=MemoryModel(max_in_flight=fits, wording=wording),
     )
-    recorder = Recorder()
-    report = quick_runner(fake, concurrency=concurrency, hooks=[recorder], guards=()).run(rows(300))
-    assert (report.counts.ok, report.counts.failed) == (300, 0)
+    report = quick_runner(fake, concurrency=concurrency, guards=()).run(rows(count))
+    assert (report.counts.ok, report.counts.failed) == (count, 0)
     assert max(Counter(r.custom_id for r in report.results()).values()) == 1
-    assert fake.ledger.answered() - fake.ledger.answered(TEST_QUESTION) == 300
-    beyond = [n for n, each in enumerate(fake.ledger.completions()) if each.in_flight > fits]
-    assert not beyond or beyond[-1] - beyond[0] <= 200  # when it is first met depends on the machine
-    if memory_faults(fake):
-        assert min(limits(recorder)) <= fits
+    assert fake.ledger.answered() - fake.ledger.answered(TEST_QUESTION) == count
+
+    # In the end no more may be out than fit, and no more are.
+    assert report.metrics.concurrency is not None
+    assert report.metrics.concurrency <= fits
+    assert max(each.in_flight for each in fake.ledger.completions()[-40:]) <= fits
+
+    # Failures end soon after the first: measured, in 60 runs, within 48 requests, the first 32 at once.
+    found = searches(fake)
+    if not found:  # on a slow machine a number that is found may stay at 16
+        assert (concurrency, fits) == ("auto", 20)
+        return
+    assert found[0][-1] - found[0][0] < 96
+    # Later ones are tries of one more: once in 50 answers of a number that is fixed, else once a minute.
+    assert len(found) <= (1 if concurrency == "auto" else 3)
+    assert all(len(each) <= fits + 2 for each in found[1:])
 
 
 GIB = 2**30
@@ -159,8 +184,9 @@ def test_a_row_that_kills_the_engine_is_quarantined_and_its_neighbours_are_unhar
     fake_ollama_factory: Factory, kind: str, place: int, concurrency: int
 ) -> None:
     poison = name(place)
+    latency_s = 0.01 * concurrency  # neighbours are with the server when it dies, not on their way
     fake = fake_ollama_factory(
-        slots=4, speed=CostModel(latency_s=0.005), faults=[Fault(kind, match=poison, for_s=0.005)]
+        slots=4, speed=CostModel(latency_s=latency_s), faults=[Fault(kind, match=poison, for_s=latency_s / 2)]
     )
     recorder = Recorder()
     report = quick_runner(fake, concurrency=concurrency, hooks=[recorder]).run(rows(40))
@@ -168,17 +194,35 @@ def test_a_row_that_kills_the_engine_is_quarantined_and_its_neighbours_are_unhar
     (failed,) = (result for result in report.results() if not result.ok)
     assert failed.custom_id == poison
     assert failed.error is not None
-    deaths = fake.ledger.loads - 1
-    if kind == "runner_dies":
-        assert deaths <= 3
-        assert fake.ledger.count(poison) == 3
-        assert "died 3 times with this row, the last time with it alone" in failed.error.message
-        (told,) = (each.data for each in recorder.all(Decision) if each.data.get("quarantined"))
-        assert told["quarantined"] == [place]
-    else:  # at first nothing tells a death that is over at once from a bad cable
-        assert deaths <= 6
+    assert fake.ledger.loads - 1 <= 3
+    assert fake.ledger.count(poison) == 3
+    assert "died 3 times with this row, the last time with it alone" in failed.error.message
+    (told,) = (each.data for each in recorder.all(Decision) if each.data.get("quarantined"))
+    assert told["quarantined"] == [place]
     # Neighbours pay with what was out when it died, no more.
     assert fake.ledger.answered() - fake.ledger.answered(TEST_QUESTION) == 39
+
+
+@pytest.mark.parametrize("displaced", [False, True])
+def test_connections_that_break_for_another_reason_are_no_deaths(
+    fake_ollama_factory: Factory, displaced: bool
+) -> None:
+    """A bad cable, and one row at a time. Where others have had the model displaced when it breaks first,
+    that is taken for a death, until the row is answered; after that no more.
+    """
+    gone = Fault("json_null", route="/api/ps", when=1, body={"models": []})
+    cable = Fault("reset", every=5)
+    fake = fake_ollama_factory(faults=[cable, gone] if displaced else [cable])
+    recorder = Recorder()
+    report = quick_runner(fake, concurrency=1, hooks=[recorder], guards=()).run(rows(60))
+    assert (report.counts.ok, report.counts.failed) == (60, 0)
+    lost = [event.code for event in recorder.all(RowRetried)]
+    assert lost == ["connection_lost"] * len(lost)
+    assert len(lost) >= 12
+    assert report.metrics.recoveries == int(displaced)
+    assert report.metrics.quarantined == 0
+    asked = [each for each in fake.ledger.records() if each.route == "/api/ps"]
+    assert len(asked) <= 3  # twice for the first, and at the end
 
 
 def test_a_row_that_killed_the_engine_in_an_earlier_session_is_known(
@@ -209,16 +253,18 @@ def test_a_row_that_killed_the_engine_in_an_earlier_session_is_known(
 
 def test_an_engine_that_is_killed_every_half_second_fails_no_row(fake_ollama_factory: Factory) -> None:
     fake = fake_ollama_factory(slots=4, speed=CostModel(latency_s=0.02))
-    recorder = Recorder()
-    run = quick_runner(fake, hooks=[recorder]).start(rows(400))
+    run = quick_runner(fake).start(rows(400))  # two seconds, without kills
     over = threading.Event()
+    kills = 0
 
     def kill() -> None:
+        nonlocal kills
         for _ in range(8):
             if over.wait(0.5):
                 return
             fake.stop()
             fake.restart()
+            kills += 1
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -228,6 +274,8 @@ def test_an_engine_that_is_killed_every_half_second_fails_no_row(fake_ollama_fac
         over.set()
         killer.join()
     assert (report.counts.ok, report.counts.failed) == (400, 0)
+    assert kills >= 3
+    assert report.metrics.recoveries >= 1
     results = Counter(result.custom_id for result in report.results())
     assert len(results) == 400
     assert set(results.values()) == {1}
@@ -292,6 +340,41 @@ def test_requests_that_are_never_answered_cost_two_deadlines_at_most(fake_ollama
     assert fake.ledger.counts() | {TEST_QUESTION: 0} == {
         name(n): 2 if name(n) in hanging else 1 for n in range(count)
     } | {TEST_QUESTION: 0}
+
+
+def test_rows_that_never_get_an_answer_fail_by_name_after_three_deadlines_and_hold_up_no_other(
+    fake_ollama_factory: Factory,
+) -> None:
+    """One deadline, and once more with twice the time; rows that hang side by side do so at the same time."""
+    hanging = {name(n) for n in range(7, 300, 100)}  # 1 %
+    deadline_s, latency_s, slots, count = 0.75, 0.02, 8, 300
+    fake = fake_ollama_factory(
+        slots=slots,
+        speed=CostModel(latency_s=latency_s),
+        faults=[Fault("hang", match=row) for row in hanging],
+    )
+    plain = fake_ollama_factory(slots=slots, speed=CostModel(latency_s=latency_s))
+
+    def timed(server: FakeOllama) -> tuple[float, Any]:
+        began = time.monotonic()
+        report = quick_runner(server, timeout=deadline_s, concurrency=slots).run(rows(count))
+        return time.monotonic() - began, report
+
+    ideal_s, undisturbed = timed(plain)
+    assert undisturbed.ok
+    took_s, report = timed(fake)
+    print(f"{took_s:.2f} s, ideal {ideal_s:.2f} s, deadline {deadline_s} s")
+    ended = {result.custom_id: result for result in report.results()}
+    assert len(ended) == count
+    failed = {custom_id: result for custom_id, result in ended.items() if not result.ok}
+    assert failed.keys() == hanging
+    for result in failed.values():
+        assert result.error is not None
+        assert (result.error.code, result.attempts) == ("request_timeout", 2)
+    assert took_s >= 3 * deadline_s
+    assert took_s <= ideal_s + 3.5 * deadline_s  # half a deadline for a machine that has other work
+    asked = fake.ledger.counts()
+    assert {row: asked[row] for row in ended} == {row: 1 + (row in hanging) for row in ended}
 
 
 def test_a_row_that_hangs_gets_twice_the_time_once(fake_ollama_factory: Factory) -> None:

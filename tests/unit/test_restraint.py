@@ -7,14 +7,18 @@ from ollama_batch._restraint import ANSWERS_THERE, Restraint
 from ollama_batch._width import RunWidth
 
 
-def limits(restraint: Restraint, answers: int, most: int = 32) -> list[int | None]:
-    """The limits that so many answers lead through."""
-    return [restraint.limit for _ in range(answers) if restraint.answered(most)]
+def limits(restraint: Restraint, answers: int, most: int = 32, out: int | None = None) -> list[int | None]:
+    """The limits that so many answers lead through, with `out` requests out (None: as many as may be)."""
+    return [
+        restraint.limit
+        for _ in range(answers)
+        if restraint.answered(most, restraint.limit or most if out is None else out)
+    ]
 
 
 def test_without_trouble_nothing_is_restrained() -> None:
     restraint = Restraint()
-    assert not any(restraint.answered(32) for _ in range(200))
+    assert limits(restraint, 200) == []
     assert restraint.limit is None
 
 
@@ -32,6 +36,13 @@ def test_what_memory_did_not_hold_is_not_tried_again() -> None:
     seen = limits(restraint, 100 * ANSWERS_THERE)
     assert seen[:4] == [2, 4, 8, 10]
     assert seen[4:] == list(range(11, 20))
+
+
+def test_more_is_not_tried_while_fewer_than_fit_are_out() -> None:
+    restraint = Restraint()
+    restraint.ran_out(20)
+    assert limits(restraint, 100 * ANSWERS_THERE, out=7) == []
+    assert limits(restraint, ANSWERS_THERE, out=8) == [11]
 
 
 def test_where_two_did_not_fit_it_stays_with_one() -> None:

@@ -110,8 +110,8 @@ def test_a_poison_row_is_found_within_three_deaths_and_its_neighbours_are_unharm
         assert run.stopped is None
         assert run.quarantined + run.failed == {place: 1}
         assert len(run.answered) == 29
-        if not (tells == "lost" and limit == 1):  # there, at first, nothing tells a crash from a bad cable
-            assert len(engine.deaths) <= 3
+        # One that is always alone, on an engine that does not list its models, may be hit by a bad cable.
+        assert len(engine.deaths) <= (6 if tells == "lost" and limit == 1 else 3)
 
 
 @pytest.mark.parametrize("limit", [8, 32])
@@ -127,6 +127,7 @@ def test_no_row_fails_for_want_of_memory_while_one_request_fits(fits: int, limit
         # After the first, memory is tried beyond what fits once a minute at the most.
         assert all(after - before >= PROBE_S for (before, _), (after, _) in pairwise(engine.deaths[1:]))
         assert all(len(rows) > fits for _, rows in engine.deaths)
+        assert bool(engine.deaths) == (limit > fits)
 
 
 def test_where_not_even_one_request_fits_the_rungs_are_taken_in_turn_and_back() -> None:

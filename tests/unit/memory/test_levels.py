@@ -101,8 +101,3 @@ def test_a_level_falls_only_after_every_sample_of_the_hold_allowed_it(steps: lis
             recent = [u for t, u in seen if t >= at - HOLD_S]
             assert all(BOUNDS.level(u + BOUNDS.margin) <= after.level for u in recent)
         state = after
-
-
-@given(st.lists(USED, max_size=100))
-def test_the_same_samples_give_the_same_levels(used: list[int]) -> None:
-    assert levels(used) == levels(used)

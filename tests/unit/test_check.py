@@ -1,0 +1,126 @@
+"""Whether the engine still has the model after a connection broke, and when that is believed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ollama_batch._check import EngineCheck
+from ollama_batch._portal import AddressLimit
+from ollama_batch._settings import SendSettings
+from ollama_batch.errors import EngineConnectionError, EngineStoppedError
+from ollama_batch.types import EngineInfo, LoadedModel
+from trouble_support import completion
+
+
+class Lister:
+    """An engine that lists its model as `there` says, which may be an error; a question loads the model if
+    `loads`.
+    """
+
+    address = "scripted"
+
+    def __init__(self, there: Any, *, well: bool = True, loads: bool = True) -> None:
+        self.there = there
+        self.well = well
+        self.loads = loads
+        self.questions = 0
+
+    async def healthy(self) -> bool:
+        return self.well
+
+    async def load(self, model: str, *, num_ctx: int | None, deadline: float) -> EngineInfo:
+        return EngineInfo("scripted", self.address, None, model)
+
+    async def release(self, model: str, *, num_ctx: int | None, unload: bool = False) -> None:
+        self.there = False
+
+    async def complete(self, request: Any, *, deadline: float) -> Any:
+        self.questions += 1
+        self.there = self.loads
+        return completion()
+
+    async def loaded(self, model: str) -> LoadedModel | None:
+        if isinstance(self.there, BaseException):
+            raise self.there
+        return LoadedModel(model, None, None) if self.there else None
+
+    async def metadata(self, model: str) -> dict[str, Any]:
+        return {}
+
+
+def check_of(engine: Any) -> EngineCheck:
+    settings = SendSettings(
+        model="toy:1b",
+        defaults={},
+        max_tokens=8,
+        num_ctx=None,
+        think=False,
+        timeout_s=5.0,
+        on_length="fail",
+        patience_s=60.0,
+    )
+    return EngineCheck(engine, settings=settings, limit=AddressLimit())
+
+
+async def kept(check: EngineCheck, row: int = 1) -> bool:
+    return await check.kept(row, within_s=5.0)
+
+
+async def test_a_model_that_is_gone_means_a_death_once_it_is_seen_that_the_engine_lists_it() -> None:
+    engine = Lister(there=False)
+    check = check_of(engine)
+    assert not await kept(check)
+    assert engine.questions == 1
+    engine.there = False
+    assert not await kept(check)
+    assert engine.questions == 1
+
+
+async def test_an_engine_that_is_not_well_is_asked_no_more() -> None:
+    engine = Lister(there=True, well=False)
+    assert not await kept(check_of(engine))
+    assert engine.questions == 0
+
+
+async def test_an_engine_that_never_lists_the_model_tells_nothing_by_that() -> None:
+    """One that runs it elsewhere, or unloads it after each answer."""
+    check = check_of(Lister(there=False, loads=False))
+    assert await kept(check)
+    assert await kept(check)
+
+
+@pytest.mark.parametrize("there", [True, EngineConnectionError("broke")])
+async def test_a_connection_that_broke_with_the_model_still_there_makes_later_ones_tell_nothing(
+    there: Any,
+) -> None:
+    engine = Lister(there)
+    check = check_of(engine)
+    assert await kept(check)
+    engine.there = False
+    assert await kept(check, 2)
+
+
+async def test_a_row_that_is_answered_after_all_makes_later_ones_tell_nothing() -> None:
+    engine = Lister(there=False)
+    check = check_of(engine)
+    assert not await kept(check, 1)
+    check.answered(7)  # another one
+    engine.there = False
+    assert not await kept(check, 1)
+    check.answered(1)
+    engine.there = False
+    assert await kept(check, 2)
+
+
+async def test_an_engine_that_does_not_tell_what_is_loaded_is_taken_at_its_word() -> None:
+    class Silent:
+        address = "scripted"
+
+    assert await kept(check_of(Silent()))
+
+
+async def test_an_engine_that_has_ended_says_so() -> None:
+    with pytest.raises(EngineStoppedError):
+        await kept(check_of(Lister(EngineStoppedError("closed"))))
