@@ -19,6 +19,7 @@ from ollama_batch.memory import (
     EngineView,
     Guard,
     GuardDecision,
+    LocalProbe,
     MemorySample,
     MemorySampler,
     Probe,
@@ -203,7 +204,7 @@ async def guarded(
         yield
         return
     view = EngineView(engine if isinstance(engine, MemoryReporting) else _Silent(engine.address), model)
-    sampler = MemorySampler(probe, engine=view)
+    sampler = MemorySampler(LocalProbe.of(engine) if probe is None else probe, engine=view)
     task = asyncio.create_task(_watch(guarding, sampler))
     try:
         yield
