@@ -142,7 +142,7 @@ async def diagnose(
         folder=state_folder(state_dir),
         told=told,
     )
-    own_place = place or await asyncio.to_thread(Place.of, server.address)
+    own_place = await asyncio.to_thread(Place.of, server.address) if place is None else place
     try:
         examination = _Examination(server, own_machine, own_place, wish)
         findings = await examination.run(sample or made_up_sample(), patience_s)
