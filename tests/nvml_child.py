@@ -37,7 +37,8 @@ def main() -> None:
         users: Any
         try:
             users = [
-                [each.device, each.pid, each.used.value] for each in gpu_processes(nvml, host.engine_pids())
+                [each.device, each.pid, each.used.value, each.draws]
+                for each in gpu_processes(nvml, host.engine_pids())
             ]
         except MemoryUnknownError as exc:
             users = exc.reason

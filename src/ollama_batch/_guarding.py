@@ -21,6 +21,7 @@ from ollama_batch.memory import (
     EngineView,
     Guard,
     GuardDecision,
+    LocalProbe,
     MemorySample,
     MemorySampler,
     Probe,
@@ -276,7 +277,7 @@ async def guarded(
         yield
         return
     view = EngineView(engine if isinstance(engine, MemoryReporting) else _Silent(engine.address), model)
-    sampler = MemorySampler(probe, engine=view)
+    sampler = MemorySampler(LocalProbe.of(engine) if probe is None else probe, engine=view)
     task = asyncio.create_task(_watch(guarding, sampler))
     try:
         yield

@@ -19,6 +19,7 @@ from tenacity import (
 from ollama_batch import __version__
 from ollama_batch._context import UNKNOWN, Context
 from ollama_batch._intake import Intake
+from ollama_batch._learning import learn_memory
 from ollama_batch._options import RunnerOptions
 from ollama_batch._outage import Outage
 from ollama_batch._sizes import next_bucket
@@ -29,6 +30,7 @@ from ollama_batch.control import LimitChange
 from ollama_batch.engines.base import BatchSized, Engine, Loadable
 from ollama_batch.errors import ConfigError, EngineBusyError, EngineError, EngineLoadingError
 from ollama_batch.journal import RunJournal
+from ollama_batch.tokens.state import state_folder
 from ollama_batch.types import EngineInfo
 
 T = TypeVar("T")
@@ -173,6 +175,7 @@ async def load_model(
         meeting = dataclasses.replace(meeting, width=_within(options.concurrency, meeting.info.slots))
     journal.put("engine", dataclasses.asdict(meeting.info))
     await journal.note("session", meeting.to_note(model))
+    await learn_memory(engine, meeting.info, folder=state_folder(options.state_dir))
     return meeting
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from ollama_batch._check import EngineCheck
@@ -33,7 +32,7 @@ from ollama_batch.events import Decision
 from ollama_batch.journal import RunJournal
 from ollama_batch.journal.data import Note
 from ollama_batch.retry import RetryPolicy
-from ollama_batch.tokens import user_state_dir
+from ollama_batch.tokens.state import state_folder
 
 
 async def send_rows(
@@ -116,7 +115,7 @@ async def send_rows(
             room=room,
             policy=options.policy,
             strategy=options.strategy,
-            learned=LearnedLimit(_conditions(meeting), folder=_folder(options)),
+            learned=LearnedLimit(_conditions(meeting), folder=state_folder(options.state_dir)),
             to_chat=settings.to_chat,
             decide=decide,
             noticed=noticed,
@@ -174,9 +173,3 @@ def _conditions(meeting: Meeting) -> dict[str, Any]:
         "context": meeting.context.tokens,
         "slots": info.slots,
     }
-
-
-def _folder(options: RunnerOptions) -> Path | None:
-    if options.state_dir is None:
-        return None
-    return user_state_dir() if options.state_dir == "auto" else Path(options.state_dir)

@@ -34,6 +34,12 @@ LLAMA = FakeModel("llama:8b", size=5 * GIB, layers=32, kv_heads=8, head_dim=128,
 GEMMA = FakeModel("gemma3:12b", size=8_100_000_000, layers=48, kv_heads=8, head_dim=256, family="gemma3")
 
 
+@pytest.fixture(autouse=True)
+def nothing_learned_before(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of these tests have the same names, and differ in what they take."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
 def one(found: Diagnosis, check: str) -> Finding:
     """The only finding of a check."""
     findings = found.on(check)
@@ -394,6 +400,17 @@ async def test_a_server_with_one_slot_is_a_warning_with_the_line_that_gives_it_m
     assert slots.assumed == ()
 
 
+async def test_settings_of_several_findings_are_set_by_every_command_and_fit_the_card_together() -> None:
+    """5 GiB of weights: 8 slots of 4,096 tokens (0.5 GiB each) would fit, of 32,768 (4 GiB each) only 2."""
+    with FakeOllama(models=(LLAMA,), slots=1, num_ctx=4096, speed=CostModel(decode_tps=200)) as fake:
+        found = await at(fake, "llama:8b", place=Place(fake.url, None, "linux", unit=True))
+    context, slots = one(found, "context"), one(found, "slots")
+    assert context.sets == {"OLLAMA_CONTEXT_LENGTH": "32768"}
+    assert slots.sets == {"OLLAMA_NUM_PARALLEL": "2"}
+    assert context.mend == slots.mend
+    assert 'Environment="OLLAMA_CONTEXT_LENGTH=32768" "OLLAMA_NUM_PARALLEL=2"' in slots.mend[1]
+
+
 async def test_a_card_that_has_no_room_for_more_slots_is_not_told_to_have_them() -> None:
     # 7.5 GiB of weights and 3 GiB a slot in f16, half of that in q8_0.
     with FakeOllama(models=(GEMMA,), slots=1, speed=CostModel(decode_tps=200)) as fake:
@@ -401,7 +418,7 @@ async def test_a_card_that_has_no_room_for_more_slots_is_not_told_to_have_them()
         fuller = FakeMachine(found=card(9 * GIB))
         none = one(await at(fake, "gemma3:12b", num_ctx=32768, machine=fuller), "slots")
     assert full.level == none.level == "note"
-    assert "do not fit" in full.seen
+    assert "do not fit the card with a context of 8,192" in full.seen
     assert "OLLAMA_NUM_PARALLEL=2" in full.mend[-1]
     assert "OLLAMA_KV_CACHE_TYPE=q8_0" in full.mend[-1]
     assert none.mend == ()
@@ -450,9 +467,17 @@ async def test_a_server_elsewhere_leaves_unknown_what_only_its_machine_can_tell(
 # This machine
 
 
-def process(used: float | None, *, engine: bool = False, name: str | None = "python") -> GpuProcess:
+def process(
+    used: float | None,
+    *,
+    engine: bool = False,
+    name: str | None = "python",
+    owner: str | None = "me",
+    own: bool = True,
+    draws: bool = False,
+) -> GpuProcess:
     amount = Reading.unknown("not told", "test") if used is None else known(used)
-    return GpuProcess("gpu0", 4711, name, amount, engine)
+    return GpuProcess("gpu0", 4711, name, amount, engine, owner, own, draws)
 
 
 async def looked(**machine: Any) -> Diagnosis:
@@ -469,6 +494,26 @@ async def test_other_users_of_the_card_are_named_and_the_engine_is_not() -> None
     assert found[1].mend == ("kill 4711",)
     small = (await looked(users=(process(0.1 * GIB), process(None)), found=card(15 * GIB))).on("card")
     assert [each.level for each in small] == ["ok", "note", "note"]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"name": "Xorg", "owner": "root", "own": False, "draws": True}, "a program of the desktop"),
+        ({"name": "gnome-shell", "draws": True}, "a program of the desktop"),
+        ({"name": "blender", "draws": True}, "one that draws"),
+        ({"owner": "root", "own": False}, "run by root"),
+        ({"owner": "alice", "own": False}, "run by alice"),
+        ({"name": None, "owner": None, "own": False}, "run by somebody who is not told"),
+    ],
+    ids=["X", "compositor", "drawing", "root's", "another user's", "unseen"],
+)
+async def test_only_what_this_user_computes_with_is_to_be_killed(other: dict[str, Any], said: str) -> None:
+    found = (await looked(users=(process(3 * GIB, **other),), found=card(12 * GIB))).on("card")[1]
+    assert found.level == "warning"
+    assert found.mend == ()
+    assert said in found.seen
+    assert str(found.costs).endswith("closing it frees 3.0 GiB")
 
 
 async def test_memory_that_nobody_seen_from_here_has_is_told() -> None:

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytest.importorskip("xllamacpp")
@@ -15,7 +16,7 @@ pytest.importorskip("xllamacpp")
 from ollama_batch import RunJournal, Supervisor
 from ollama_batch.engines.embedded import EmbeddedEngine
 from ollama_batch.errors import EngineDownError
-from ollama_batch.events import EngineRestarted, RowFinished
+from ollama_batch.events import EngineRestarted, MemoryMeasured, RowFinished
 from trouble_support import Recorder, quick_runner, rows
 
 COUNT = 60
@@ -127,6 +128,22 @@ def test_an_engine_that_died_between_two_runs_is_restarted_by_the_second() -> No
     finally:
         _close(engine)
     assert any("restarted once (1 ok)" in note for note in report.notes)
+
+
+def test_the_engines_memory_is_that_of_its_own_server(tmp_path: Path) -> None:
+    recorder = Recorder()
+    engine = EmbeddedEngine.toy(num_ctx=512)
+    options: dict[str, Any] = {"model": "toy", "num_ctx": 512, "max_tokens": 8, "on_length": "keep"}
+    try:
+        quick_runner(engine=engine, hooks=[recorder], **options).run(rows(40), output=tmp_path / "out.jsonl")
+        samples = [event.sample for event in recorder.all(MemoryMeasured)]
+        assert engine.pid is not None
+        resident = psutil.Process(engine.pid).memory_info().rss
+    finally:
+        _close(engine)
+    assert samples
+    for sample in samples:
+        assert sample.host.engine.get() == pytest.approx(resident, rel=0.5)
 
 
 def _close(engine: EmbeddedEngine) -> None:

@@ -214,7 +214,7 @@ def test_a_run_of_short_rows_counts_nothing(fake: FakeOllama, tmp_path: Path) ->
     assert report.counts.ok == 100
     assert counter.ledger.texts == 0
     assert fake.ledger.count() == 100
-    assert not state.exists()
+    assert not (state / "tokens").exists()
 
 
 def test_a_second_run_knows_how_the_model_counts(fake: FakeOllama, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_second_run_knows_how_the_model_counts(fake: FakeOllama, tmp_path: Pat
         report = runner.run(rows, output=tmp_path / f"{run}.jsonl")
         assert report.counts.ok == len(rows)
         assert fake.ledger.count() - before - len(rows) == asked
-    (kept,) = (tmp_path / "state").rglob("*.json")
+    (kept,) = (tmp_path / "state" / "tokens").glob("*.json")
     assert json.loads(kept.read_text())["kinds"]["text"]["seen"] >= PROBES + len(rows)
 
 
@@ -375,7 +375,7 @@ def test_what_a_row_says_of_its_answer_and_model_counts(fake_ollama_factory: Any
     failed = {result.custom_id for result in report.results() if not result.ok}
     assert failed == {"too long an answer", "no room at all", "smaller model"}
     assert failed.isdisjoint(sent(fake))
-    assert len(list((tmp_path / "state").rglob("*.json"))) == 2
+    assert len(list((tmp_path / "state" / "tokens").glob("*.json"))) == 2
 
 
 def test_a_row_that_is_too_long_is_so_in_every_session(fake: FakeOllama, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from ollama_batch.errors import (
     ModelNotFoundError,
 )
 from ollama_batch.events import EngineRestarted, RowFinished
+from ollama_batch.memory.engine_processes import EngineProcesses
 from ollama_batch.testing.ledger import FileLedger
 from supervisor_support import (
     alive,
@@ -75,7 +76,23 @@ async def test_it_is_an_ollama_engine_with_the_slots_asked_for(engine: managed.M
     info, again = await asyncio.gather(engine.describe(MODEL), engine.describe(MODEL))
     assert info == again
     assert (info.engine, info.slots, info.address) == ("ollama", 4, engine.address)
+    assert info.details["kv_cache_type"] == "f16"
     assert await engine.healthy()
+
+
+async def test_the_type_of_its_kv_cache_is_told(folder: Path) -> None:
+    engine = OllamaEngine.managed(kv_cache_type="q8_0")
+    try:
+        assert (await engine.describe(MODEL)).details["kv_cache_type"] == "q8_0"
+    finally:
+        await engine.aclose()
+
+
+async def test_its_server_is_the_engine_and_no_other_process_is(engine: managed.ManagedOllama) -> None:
+    processes = EngineProcesses.of(engine)
+    assert processes.find() == frozenset()
+    await engine.describe(MODEL)
+    assert engine.pid in processes.find()
 
 
 async def test_first_uses_at_the_same_time_start_one_server(

@@ -181,7 +181,7 @@ def test_who_has_memory_of_the_card_is_told_by_the_driver(library: Path, tmp_pat
     mute = card(8, pid__error=NOT_SUPPORTED)
     decisions = guarded(library, tmp_path, (0, both), (1, card(8)), (2, mute))
     # One that computes and draws is told once; None: the driver does not say how much.
-    assert decisions[0]["users"] == [["gpu0", 4711, 5 * GIB], ["gpu0", 42, None]]
+    assert decisions[0]["users"] == [["gpu0", 4711, 5 * GIB, True], ["gpu0", 42, None, False]]
     assert decisions[1]["users"] == []
     assert decisions[2]["users"] == "NVML: gpu0: Not Supported"
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import httpx
 
 from ollama_batch.doctor import load_checks, machine_checks, server_checks
-from ollama_batch.doctor.finding import Diagnosis, Finding
+from ollama_batch.doctor.finding import Diagnosis, Finding, set_together, settings_of
 from ollama_batch.doctor.forecast import check_night
 from ollama_batch.doctor.load_checks import Card
 from ollama_batch.doctor.machine import Machine
@@ -26,10 +26,13 @@ from ollama_batch.doctor.server import Running, Server
 from ollama_batch.engines._ollama_wire import full_name
 from ollama_batch.engines.ollama import OllamaEngine
 from ollama_batch.errors import ConfigError, EngineError, MemoryUnknownError
+from ollama_batch.memory.learned import LearnedMemory
 from ollama_batch.memory.plan import MemoryPlan, plan_memory
 from ollama_batch.memory.processes import GpuProcess
+from ollama_batch.memory.recommend import KV_TYPES
 from ollama_batch.memory.sample import MemorySample
 from ollama_batch.memory.shape import ModelShape
+from ollama_batch.tokens.state import state_folder
 
 NIGHT_H: Final = 10.0
 PATIENCE_S: Final = 10.0
@@ -51,6 +54,7 @@ class Wish:
     run: RunLine
     load: bool
     measure_s: float
+    folder: Path | None
     told: Callable[[str], None]
 
 
@@ -63,6 +67,7 @@ class Seen:
     running: tuple[Running, ...] = ()
     shown: Mapping[str, Any] = field(default_factory=dict)
     shape: ModelShape | None = None
+    learned: LearnedMemory = field(default_factory=lambda: LearnedMemory("", folder=None))
     loaded: Running | None = None
     parallel: Parallel | None = None
     pace: Pace | None = None
@@ -83,6 +88,7 @@ async def diagnose(
     load: bool = True,
     patience_s: float = PATIENCE_S,
     measure_s: float = MEASURE_S,
+    state_dir: str | PathLike[str] | None = "auto",
     transport: httpx.AsyncBaseTransport | None = None,
     machine: Machine | None = None,
     place: Place | None = None,
@@ -95,8 +101,8 @@ async def diagnose(
     `rows` is by default as many as they have) or with made-up ones. `num_ctx`: the context length of the run
     (None: the server's own default). `output`: the run's, or the folder it will be in. `load` False: the
     model is not loaded and nothing is sent. `patience_s`: how long an answer may take that needs no model;
-    `measure_s`: how long each of the two measurements goes on, roughly. `told` is called with what is done
-    next.
+    `measure_s`: how long each of the two measurements goes on, roughly. `state_dir`: where what models were
+    seen to take is kept between runs, as for BatchRunner. `told` is called with what is done next.
 
     Loads the model if it is not loaded (for 5 minutes, as Ollama does by itself), and sends short requests.
     One that somebody has loaded already is measured with their settings. Raises ConfigError and InputError;
@@ -133,17 +139,18 @@ async def diagnose(
         ),
         load=load,
         measure_s=measure_s,
+        folder=state_folder(state_dir),
         told=told,
     )
+    own_place = await asyncio.to_thread(Place.of, server.address) if place is None else place
     try:
-        findings = await _Examination(server, own_machine, place or Place.of(server.address), wish).run(
-            sample or made_up_sample(), patience_s
-        )
+        examination = _Examination(server, own_machine, own_place, wish)
+        findings = await examination.run(sample or made_up_sample(), patience_s)
     finally:
         await server.aclose()
         if machine is None:
             own_machine.close()
-    return Diagnosis(server.address, model, tuple(findings))
+    return Diagnosis(server.address, model, set_together(findings, own_place.serve_with))
 
 
 class _Examination:
@@ -232,7 +239,19 @@ class _Examination:
                 await self._measure(engine, model, num_ctx, sample)
         finally:
             await engine.aclose()
+        await asyncio.to_thread(self._learn)
         self._about_the_load(held)
+
+    def _learn(self) -> None:
+        """Recall what the model took before, and take in what it takes now."""
+        shape, loaded, found = self._seen.shape, self._seen.loaded, self._seen.parallel
+        if shape is None or shape.digest is None:
+            return
+        learned = self._seen.learned = LearnedMemory(shape.digest, folder=self._wish.folder)
+        # On a busy machine some of the slots go unseen, but none is seen that is not there.
+        seen = 1 if found is None or found.slots is None else found.slots
+        if loaded is not None and learned.learn(shape, loaded.told(), at_least=seen):
+            learned.save()
 
     async def _load(self, engine: OllamaEngine, model: str, num_ctx: int | None) -> bool:
         self._wish.told(f"loading {model}")
@@ -261,6 +280,7 @@ class _Examination:
                     costs="rows will not be answered either",
                     mend=self._place.restart(),
                     on=self._place.remote,
+                    sets={},
                 )
             )
             return
@@ -282,52 +302,66 @@ class _Examination:
         shape, loaded, found = seen.shape, seen.loaded, seen.parallel
         trained = None if shape is None else shape.context_length
         num_ctx = wish.num_ctx or (None if loaded is None else loaded.context)
-        ratio = load_checks.seen_ratio(shape, loaded, None if found is None else found.slots)
-        best = load_checks.best_plan(shape, seen.card, num_ctx, ratio=ratio)
         spilled = loaded is not None and (loaded.vram or 0) < (loaded.size or 0)
-        # What does not fit now will not with more slots.
-        reckoned = spilled or (shape is not None and seen.card is not None and num_ctx is not None)
-        quantized = load_checks.best_plan(shape, seen.card, num_ctx, ("q8_0",), ratio=ratio)
         if loaded is not None:
             has_gpu = None if place.remote is not None or seen.sample is None else bool(seen.sample.devices)
-            fresh = held is None and wish.load
+            contexts = load_checks.check_context(
+                loaded,
+                asked=wish.num_ctx,
+                fresh=held is None and wish.load,
+                trained=trained,
+                place=place,
+                fits=lambda longer: False if spilled else self._fits(longer),
+            )
             self._add(
-                load_checks.check_spill(loaded, place, has_gpu=has_gpu, plan=best),
-                *load_checks.check_context(
-                    loaded,
-                    asked=wish.num_ctx,
-                    fresh=fresh,
-                    trained=trained,
-                    place=place,
-                    fits=lambda longer: False if spilled else self._fits(longer, ratio),
-                ),
+                load_checks.check_spill(loaded, place, has_gpu=has_gpu, plan=self._best(num_ctx)), *contexts
             )
         elif wish.num_ctx is None:
             self._add(
                 Finding(check="load", level="unknown", seen="the model is not loaded, and was not to be")
             )
-        plan = self._plan(num_ctx, ratio)
+        plan = self._plan(num_ctx)
         if plan is not None and (loaded is None or loaded.context != num_ctx):
-            self._add(load_checks.check_fit(plan, seen.card, place, best))
+            self._add(load_checks.check_fit(plan, seen.card, place, self._best(num_ctx)))
         if found is not None:
+            # All settings hold at once: more slots are to fit beside a longer context, if that is advised.
+            longer = settings_of(self._findings).get("OLLAMA_CONTEXT_LENGTH")
+            num_ctx = num_ctx if longer is None else int(longer)
+            # What does not fit now will not with more slots.
+            reckoned = spilled or (shape is not None and seen.card is not None and num_ctx is not None)
             self._add(
                 load_checks.check_slots(
-                    found, place, shape=shape, reckoned=reckoned, best=best, quantized=quantized
+                    found,
+                    place,
+                    shape=shape,
+                    reckoned=reckoned,
+                    best=self._best(num_ctx),
+                    quantized=self._best(num_ctx, ("q8_0",)),
+                    num_ctx=num_ctx,
                 )
             )
         elif not wish.load:
             self._add(Finding(check="slots", level="unknown", seen="no request was sent (--no-load)"))
 
-    def _fits(self, num_ctx: int, ratio: float) -> bool | None:
-        plan, card = self._plan(num_ctx, max(1.0, ratio)), self._seen.card
-        return None if plan is None or card is None else plan.total_bytes <= card.total - card.others
+    def _best(self, num_ctx: int | None, kinds: Sequence[str] = KV_TYPES) -> MemoryPlan | None:
+        seen = self._seen
+        return load_checks.best_plan(seen.shape, seen.card, num_ctx, kinds, correct=seen.learned.correct)
 
-    def _plan(self, num_ctx: int | None, ratio: float) -> MemoryPlan | None:
-        shape, found = self._seen.shape, self._seen.parallel
+    def _fits(self, num_ctx: int) -> bool | None:
+        plan, card = self._plan(num_ctx), self._seen.card
+        if plan is None or card is None:
+            return None
+        return load_checks.no_smaller(plan).total_bytes <= card.total - card.others
+
+    def _plan(self, num_ctx: int | None) -> MemoryPlan | None:
+        """What a load will take with the server's slots: those measured, or of the latest load seen."""
+        shape, found, learned = self._seen.shape, self._seen.parallel, self._seen.learned
         if shape is None or num_ctx is None:
             return None
-        slots = 1 if found is None or found.slots is None else found.slots
-        return plan_memory(shape, num_ctx=num_ctx, slots=slots).corrected(ratio)
+        slots = learned.loads[-1].slots if learned.loads else 1
+        if found is not None and found.slots is not None:
+            slots = found.slots
+        return learned.correct(plan_memory(shape, num_ctx=num_ctx, slots=slots))
 
     def _this_machine(self, sample: Sample) -> None:
         wish, seen, place = self._wish, self._seen, self._place

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
 FindingLevel: TypeAlias = Literal["ok", "note", "unknown", "warning", "problem"]
@@ -23,6 +23,9 @@ class Finding:
     costs, `assumed` what an estimate rests on. `mend` are the commands that mend it, in order, each a line
     for a shell; `on` the machine to give them on (None: any, or this one). `numbers` are the figures in
     `seen`: bytes, seconds, counts.
+
+    `sets` are the environment variables that mend it ({}: the server is only started again; None: it is
+    not). In a diagnosis `mend` then sets those of all its findings.
     """
 
     check: str
@@ -33,6 +36,7 @@ class Finding:
     on: str | None = None
     assumed: tuple[str, ...] = ()
     numbers: Mapping[str, Any] | None = None
+    sets: Mapping[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data."""
@@ -45,7 +49,27 @@ class Finding:
             "on": self.on,
             "assumed": list(self.assumed),
             "numbers": dict(self.numbers or {}),
+            "sets": dict(self.sets or {}),
         }
+
+
+def settings_of(findings: Iterable[Finding]) -> dict[str, str]:
+    """The variables of all of them. What a later one says of the same variable was found with more seen."""
+    return {name: value for each in findings for name, value in (each.sets or {}).items()}
+
+
+def set_together(
+    findings: Sequence[Finding], serve_with: Callable[[Mapping[str, str]], tuple[str, ...]]
+) -> tuple[Finding, ...]:
+    """`findings`, where each that starts the server again does it with the variables of all of them.
+
+    Whichever is followed, and in whatever order, none undoes another.
+    """
+    settings = settings_of(findings)
+    if not settings:
+        return tuple(findings)
+    mend = serve_with(settings)
+    return tuple(each if each.sets is None else replace(each, mend=mend) for each in findings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +90,11 @@ class Diagnosis:
         """Whether there are no problems."""
         return not self.problems
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """The environment variables with which the server should be started: those of all findings."""
+        return settings_of(self.findings)
+
     def of(self, level: FindingLevel) -> tuple[Finding, ...]:
         """The findings of one level."""
         return tuple(each for each in self.findings if each.level == level)
@@ -75,11 +104,12 @@ class Diagnosis:
         return tuple(each for each in self.findings if each.check == check)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON data, with the number of findings of each level."""
+        """As JSON data, with the number of findings of each level, and the settings of all."""
         return {
             "address": self.address,
             "model": self.model,
             "ok": self.ok,
             "counts": {level: len(self.of(level)) for level in LEVELS},
+            "settings": self.settings,
             "findings": [each.to_dict() for each in self.findings],
         }

@@ -13,8 +13,7 @@ from ollama_batch.doctor.place import Place
 from ollama_batch.doctor.server import Running
 from ollama_batch.errors import EngineError, EngineOutOfMemoryError
 from ollama_batch.memory.amounts import show
-from ollama_batch.memory.learned import LEAST, MOST
-from ollama_batch.memory.plan import MemoryPlan, plan_memory
+from ollama_batch.memory.plan import MemoryPlan
 from ollama_batch.memory.recommend import KV_TYPES, recommend
 from ollama_batch.memory.sample import DeviceMemory
 from ollama_batch.memory.shape import ModelShape
@@ -47,12 +46,12 @@ def best_plan(
     num_ctx: int | None,
     kinds: Sequence[str] = KV_TYPES,
     *,
-    ratio: float = 1.0,
+    correct: Callable[[MemoryPlan], MemoryPlan],
 ) -> MemoryPlan | None:
     """The settings that fit the card: with most bits of the KV cache, of these with most slots.
 
-    `ratio` is what the model was seen to take, by what was predicted. None: nothing fits, or it is not known
-    how large the model or the card is.
+    `correct` lays what was learned on a plan. None: nothing fits, or it is not known how large the model or
+    the card is.
     """
     if shape is None or card is None or num_ctx is None:
         return None
@@ -64,26 +63,23 @@ def best_plan(
         slots=(1, 2, 4, 8),
         kv_types=kinds,
         in_use=card.others,
-        # One that takes less is not taken for smaller: too many slots cost more than too few.
-        correct=lambda plan: plan.corrected(max(1.0, ratio)),
+        correct=lambda plan: no_smaller(correct(plan)),
     )
     return next((plan for kind in kinds for plan in plans if plan.kv_type == kind), None)
 
 
-def seen_ratio(shape: ModelShape | None, loaded: Running | None, slots: int | None) -> float:
-    """What the loaded model takes, by what is predicted of it; 1.0 where that is not known or cannot be."""
-    if shape is None or loaded is None or not loaded.size or not loaded.context or slots is None:
-        return 1.0
-    ratio = loaded.size / plan_memory(shape, num_ctx=loaded.context, slots=slots).predicted_bytes
-    return ratio if LEAST <= ratio <= MOST else 1.0
+def no_smaller(plan: MemoryPlan) -> MemoryPlan:
+    """`plan`, for no less than was predicted: too many slots cost more than too few."""
+    return plan if plan.correction >= 1.0 else plan.corrected(1.0)
 
 
 def failed_to_load(error: EngineError, model: str, num_ctx: int | None, place: Place) -> Finding:
     """The model could not be loaded."""
     mend: tuple[str, ...] = place.restart()
     on = place.remote
+    sets: dict[str, str] | None = {}
     if isinstance(error, EngineOutOfMemoryError):
-        on = None
+        on = sets = None
         smaller = 4096 if num_ctx is None or num_ctx > 8192 else max(1024, num_ctx // 2)
         mend = (place.doctor("--model", model, "--num-ctx", str(smaller)),)
     return Finding(
@@ -93,6 +89,7 @@ def failed_to_load(error: EngineError, model: str, num_ctx: int | None, place: P
         costs="a run ends at once, or stops when it has to load the model again",
         mend=mend,
         on=on,
+        sets=sets,
     )
 
 
@@ -106,6 +103,7 @@ def check_spill(loaded: Running, place: Place, *, has_gpu: bool | None, plan: Me
     if spilled <= 0:
         return Finding(check="load", level="ok", seen=f"{takes}, all of it on the GPU", numbers=numbers)
     mend = () if plan is None else place.serve_with(plan.environment)
+    sets = None if plan is None else plan.environment
     if loaded.vram == 0:
         return Finding(
             check="load",
@@ -115,6 +113,7 @@ def check_spill(loaded: Running, place: Place, *, has_gpu: bool | None, plan: Me
             mend=mend or (place.restart() if has_gpu else ()),
             on=place.remote,
             numbers=numbers,
+            sets={} if has_gpu and sets is None else sets,
         )
     return Finding(
         check="load",
@@ -124,6 +123,7 @@ def check_spill(loaded: Running, place: Place, *, has_gpu: bool | None, plan: Me
         mend=mend or (place.doctor("--model", loaded.name, "--num-ctx", str(_half(loaded.context))),),
         on=place.remote if mend else None,
         numbers=numbers,
+        sets=sets,
     )
 
 
@@ -192,6 +192,7 @@ def check_context(
         better = min(trained or 32768, 32768)
         room = fits(better)
         worth = context < better and room is not False
+        sets = {"OLLAMA_CONTEXT_LENGTH": str(better)} if worth else None
         findings.append(
             Finding(
                 check="context",
@@ -199,10 +200,11 @@ def check_context(
                 seen=f"the server's default context is {context:,} tokens{of}",
                 costs="programs that ask for none (all that use /v1) lose the beginning of longer prompts in "
                 "silence; runs of ollama-batch ask for theirs (--num-ctx): rows that do not fit fail by name",
-                mend=place.serve_with({"OLLAMA_CONTEXT_LENGTH": str(better)}) if worth else (),
+                mend=() if sets is None else place.serve_with(sets),
                 on=place.remote if worth else None,
                 assumed=("that the card has room for it",) if worth and room is None else (),
                 numbers=numbers,
+                sets=sets,
             )
         )
     return findings
@@ -212,7 +214,9 @@ def check_fit(plan: MemoryPlan, card: Card | None, place: Place, best: MemoryPla
     """Whether a load that was not tried would fit."""
     about = f"num_ctx {plan.num_ctx:,} x {plan.slots}: about {show(plan.total_bytes)}"
     numbers = {"total_bytes": plan.total_bytes, "num_ctx": plan.num_ctx, "slots": plan.slots}
-    assumed = ("measured in an earlier load",) if plan.measured else plan.notes
+    assumed = plan.notes if plan.correction == 1.0 else (*plan.notes, "corrected by an earlier load")
+    if plan.measured:
+        assumed = ("measured in an earlier load",)
     if card is None:
         return Finding(
             check="load",
@@ -234,6 +238,7 @@ def check_fit(plan: MemoryPlan, card: Card | None, place: Place, best: MemoryPla
         on=place.remote,
         assumed=assumed,
         numbers=numbers,
+        sets=None if best is None else best.environment,
     )
 
 
@@ -245,11 +250,12 @@ def check_slots(
     reckoned: bool,
     best: MemoryPlan | None,
     quantized: MemoryPlan | None,
+    num_ctx: int | None,
 ) -> Finding:
     """How many requests the server works on at once.
 
-    `best` and `quantized` are what fits the card, with a KV cache as exact as can be and with one of q8_0,
-    if that was `reckoned`.
+    `best` and `quantized` are what fits the card with a context of `num_ctx`, with a KV cache as exact as can
+    be and with one of q8_0, if that was `reckoned`.
     """
     numbers = {
         "slots": found.slots,
@@ -282,14 +288,16 @@ def check_slots(
     if slots <= found.slots:
         wider = quantized if quantized is not None and quantized.slots > found.slots else None
         more = "" if wider is None else f"; {wider.slots} would, in q8_0, which changes answers a little"
+        context = "this context" if num_ctx is None else f"a context of {num_ctx:,}"
         return Finding(
             check="slots",
             level="note",
-            seen=f"{seen}; more do not fit the card with this context{more}",
+            seen=f"{seen}; more do not fit the card with {context}{more}",
             costs="the others wait in line",
             mend=() if wider is None else place.serve_with(wider.environment),
             on=None if wider is None else place.remote,
             numbers=numbers,
+            sets=None if wider is None else wider.environment,
         )
     environment = {"OLLAMA_NUM_PARALLEL": str(slots)}
     if best is not None and best.kv_type != "f16":
@@ -304,6 +312,7 @@ def check_slots(
         on=place.remote,
         assumed=() if best is not None else (f"that the card has room for {slots} contexts",),
         numbers=numbers,
+        sets=environment,
     )
 
 

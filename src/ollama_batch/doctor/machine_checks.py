@@ -74,25 +74,33 @@ def check_card(
     if isinstance(users, str):
         findings.append(Finding(check="card", level="unknown", seen=f"who uses it is not told: {users}"))
         return findings
-    others = [each for each in users if not each.engine]
-    for each in others:
-        name = each.name or "a process not seen from here"
-        takes = "memory (how much is not told)" if each.used.value is None else show(each.used.value)
-        large = each.used.value is not None and each.used.value > SMALL
-        findings.append(
-            Finding(
-                check="card",
-                level="warning" if large else "note",
-                seen=f"{name} ({each.pid}) has {takes} of {each.device}",
-                costs="the model has that much less, and what it takes in mid-run may end the engine"
-                if large
-                else None,
-                mend=(f"kill {each.pid}",) if large else (),
-                numbers={"pid": each.pid, "used_bytes": each.used.value},
-            )
-        )
+    findings += [_other(each) for each in users if not each.engine]
     findings += _unaccounted(sample, users, model_bytes)
     return findings
+
+
+def _other(user: GpuProcess) -> Finding:
+    """What somebody beside the engine has of a card. Only what this user computes with is to be killed."""
+    name = user.name or "a process not seen from here"
+    takes = "memory (how much is not told)" if user.used.value is None else show(user.used.value)
+    seen = f"{name} ({user.pid}) has {takes} of {user.device}"
+    if user.draws:
+        seen += ": a program of the desktop, or one that draws"
+    elif not user.own:
+        seen += f", run by {user.owner or 'somebody who is not told'}"
+    numbers = {"pid": user.pid, "used_bytes": user.used.value, "owner": user.owner, "draws": user.draws}
+    if user.used.value is None or user.used.value <= SMALL:
+        return Finding(check="card", level="note", seen=seen, numbers=numbers)
+    costs = "the model has that much less, and what it takes in mid-run may end the engine"
+    mine = user.own and not user.draws and user.name is not None
+    return Finding(
+        check="card",
+        level="warning",
+        seen=seen,
+        costs=costs if mine else f"{costs}; closing it frees {takes}",
+        mend=(f"kill {user.pid}",) if mine else (),
+        numbers=numbers,
+    )
 
 
 def _unaccounted(sample: MemorySample, users: Sequence[GpuProcess], model_bytes: int | None) -> list[Finding]:
@@ -132,14 +140,16 @@ def check_ram(sample: MemorySample, swap: Reading, place: Place) -> Finding:
         level = max(level, Level.WARN)
     if level is Level.OK and available >= PROMPT_CACHE:
         return Finding(check="ram", level="ok", seen=seen, numbers=numbers)
+    sets = {"LLAMA_ARG_CACHE_RAM": str(max(0, available // 4 // MIB))}
     return Finding(
         check="ram",
         level="problem" if level is Level.CRITICAL else "warning" if level is not Level.OK else "note",
         seen=seen,
         costs="the engine keeps up to 8 GiB of prompts in RAM; without room for them the system swaps, or "
         "ends a process",
-        mend=place.serve_with({"LLAMA_ARG_CACHE_RAM": str(max(0, available // 4 // MIB))}),
+        mend=place.serve_with(sets),
         numbers=numbers,
+        sets=sets,
     )
 
 

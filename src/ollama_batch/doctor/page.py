@@ -29,12 +29,18 @@ def page(diagnosis: Diagnosis, *, colour: bool = False, width: int = WIDTH) -> s
     """All findings, wrapped to `width` columns; commands stand on lines of their own and are never broken."""
     model = "" if diagnosis.model is None else f"{plain(diagnosis.model)} at "
     lines = [f"ollama-batch doctor: {model}{plain(diagnosis.address)}", ""]
+    again = [each for each in diagnosis.findings if each.sets is not None]
+    # Commands that several findings share stand once, behind all of them.
+    shared = len(again) > 1 and bool(diagnosis.settings)
     for finding in diagnosis.findings:
-        lines += _lines(finding, colour=colour, width=width)
+        lines += _lines(finding, colour=colour, width=width, shared=shared and finding.sets is not None)
+    if shared:
+        lines += ["", f"start the server again with all of these settings{_where(again[-1])}:"]
+        lines += [f"  {_printable(command)}" for command in again[-1].mend]
     return "\n".join([*lines, "", _summary(diagnosis)])
 
 
-def _lines(finding: Finding, *, colour: bool, width: int) -> list[str]:
+def _lines(finding: Finding, *, colour: bool, width: int, shared: bool) -> list[str]:
     level = f"{finding.level:<{LEVEL_WIDTH}}"
     if colour:
         level = f"\x1b[{STYLES[finding.level]}m{level}\x1b[0m"
@@ -43,12 +49,19 @@ def _lines(finding: Finding, *, colour: bool, width: int) -> list[str]:
     for name, text in (("costs", finding.costs), ("assumed", "; ".join(finding.assumed) or None)):
         if text is not None:
             lines += [" " * INDENT + line for line in _wrapped(f"{name}: {text}", width)]
-    if finding.mend:
-        where = "" if finding.on is None else f" (on {plain(finding.on)})"
-        lines.append(" " * INDENT + f"mend{where}:")
+    if shared:
+        settings = " ".join(f"{name}={value}" for name, value in (finding.sets or {}).items())
+        text = f"mend: {settings or 'start it again'} (the commands are below)"
+        lines += [" " * INDENT + line for line in _wrapped(text, width)]
+    elif finding.mend:
+        lines.append(" " * INDENT + f"mend{_where(finding)}:")
         # Not `plain`: a command is ours, and must be whole to be of use.
         lines += [" " * (INDENT + 2) + _printable(command) for command in finding.mend]
     return lines
+
+
+def _where(finding: Finding) -> str:
+    return "" if finding.on is None else f" (on {plain(finding.on)})"
 
 
 def _wrapped(text: str, width: int) -> list[str]:

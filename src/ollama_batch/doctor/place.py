@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -19,6 +19,15 @@ UNITS: Final = tuple(
 )
 STOP: Final = "pkill -x ollama"
 DROP_IN: Final = "/etc/systemd/system/ollama.service.d/ollama-batch.conf"
+KEPT: Final = (
+    "OLLAMA_MODELS",
+    "OLLAMA_NUM_PARALLEL",
+    "OLLAMA_CONTEXT_LENGTH",
+    "OLLAMA_KV_CACHE_TYPE",
+    "OLLAMA_FLASH_ATTENTION",
+    "LLAMA_ARG_CACHE_RAM",
+)
+"""What a server that is started by hand must not lose: where its models are, and what the doctor advises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +36,15 @@ class Place:
 
     `remote` is the other machine's name (None: this machine). `platform` is that of `sys.platform`; `unit`
     says whether systemd runs the server. Of another machine nothing is known: it is taken for one on which
-    Ollama's installer for Linux has set up the unit.
+    Ollama's installer for Linux has set up the unit. `kept` are variables that a server started by hand has
+    now, and is to have again.
     """
 
     address: str
     remote: str | None = None
     platform: str = "linux"
     unit: bool = False
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, address: str) -> Place:
@@ -41,7 +52,7 @@ class Place:
         if not is_local(address):
             return cls(address, urlsplit(address).hostname, "linux", unit=True)
         unit = sys.platform.startswith("linux") and any(each.exists() for each in UNITS)
-        return cls(address, None, sys.platform, unit)
+        return cls(address, None, sys.platform, unit, {} if unit else settings_now())
 
     def client(self, *words: str) -> str:
         """A call of Ollama's own client, which reaches the server from here."""
@@ -81,12 +92,15 @@ class Place:
         return ("curl -fsSL https://ollama.com/install.sh | sh",)
 
     def serve_with(self, variables: Mapping[str, str]) -> tuple[str, ...]:
-        """How the server is started again with these environment variables."""
+        """How the server is started again with these environment variables. Where systemd, macOS or Windows
+        keep them, those of before stay as they are.
+        """
         if self.unit:
             settings = " ".join(f'"{name}={value}"' for name, value in variables.items())
+            # Added to what is there: of a variable that is set twice the last value counts (systemd.exec(5)).
             return (
                 f"sudo mkdir -p {DROP_IN.rpartition('/')[0]}",
-                f"printf '[Service]\\nEnvironment={settings}\\n' | sudo tee {DROP_IN}",
+                f"printf '[Service]\\nEnvironment={settings}\\n' | sudo tee -a {DROP_IN}",
                 "sudo systemctl daemon-reload && sudo systemctl restart ollama",
             )
         if self.platform == "darwin":
@@ -100,5 +114,23 @@ class Place:
 
     def _serve(self, variables: Mapping[str, str]) -> str:
         where = {} if self.address in DEFAULT else {"OLLAMA_HOST": urlsplit(self.address).netloc}
-        settings = [f"{name}={value}" for name, value in {**where, **variables}.items()]
+        wanted = {**where, **self.kept, **variables}
+        settings = [f"{name}={shlex.quote(value)}" for name, value in wanted.items()]
         return " ".join([*settings, "ollama serve"])
+
+
+def settings_now() -> dict[str, str]:
+    """Those variables of KEPT that the `ollama serve` on this machine has.
+
+    None if there are several, or if it is another user's.
+    """
+    import psutil
+
+    found: list[dict[str, str]] = []
+    for each in psutil.process_iter(["name"]):
+        try:
+            if each.info["name"] == "ollama" and "serve" in each.cmdline():
+                found.append(each.environ())
+        except (OSError, psutil.Error):
+            continue
+    return {name: found[0][name] for name in KEPT if name in found[0]} if len(found) == 1 else {}

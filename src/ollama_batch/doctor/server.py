@@ -20,6 +20,7 @@ from ollama_batch.engines._ollama_wire import full_name
 from ollama_batch.engines._replies import classify
 from ollama_batch.engines.ollama import OllamaEngine
 from ollama_batch.errors import InvalidReplyError
+from ollama_batch.types import LoadedModel
 
 FOREVER_S: Final = 365 * 24 * 3600.0
 
@@ -28,7 +29,7 @@ FOREVER_S: Final = 365 * 24 * 3600.0
 class Running:
     """A model in memory: bytes in all and on the GPU, tokens of context, seconds until it is unloaded.
 
-    None: not told. `left_s` below 0: it should be gone already.
+    `digest` says which weights. None: not told. `left_s` below 0: it should be gone already.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Running:
     vram: int | None
     context: int | None
     left_s: float | None
+    digest: str | None = None
 
     @property
     def for_ever(self) -> bool:
@@ -46,6 +48,10 @@ class Running:
     def keep_alive(self) -> int:
         """What leaves it loaded for as long as it is now, or the 5 minutes of Ollama's own, in seconds."""
         return -1 if self.for_ever else max(300, ceil(self.left_s or 0))
+
+    def told(self) -> LoadedModel:
+        """As an engine tells it."""
+        return LoadedModel(self.name, self.size, self.vram, self.context, self.digest)
 
     def is_model(self, model: str) -> bool:
         """Whether this is `model`, whose tag may be left out."""
@@ -118,6 +124,7 @@ class Server:
                 _number(entry.get("size_vram")) if _number(entry.get("size")) else None,
                 _number(entry.get("context_length")) or None,
                 _left(entry.get("expires_at"), now),
+                digest if isinstance(digest := entry.get("digest"), str) and digest else None,
             )
             for entry in (entries if isinstance(entries, list) else ())
             if isinstance(entry, dict)

@@ -37,6 +37,7 @@ OLD: Final[tuple[tuple[tuple[int, int], str], ...]] = (
 def unreachable(error: EngineError, place: Place, patience_s: float, *, openai: bool) -> Finding:
     """Nothing that works answers as Ollama does."""
     on = place.remote
+    sets: dict[str, str] | None = {} if on is None else None
     if isinstance(error, EngineUnreachableError):
         seen, mend = f"nothing answers at {place.address}", place.start()
     elif isinstance(error, EngineTimeoutError):
@@ -46,16 +47,17 @@ def unreachable(error: EngineError, place: Place, patience_s: float, *, openai: 
         seen, mend = f"{place.address} breaks connections off", place.restart()
     elif isinstance(error, EngineAuthError):
         seen, mend, on = f"{place.address}: {error}", (place.doctor("--api-key-env", "NAME"),), None
+        sets = None
     elif openai:
         seen = (
             f"{place.address} is no Ollama, but has the routes of OpenAI's API: this doctor knows Ollama only"
         )
         mend = (f"ollama-batch run IN -o OUT --api openai --base-url {place.address}/v1",)
-        on = None
+        on = sets = None
     else:
         seen = f"what answers at {place.address} is no Ollama ({error})"
         mend = ("ollama-batch doctor --base-url http://HOST:11434",)
-        on = None
+        on = sets = None
     return Finding(
         check="server",
         level="problem",
@@ -63,6 +65,7 @@ def unreachable(error: EngineError, place: Place, patience_s: float, *, openai: 
         costs="no request can be sent; a run ends at once",
         mend=mend,
         on=on,
+        sets=sets,
     )
 
 
@@ -77,6 +80,7 @@ def reached(place: Place, took_s: float) -> Finding:
         mend=place.restart() if slow else (),
         on=place.remote if slow else None,
         numbers={"took_s": took_s},
+        sets={} if slow else None,
     )
 
 
@@ -89,6 +93,7 @@ def tells_nothing(error: EngineError, place: Place) -> Finding:
         costs="a run asks the same, and ends at once",
         mend=place.restart(),
         on=place.remote,
+        sets={},
     )
 
 
@@ -199,6 +204,7 @@ def check_stuck(before: Sequence[Running], after: Sequence[Running], place: Plac
             mend=place.restart(),
             on=place.remote,
             numbers={"size_bytes": each.size},
+            sets={},
         )
         for each in stuck
     ]

@@ -7,7 +7,7 @@ engine closes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Protocol, runtime_checkable
 
 from ollama_batch.types import ChatRequest, Completion, EngineInfo, LoadedModel
@@ -19,6 +19,10 @@ ONE_SLOT: Final = frozenset(
     }
 )  # fmt: skip
 """Families that Ollama runs with one slot whatever OLLAMA_NUM_PARALLEL says (its server/sched.go)."""
+
+
+OLLAMA_PROCESSES: Final = frozenset({"ollama", "ollama.exe", "llama-server", "llama-server.exe"})
+"""What the processes of an Ollama are called: the server's, and those that run its models."""
 
 
 class Engine(Protocol):
@@ -103,6 +107,26 @@ class Restartable(Protocol):
         Two calls at once are one restart. Raises EngineExitedError with the last lines of its log if it
         does not come up, and EngineStoppedError once the engine is closed.
         """
+        ...
+
+
+@runtime_checkable
+class OwnsProcess(Protocol):
+    """An engine whose server is a process of this machine that it has started itself."""
+
+    @property
+    def pid(self) -> int | None:
+        """The id of the server's process, whose children are the server's as well; None: not started yet."""
+        ...
+
+
+@runtime_checkable
+class NamesProcesses(Protocol):
+    """An engine whose server somebody else has started: where it runs, names tell its processes."""
+
+    @property
+    def process_names(self) -> Collection[str]:
+        """What they are called."""
         ...
 
 

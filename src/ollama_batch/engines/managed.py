@@ -145,7 +145,9 @@ class ManagedOllama(OllamaEngine):
             ) from exc
         families = {info.details.get("family"), *(info.details.get("families") or ())}
         slots = 1 if families & ONE_SLOT else self._num_parallel
-        return replace(info, slots=slots, details={**info.details, "managed": True})
+        kind = self._env.get("OLLAMA_KV_CACHE_TYPE") or os.environ.get("OLLAMA_KV_CACHE_TYPE") or "f16"
+        told = {**info.details, "managed": True, "kv_cache_type": kind}
+        return replace(info, slots=slots, details=told)
 
     async def complete(self, request: ChatRequest, *, deadline: float) -> Completion:
         """As any OllamaEngine; starts the server on first use, EngineExitedError once it has ended."""

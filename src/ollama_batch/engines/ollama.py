@@ -16,6 +16,7 @@ from ollama_batch.engines import _ollama_wire as wire
 from ollama_batch.engines._address import parse_ollama_host
 from ollama_batch.engines._http import HttpClient, Reply, dump_json
 from ollama_batch.engines._replies import check_outcome, classify
+from ollama_batch.engines.base import OLLAMA_PROCESSES
 from ollama_batch.engines.ollama_fields import OLLAMA_FIELDS
 from ollama_batch.errors import (
     ConfigError,
@@ -211,6 +212,11 @@ class OllamaEngine:
                     f"{self.address} still holds {model} in memory after {UNLOAD_S:.0f} s"
                 )
             await asyncio.sleep(POLL_S)
+
+    @property
+    def process_names(self) -> frozenset[str]:
+        """What the processes of an Ollama are called."""
+        return OLLAMA_PROCESSES
 
     async def unload_others(self, model: str) -> Sequence[str]:
         """Have the server unload every model but `model` as soon as nothing uses it; returns their names."""

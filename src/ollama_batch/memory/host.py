@@ -8,13 +8,8 @@ from typing import Any, Final
 
 from ollama_batch.errors import MemoryUnknownError
 from ollama_batch.memory.cgroup import GroupLimit, group_limit
+from ollama_batch.memory.engine_processes import NONE_SEEN, EngineProcesses
 from ollama_batch.memory.sample import HostMemory, Reading, smaller
-
-ENGINE_NAMES: Final = frozenset({"ollama", "ollama.exe", "llama-server", "llama-server.exe"})
-"""Names of the processes that belong to an engine."""
-
-SEARCH_S: Final = 30.0
-"""How often processes are searched: that takes as long as all the rest of a sample many times over."""
 
 NO_LIMIT: Final = "no limit"
 """Why the control group's limit has no value where there is none."""
@@ -25,34 +20,23 @@ _SOURCE: Final = "psutil"
 class HostProbe:
     """Reads RAM, the control group's limit and resident memory.
 
-    `engine_pids` are the engine's processes where you know them; else processes named like an Ollama's or a
-    llama.cpp's are searched for, every half minute. `group` reads the control group's limit.
+    `engine_pids` are the engine's processes where you know them, or what tells them; else processes named
+    like an Ollama's or a llama.cpp's are searched for. `group` reads the control group's limit.
     """
 
     def __init__(
         self,
-        engine_pids: Collection[int] | None = None,
+        engine_pids: Collection[int] | EngineProcesses | None = None,
         *,
         group: Callable[[], GroupLimit | None] = group_limit,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._given = engine_pids
+        self._pids = EngineProcesses(now=now) if engine_pids is None else engine_pids
         self._group = group
-        self._now = now
-        self._found: frozenset[int] = frozenset()
-        self._searched: float | None = None
 
     def engine_pids(self) -> Collection[int]:
         """The processes of the engine on this machine, as last seen."""
-        if self._given is not None:
-            return self._given
-        if self._searched is None or self._now() - self._searched >= SEARCH_S:
-            import psutil
-
-            self._searched = self._now()
-            running = psutil.process_iter(["name"])
-            self._found = frozenset(each.pid for each in running if each.info["name"] in ENGINE_NAMES)
-        return self._found
+        return self._pids.find() if isinstance(self._pids, EngineProcesses) else self._pids
 
     def read(self) -> HostMemory:
         """The memory as it is now; what cannot be read is unknown."""
@@ -89,6 +73,7 @@ class HostProbe:
             except (OSError, psutil.Error):
                 continue  # it has ended, or is another user's
         if not sizes:
-            reason = "its processes cannot be read" if pids else "no process of an engine on this machine"
+            reason = self._pids.unknown if isinstance(self._pids, EngineProcesses) else NONE_SEEN
+            reason = "its processes cannot be read" if pids else reason
             return Reading.unknown(reason, _SOURCE)
         return Reading(_SOURCE, sum(sizes))

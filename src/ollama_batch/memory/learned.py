@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ollama_batch.memory.plan import MemoryPlan
+from ollama_batch.memory.plan import MemoryPlan, plan_memory
+from ollama_batch.memory.shape import ModelShape
 from ollama_batch.tokens.state import read_state, write_state
 from ollama_batch.types import LoadedModel
 
@@ -18,6 +19,9 @@ _log = logging.getLogger("ollama_batch.memory")
 
 STATE_VERSION: Final = 1
 MOST_LOADS: Final = 50
+MOST_SLOTS: Final = 64
+"""More are not looked for where they are not told."""
+
 LEAST, MOST = 0.5, 2.0
 """A load beyond that was not the one that was planned: other slots, or another KV type."""
 
@@ -82,6 +86,31 @@ class LearnedMemory:
             return False
         self._add(seen)
         return True
+
+    def learn(
+        self,
+        shape: ModelShape,
+        loaded: LoadedModel,
+        *,
+        slots: int | None = None,
+        at_least: int = 1,
+        kv_type: str = "f16",
+        num_batch: int | None = None,
+    ) -> bool:
+        """`observe` a load of `shape` with these settings; returns whether it was taken over.
+
+        `slots` None: they are not told. As many are taken, `at_least` or more, as come nearest to what the
+        load took.
+        """
+        if loaded.size_bytes is None or loaded.context_length is None:
+            return False
+        size, num_ctx = loaded.size_bytes, loaded.context_length
+        counts = range(at_least, max(at_least, MOST_SLOTS) + 1) if slots is None else (slots,)
+        plans = [
+            plan_memory(shape, num_ctx=num_ctx, slots=count, kv_type=kv_type, num_batch=num_batch)
+            for count in counts
+        ]
+        return self.observe(min(plans, key=lambda plan: abs(plan.predicted_bytes - size)), loaded)
 
     def correct(self, plan: MemoryPlan) -> MemoryPlan:
         """`plan` with what was learned: as measured where the same was loaded before, else by the ratio of

@@ -73,20 +73,20 @@ class NvmlProbe:
         self._ready = True
         return self._nvml
 
-    def processes(self) -> tuple[tuple[str, int, Reading], ...]:
-        """The processes that have memory of a GPU: the device's id, theirs, and how much.
+    def processes(self) -> tuple[tuple[str, int, Reading, bool], ...]:
+        """The processes that have memory of a GPU: the device's id, theirs, how much, and whether they draw.
 
         A driver inside a container often hides those outside. Raises MemoryUnknownError if NVML cannot be
         used, or tells of none of its devices which processes they serve.
         """
         nvml = self._start()
-        told: list[tuple[str, int, Reading]] = []
+        told: list[tuple[str, int, Reading, bool]] = []
         errors: list[str] = []
         try:
             for index in range(nvml.nvmlDeviceGetCount()):
                 for id_, handle, _ in _parts(nvml, index):
                     try:
-                        told += [(id_, pid, used) for pid, used in _users(nvml, handle).items()]
+                        told += [(id_, pid, *found) for pid, found in _users(nvml, handle).items()]
                     except nvml.NVMLError as exc:
                         errors.append(f"{id_}: {exc}")
         except nvml.NVMLError as exc:
@@ -132,15 +132,16 @@ def _parts(nvml: Any, index: int) -> list[tuple[str, Any, str]]:
     return parts
 
 
-def _users(nvml: Any, handle: Any) -> dict[int, Reading]:
-    """What each process has of a device, whether it computes or draws. Raises NVMLError."""
+def _users(nvml: Any, handle: Any) -> dict[int, tuple[Reading, bool]]:
+    """What each process has of a device, and whether it draws. Raises NVMLError."""
     found: dict[int, Reading] = {}
     running = list(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    drawing: list[Any] = []
     try:
-        running += nvml.nvmlDeviceGetGraphicsRunningProcesses(handle)
+        drawing = list(nvml.nvmlDeviceGetGraphicsRunningProcesses(handle))
     except nvml.NVMLError:
         pass  # what computes is what matters
-    for process in running:
+    for process in (*running, *drawing):
         used = process.usedGpuMemory
         reading = (
             Reading.unknown("the driver does not say", SOURCE) if used is None else Reading(SOURCE, used)
@@ -149,7 +150,8 @@ def _users(nvml: Any, handle: Any) -> dict[int, Reading]:
         # One that does both is told twice, with the same figure.
         if before is None or (reading.value or 0) > (before.value or 0):
             found[process.pid] = reading
-    return found
+    draws = {process.pid for process in drawing}
+    return {pid: (reading, pid in draws) for pid, reading in found.items()}
 
 
 def _memory(

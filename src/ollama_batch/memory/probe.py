@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, Self
 
 from ollama_batch.errors import MemoryUnknownError
 from ollama_batch.memory.amd import AmdProbe
+from ollama_batch.memory.engine_processes import Addressed, EngineProcesses
 from ollama_batch.memory.host import HostProbe
 from ollama_batch.memory.nvml import NvmlProbe
 from ollama_batch.memory.sample import DeviceMemory, MemorySample
@@ -40,6 +41,11 @@ class LocalProbe:
         self._host = HostProbe() if host is None else host
         self._now = now
         self._seen: set[str] = set()  # the makers whose GPUs were there
+
+    @classmethod
+    def of(cls, engine: Addressed) -> Self:
+        """One for which the engine's processes are those of `engine`, as far as that can be told."""
+        return cls(host=HostProbe(EngineProcesses.of(engine)))
 
     def read(self) -> MemorySample:
         """Memory as it is now."""

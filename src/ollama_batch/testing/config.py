@@ -22,7 +22,8 @@ class FakeModel:
     `digest` defaults to the SHA-256 of the name. `context_length` is the trained maximum in tokens,
     `num_ctx` the Modelfile's own default, if it has one. `rendered` chooses which of Ollama's two chat
     paths the model takes: they differ in what happens to prompts that are too long. `gpu_share` below
-    1.0 shows in `/api/ps` as a model partly in host memory. Sizes are bytes.
+    1.0 shows in `/api/ps` as a model partly in host memory. Sizes are bytes. `vocabulary` is how many tokens
+    it has, where `/api/show` says so.
     """
 
     name: str
@@ -39,6 +40,7 @@ class FakeModel:
     kv_heads: int = field(default=2, kw_only=True)
     head_dim: int = field(default=64, kw_only=True)
     gpu_share: float = field(default=1.0, kw_only=True)
+    vocabulary: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -32,6 +32,13 @@ def user_state_dir() -> Path:
     return Path(base) / "ollama-batch"
 
 
+def state_folder(state_dir: str | os.PathLike[str] | None) -> Path | None:
+    """The folder that an option `state_dir` stands for: "auto" is `user_state_dir()`, None is none."""
+    if state_dir is None:
+        return None
+    return user_state_dir() if state_dir == "auto" else Path(state_dir)
+
+
 def state_file(folder: str | os.PathLike[str], kind: str, key: Mapping[str, object]) -> Path:
     """The file below `folder` for what is learned of `key`, one of the `kind` of things that are."""
     text = json.dumps(key, sort_keys=True, default=str)

@@ -151,3 +151,32 @@ async def test_what_a_server_reports_is_what_the_next_plan_says() -> None:
         assert learned.observe(first, loaded)
         assert learned.correct(first).engine_bytes == model.loaded_bytes(8192, 4)
         await engine.aclose()
+
+
+@pytest.mark.parametrize(
+    ("known", "slots", "kv_type"),
+    [
+        ({}, 4, "f16"),
+        ({"at_least": 3}, 4, "f16"),
+        ({"at_least": 6}, 6, "f16"),  # so many were seen at work, whatever else its size says
+        ({"slots": 5}, 5, "f16"),
+        ({"slots": 8, "kv_type": "q8_0"}, 8, "q8_0"),
+    ],
+)
+def test_slots_that_are_not_told_are_as_many_as_come_nearest_to_what_was_taken(
+    known: dict[str, Any], slots: int, kv_type: str
+) -> None:
+    """4 GiB of weights and 128 KiB a token and slot: 4 slots of 8,192 tokens take 4 GiB more."""
+    learned = LearnedMemory("d", folder=None)
+    buffers = plan(8192, 4).compute_bytes
+    loaded = LoadedModel("m:1b", 8 * GIB + buffers + GIB // 3, None, context_length=8192)
+    assert learned.learn(SHAPE, loaded, **known)
+    (load,) = learned.loads
+    assert (load.slots, load.kv_type, load.actual) == (slots, kv_type, loaded.size_bytes)
+
+
+def test_nothing_is_learned_of_a_load_whose_size_or_context_is_not_told() -> None:
+    learned = LearnedMemory("d", folder=None)
+    assert not learned.learn(SHAPE, LoadedModel("m:1b", None, None, context_length=8192))
+    assert not learned.learn(SHAPE, LoadedModel("m:1b", 8 * GIB, None))
+    assert learned.loads == ()
