@@ -11,7 +11,7 @@ from typing import Any
 
 from ollama_batch._histogram import LogHistogram
 from ollama_batch._load import LoadTally
-from ollama_batch._memory_tally import MEASURED, MemoryTally
+from ollama_batch._memory_tally import MEASURED, NOT_MEASURED, MemoryTally
 from ollama_batch._minute import WINDOW_S, Minute
 from ollama_batch._text import jsonable
 from ollama_batch._trouble_tally import TroubleTally
@@ -176,7 +176,7 @@ class BatchMetrics:
     ram_peak_bytes: int | None = None
     gpu_share_mean: float | None = None
     gpu_share_p5: float | None = None
-    unmeasured: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(MEASURED, "not measured"))
+    unmeasured: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(MEASURED, NOT_MEASURED))
 
     @property
     def total_tokens(self) -> int:

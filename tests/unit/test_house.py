@@ -57,6 +57,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
             "_reuse",
             "_usage",
             "_memory_tally",
+            "_memory_words",
             "_trouble_tally",
             "_load",
             "metrics",
