@@ -38,7 +38,10 @@ def by_reason(m: BatchMetrics, names: Mapping[str, str], *, limit: int) -> list[
     """
     found: dict[str, list[str]] = {}
     for field, name in names.items():
-        found.setdefault(plain(m.unmeasured.get(field, NOT_MEASURED), limit), []).append(name)
+        reason = m.unmeasured.get(field, NOT_MEASURED)
+        if len(reason) > limit:
+            reason = reason.partition("; ")[0]  # of several libraries that found nothing, the first
+        found.setdefault(plain(reason, limit), []).append(name)
     return list(found.items())
 
 

@@ -102,7 +102,7 @@ def _rows(m: BatchMetrics) -> Figures:
 def _engine(m: BatchMetrics) -> Figures:
     figures = [("tokens/s out", rate(m.completion_tokens_per_s_1m)), ("cached", _cached(m))]
     if m.queue_mean_s is not None:
-        figures.append(("queue wait", duration(m.queue_mean_s)))
+        figures.append(("queue wait", duration(round(m.queue_mean_s, 2))))
     if m.engine_idle_share is not None:
         figures.append(("engine idle", share(m.engine_idle_share)))
     return figures
