@@ -60,6 +60,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
             "_memory_words",
             "_trouble_tally",
             "_load",
+            "_load_note",
             "metrics",
             "_views",
             "progress",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ollama_batch._error_groups import more_kinds
 from ollama_batch._text import count, duration, plain, rate, share
 from ollama_batch.analysis.figures import FieldFigures
+from ollama_batch.analysis.load import load_lines
 from ollama_batch.analysis.numbers import Distribution, figure, signed
 from ollama_batch.analysis.timeline import Timeline
 from ollama_batch.memory.amounts import show
@@ -197,6 +198,7 @@ def _figures(found: Analysis) -> list[tuple[str, str]]:
         lines.append(("time", f"{time_of(timeline)}, {rate(per_s)} rows/s"))
         peak = max((each.used_bytes for each in timeline.memory), default=None)
         lines.append(("VRAM", "not recorded" if peak is None else f"at most {show(peak)}"))
+    lines += load_lines(found.load)
     return lines
 
 
