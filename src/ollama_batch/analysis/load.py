@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ollama_batch._load_note import LOAD, load_note
@@ -35,7 +35,7 @@ class LoadFigures:
     ram_peak_bytes: int | None = None
     gpu_share_mean: float | None = None
     gpu_share_p5: float | None = None
-    unmeasured: Mapping[str, str] = field(default_factory=dict)
+    unmeasured: Mapping[str, str]
 
 
 def load_of_notes(notes: Iterable[Note]) -> LoadFigures | None:
