@@ -77,11 +77,14 @@ def load_cards(load: LoadFigures | None) -> list[Card]:
     if load is None:
         return []
     last = "" if load.sessions == 1 else "last session: "
-    vram, ram = amount(load.vram_peak_bytes, load.vram_total_bytes), amount(load.ram_peak_bytes)
-    beside = f"of VRAM at most; {ram} of RAM"
-    cards = [Card("Memory", vram, beside)]
+    ram = f"{amount(load.ram_peak_bytes)} RAM"
     if load.vram_peak_bytes is None:
-        cards = [Card("Memory", ram, f"of RAM at most; VRAM unknown: {_why(load, 'vram_used_bytes')}")]
+        cards = [
+            Card("RAM at most", amount(load.ram_peak_bytes), f"VRAM unknown: {_why(load, 'vram_used_bytes')}")
+        ]
+    else:
+        of = "" if load.vram_total_bytes is None else f"of {amount(load.vram_total_bytes)}; "
+        cards = [Card("VRAM at most", amount(load.vram_peak_bytes), f"{of}{ram}")]
     if load.gpu_share_mean is None:
         cards.append(Card("GPU busy", "unknown", f"{last}{_why(load, 'gpu_share')}", "quiet"))
     else:

@@ -196,8 +196,10 @@ def _figures(found: Analysis) -> list[tuple[str, str]]:
     if timeline is not None:
         per_s = found.rows / timeline.length_s
         lines.append(("time", f"{time_of(timeline)}, {rate(per_s)} rows/s"))
-        peak = max((each.used_bytes for each in timeline.memory), default=None)
-        lines.append(("VRAM", "not recorded" if peak is None else f"at most {show(peak)}"))
+        used = [each.used_bytes for each in timeline.memory]
+        if found.load is not None and found.load.vram_peak_bytes is not None:
+            used.append(found.load.vram_peak_bytes)  # of every second, not of every half minute
+        lines.append(("VRAM", f"at most {show(max(used))}" if used else "not recorded"))
     lines += load_lines(found.load)
     return lines
 

@@ -301,7 +301,8 @@ def test_what_sessions_noted_of_load_and_trouble_adds_up(tmp_path: Path) -> None
     assert "  RAM        at most 9.0 GiB of the machine that ran it\n" in text
     assert "  waits      0.25s for a slot on average; engine idle 1.2%" in text
     assert "trouble" not in text
-    assert "13.0 of 16.0 GiB" in one.html()
+    assert "  VRAM       at most 13.0 GiB\n" in text
+    assert "of 16.0 GiB; 9.0 GiB RAM" in one.html()
     both = analyze(with_load(write_journal(tmp_path / "both.db", rows), replace(QUIET, lost_s=5.0), FAR))
     load = both.load
     assert load is not None
