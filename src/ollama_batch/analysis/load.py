@@ -77,14 +77,16 @@ def load_cards(load: LoadFigures | None) -> list[Card]:
     if load is None:
         return []
     last = "" if load.sessions == 1 else "last session: "
-    ram = f"{amount(load.ram_peak_bytes)} RAM"
     if load.vram_peak_bytes is None:
         cards = [
             Card("RAM at most", amount(load.ram_peak_bytes), f"VRAM unknown: {_why(load, 'vram_used_bytes')}")
         ]
     else:
-        of = "" if load.vram_total_bytes is None else f"of {amount(load.vram_total_bytes)}; "
-        cards = [Card("VRAM at most", amount(load.vram_peak_bytes), f"{of}{ram}")]
+        beside = [
+            *([] if load.vram_total_bytes is None else [f"of {amount(load.vram_total_bytes)}"]),
+            *([] if load.ram_peak_bytes is None else [f"{amount(load.ram_peak_bytes)} RAM"]),
+        ]
+        cards = [Card("VRAM at most", amount(load.vram_peak_bytes), "; ".join(beside))]
     if load.gpu_share_mean is None:
         cards.append(Card("GPU busy", "unknown", f"{last}{_why(load, 'gpu_share')}", "quiet"))
     else:
@@ -112,6 +114,16 @@ def load_lines(load: LoadFigures | None) -> list[tuple[str, str]]:
     if trouble := trouble_of(load):
         lines.append(("trouble", f"{trouble}; {duration(load.lost_s)} lost"))
     return lines
+
+
+def most_vram(load: LoadFigures | None, noted: Iterable[int]) -> str:
+    """The most VRAM that was in use, by the sessions' own figures and what was noted while they went."""
+    used = [*noted]
+    if load is not None and load.vram_peak_bytes is not None:
+        used.append(load.vram_peak_bytes)  # of every second, not of every half minute
+    if used:
+        return f"at most {amount(max(used))}"
+    return "not recorded" if load is None else f"unknown: {_why(load, 'vram_used_bytes')}"
 
 
 def trouble_of(load: LoadFigures) -> str:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Final
 from ollama_batch._error_groups import more_kinds
 from ollama_batch._text import count, duration, plain, rate, share
 from ollama_batch.analysis.figures import FieldFigures
-from ollama_batch.analysis.load import load_lines
+from ollama_batch.analysis.load import load_lines, most_vram
 from ollama_batch.analysis.numbers import Distribution, figure, signed
 from ollama_batch.analysis.timeline import Timeline
-from ollama_batch.memory.amounts import show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -196,10 +195,7 @@ def _figures(found: Analysis) -> list[tuple[str, str]]:
     if timeline is not None:
         per_s = found.rows / timeline.length_s
         lines.append(("time", f"{time_of(timeline)}, {rate(per_s)} rows/s"))
-        used = [each.used_bytes for each in timeline.memory]
-        if found.load is not None and found.load.vram_peak_bytes is not None:
-            used.append(found.load.vram_peak_bytes)  # of every second, not of every half minute
-        lines.append(("VRAM", f"at most {show(max(used))}" if used else "not recorded"))
+        lines.append(("VRAM", most_vram(found.load, (each.used_bytes for each in timeline.memory))))
     lines += load_lines(found.load)
     return lines
 

@@ -303,6 +303,9 @@ def test_what_sessions_noted_of_load_and_trouble_adds_up(tmp_path: Path) -> None
     assert "trouble" not in text
     assert "  VRAM       at most 13.0 GiB\n" in text
     assert "of 16.0 GiB; 9.0 GiB RAM" in one.html()
+    hidden = replace(FAR, vram_peak_bytes=None, unmeasured={"vram_used_bytes": "no driver"})
+    path = with_load(write_journal(tmp_path / "hidden.db", rows, memory=False), hidden)
+    assert "  VRAM       unknown: no driver\n  GPU        unknown: not measured\n" in str(analyze(path))
     both = analyze(with_load(write_journal(tmp_path / "both.db", rows), replace(QUIET, lost_s=5.0), FAR))
     load = both.load
     assert load is not None
