@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter
@@ -84,6 +85,10 @@ def test_other_models_are_unloaded_where_memory_does_not_hold_one_request(
     assert told[-1] == "unload_others"
     unloaded = [each.model for each in fake.ledger.records() if each.kind == "unload"]
     assert unloaded == ["other:1b"]
+    m = report.metrics
+    assert m.recoveries == sum(event.data.get("do") == "pause" for event in recorder.all(Decision))
+    assert 0 < m.lost_s == m.paused_s < m.elapsed_s
+    assert re.search(rf"^  trouble    {m.recoveries} recover(y|ies), 0 restarts; ", str(report), re.MULTILINE)
 
 
 def test_prompts_are_evaluated_in_smaller_pieces_where_memory_does_not_hold_one_request_and_then_again(
