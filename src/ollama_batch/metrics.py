@@ -22,6 +22,7 @@ from ollama_batch.events import (
     MemoryMeasured,
     RowFinished,
     RowLeft,
+    RowRetried,
     RowSent,
     RowsFound,
     RunEnding,
@@ -247,6 +248,9 @@ class MetricsHook:
                 self._total = event.total if event.complete else None
             elif isinstance(event, MemoryMeasured):
                 self._memory.add(event.sample)
+            elif isinstance(event, RowRetried):
+                if event.in_flight is not None:
+                    self._in_flight = event.in_flight
             elif isinstance(event, RowLeft):
                 self._usage.left(event)
             elif isinstance(event, RunStalled):

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_batch._histogram import LogHistogram
-from ollama_batch.events import Decision, RowsFound, RunEnding, RunFinished, RunPaused, RunResumed, RunStalled
+from ollama_batch.events import (
+    Decision,
+    RowRetried,
+    RowsFound,
+    RunEnding,
+    RunFinished,
+    RunPaused,
+    RunResumed,
+    RunStalled,
+)
 from ollama_batch.metrics import BatchMetrics, MetricsHook
 from ollama_batch.types import Timings
 from visible_support import FakeClock, finished, hook, sent, started
@@ -232,6 +241,16 @@ def test_the_eta_is_unknown_until_there_is_something_to_go_by() -> None:
 def test_the_eta_of_a_run_with_every_row_done_is_zero() -> None:
     metrics = hook(FakeClock(), total=3, resumed=3)
     assert metrics.snapshot().eta_s == 0.0
+
+
+def test_a_row_that_waits_to_be_sent_again_is_not_in_flight() -> None:
+    metrics = hook(FakeClock())
+    metrics.on_event(sent(in_flight=2))
+    untold = RowRetried(index=0, custom_id="row", attempt=1, code="engine_crashed", wait_s=0.0)
+    metrics.on_event(untold)
+    assert metrics.snapshot().in_flight == 2
+    metrics.on_event(replace(untold, in_flight=1))
+    assert metrics.snapshot().in_flight == 1
 
 
 RECOVERY = Decision(kind="recovery", message="", data={"do": "pause"})
