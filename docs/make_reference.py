@@ -90,7 +90,7 @@ def fields(thing: Any, *, level: int = 3) -> str:
             preset = default(field.default)
         else:
             preset = "required" if field.default_factory is dataclasses.MISSING else "empty"
-            if field.name == "unmeasured":
+            if field.name == "unmeasured" and preset == "empty":
                 preset = "each: `'not measured'`"
         rows.append((f"`{field.name}`", f"`{field.type}`", preset))
     parts = [f"{'#' * level} {thing.__name__}", prose(thing)]

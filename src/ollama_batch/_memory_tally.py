@@ -10,6 +10,9 @@ from ollama_batch.memory.sample import MemorySample, Reading
 MEASURED: Final = ("vram_used_bytes", "vram_total_bytes", "ram_used_bytes", "gpu_share")
 """The fields that say unknown with a reason."""
 
+NOT_MEASURED: Final = "not measured"
+"""The reason of all of them before the first sample, and in a run without guards."""
+
 LOW_SHARE: Final = 0.05
 """The low end of the GPU's use that is told: it shows whether the engine was kept busy."""
 

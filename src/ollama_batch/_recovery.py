@@ -304,6 +304,7 @@ class Recovery:
                 attempt=job.attempts,
                 code=error.code,
                 wait_s=wait_s,
+                in_flight=len(self.turns.out),
             )
         )
         if kind in (Kind.BUSY, Kind.LOADING):

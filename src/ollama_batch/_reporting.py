@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import weakref
@@ -14,6 +15,7 @@ from ollama_batch._activity import Activity
 from ollama_batch._context import UNKNOWN, Context
 from ollama_batch._error_examples import error_examples
 from ollama_batch._intake import Intake
+from ollama_batch._load_note import LOAD, load_note
 from ollama_batch._meeting import NUM_CTX, TOLD, Meeting, context_of
 from ollama_batch._opening import discard_if_new
 from ollama_batch._options import RunnerOptions
@@ -21,6 +23,7 @@ from ollama_batch._outputs import Place, Places
 from ollama_batch._reading import with_parsed
 from ollama_batch.errors import (
     InputError,
+    JournalError,
     OllamaBatchError,
     RunInterrupted,
     RunStoppedError,
@@ -132,6 +135,17 @@ class Reporter:
             RunFinished(outcome=outcome, error=None if error is None else str(error), duration_s=duration_s)
         )
         return outcome, duration_s
+
+    async def ended(self) -> Ended:
+        """Tell the end, keep the figures of the session in its journal, and make the report."""
+        outcome, duration_s = self.end()
+        m = self._run.metrics
+        if self._journal is not None and m.sent:
+            try:
+                await self._journal.note(LOAD, load_note(m))
+            except JournalError as error:  # no room: the report has them too
+                log.debug("the figures could not be noted: %s", type(error).__name__)
+        return await asyncio.to_thread(self.report, outcome, duration_s)
 
     def report(self, outcome: str, duration_s: float) -> Ended:
         """Make the report; the journal's file is closed, a temporary one stays readable. Blocks."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ollama_batch._error_groups import ErrorKind
+from ollama_batch._memory_words import memory_in_words
 from ollama_batch._text import count, duration, plain, rate, share
-from ollama_batch.memory.amounts import show
 from ollama_batch.savings import HEADS_KEPT, HeadUsage
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def _head(report: BatchReport[Any]) -> str:
 def _lines(report: BatchReport[Any]) -> list[Line]:
     first = [*_what(report), *_figures(report), *_errors(report), *_places(report)]
     last = _next(report)
-    # Notes give way: they are all in report.notes.
+    # Notes give way: they are all in report.notes. Then what to do next, as far as it is not the first step.
+    last = last[: max(1, _LINES - 2 - len(first))]
     room = max(1, min(_NOTES_SHOWN, _LINES - 1 - len(first) - len(last)))
     return [*first, *_notes(report, room), *last]
 
@@ -151,16 +152,22 @@ def _what(report: BatchReport[Any]) -> list[Line]:
     elif m.paused_s:
         spent += f", {duration(m.paused_s)} of it paused"
     lines.append(("time", spent))
-    if m.vram_peak_bytes is not None and m.vram_total_bytes is not None:
-        busy = ""
-        if m.gpu_share_mean is not None and m.gpu_share_p5 is not None:
-            busy = (
-                f"; GPU busy {share(m.gpu_share_mean)} of the time, {share(m.gpu_share_p5)} in its worst 5 %"
-            )
-        lines.append(
-            ("memory", f"at most {show(m.vram_peak_bytes)} of {show(m.vram_total_bytes)} VRAM{busy}")
-        )
+    if counts.sent:
+        lines.append(("memory", memory_in_words(m)))
+    if m.recoveries or m.restarts or m.quarantined or m.lost_s:
+        lines.append(("trouble", _trouble(m)))
     return lines
+
+
+def _trouble(m: BatchMetrics) -> str:
+    """What the engine's trouble came to."""
+    named = [
+        (m.recoveries, "recovery", "recoveries"),
+        (m.restarts, "restart", "restarts"),
+        *([(m.quarantined, "row quarantined", "rows quarantined")] if m.quarantined else []),
+    ]
+    told = ", ".join(f"{count(number)} {one if number == 1 else more}" for number, one, more in named)
+    return f"{told}; {duration(m.lost_s)} lost, in which the engine kept the run from sending"
 
 
 def _own_limits(report: BatchReport[Any]) -> str:
@@ -204,16 +211,22 @@ def _figures(report: BatchReport[Any]) -> list[Line]:
         )
         told = ", ".join(f"{name} {duration(value)}" for name, value in parts)
         lines.append(("latency", f"{told}; percentiles to 1 %"))
-    if m.queue_mean_s is not None:
-        waits = (
-            f"{duration(m.queue_mean_s)} for a slot on average, {share(m.queue_share)} of the time of answers"
-        )
-        idle = (
-            "" if m.engine_idle_share is None else f"; engine idle {share(m.engine_idle_share)} of the time"
-        )
-        at_once = "" if m.served_mean is None else f"; {rate(m.served_mean)} in work at once"
-        lines.append(("waits", f"{waits}{at_once}{idle}"))
+    if m.answers:
+        lines.append(("waits", _waits(m)))
     return lines
+
+
+def _waits(m: BatchMetrics) -> str:
+    """How long answers waited for a slot, and how busy the engine was kept."""
+    parts = ["for a slot: not reported by the engine"]
+    if m.queue_mean_s is not None:
+        waited = f"{duration(m.queue_mean_s)} for a slot on average"
+        parts = [f"{waited}, {share(m.queue_share)} of the time of answers"]
+    if m.served_mean is not None:
+        parts.append(f"{rate(m.served_mean)} in work at once")
+    if m.engine_idle_share is not None:
+        parts.append(f"engine idle {share(m.engine_idle_share)} of the time")
+    return "; ".join(parts)
 
 
 def _cached(m: BatchMetrics) -> str:
@@ -302,7 +315,8 @@ def _notes(report: BatchReport[Any], most: int) -> list[Line]:
     room = most if len(notes) <= most else most - 1
     lines = [("note", plain(note, 160)) for note in notes[:room]]
     if len(notes) > room:
-        lines.append(("note", f"and {len(notes) - room} more in report.notes"))
+        more = f"and {len(notes) - room} more" if room else f"{len(notes)}"
+        lines.append(("note", f"{more} in report.notes"))
     return lines
 
 

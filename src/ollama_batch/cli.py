@@ -188,6 +188,8 @@ def _status(arguments: Namespace) -> int:
     with RunJournal.open_readonly(arguments.journal) as journal:
         print(_state_line(journal))
         print(f"  {_mode_line(journal)}")
+        for line in _load_lines(journal):
+            print(f"  {line}")
         codes, pace = journal.counts().codes, journal.pace()
     if pace.last_at is not None:
         ago = duration(max(0.0, time.time() - pace.last_at))
@@ -334,6 +336,28 @@ def _mode_line(journal: ReadOnlyJournal) -> str:
     rows = "1 row" if trims.rows == 1 else f"{trims.rows:,} rows"
     left_out = "" if trims.tokens is None else f", {trims.tokens:,} tokens left out"
     return f"{line}; {rows} trimmed{left_out}"
+
+
+def _load_lines(journal: ReadOnlyJournal) -> Iterator[str]:
+    """What memory was in use when that was last noted, and what trouble there was in all sessions."""
+    from ollama_batch._memory_words import amount
+
+    memory = journal.notes("memory")[-1:]
+    for at, data in ((note.at, note.data) for note in memory):
+        vram, ram = data.get("vram_used_bytes"), data.get("ram_used_bytes")
+        told = (
+            *(() if vram is None else (f"{amount(vram, data.get('vram_total_bytes'))} of VRAM",)),
+            *(() if ram is None else (f"{amount(ram)} of RAM",)),
+        )
+        if told:
+            yield f"{', '.join(told)} in use {duration(max(0.0, time.time() - at))} ago"
+    recoveries = sum(note.data.get("do") == "pause" for note in journal.notes("recovery"))
+    restarts = sum(note.data.get("outcome") == "ok" for note in journal.notes("restart"))
+    if recoveries or restarts:
+        yield (
+            f"{'1 recovery' if recoveries == 1 else f'{recoveries:,} recoveries'} of the engine, "
+            f"{'1 restart' if restarts == 1 else f'{restarts:,} restarts'}"
+        )
 
 
 def _why(reason: str, message: str) -> str:

@@ -63,13 +63,16 @@ class RowSent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRetried:
-    """An attempt failed and the row waits `wait_s` seconds for the next one."""
+    """An attempt failed and the row waits `wait_s` seconds for the next one; `in_flight` (None: not told) no
+    longer counts it.
+    """
 
     index: int
     custom_id: str
     attempt: int
     code: str
     wait_s: float
+    in_flight: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

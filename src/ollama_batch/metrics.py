@@ -11,7 +11,7 @@ from typing import Any
 
 from ollama_batch._histogram import LogHistogram
 from ollama_batch._load import LoadTally
-from ollama_batch._memory_tally import MEASURED, MemoryTally
+from ollama_batch._memory_tally import MEASURED, NOT_MEASURED, MemoryTally
 from ollama_batch._minute import WINDOW_S, Minute
 from ollama_batch._text import jsonable
 from ollama_batch._trouble_tally import TroubleTally
@@ -22,12 +22,11 @@ from ollama_batch.events import (
     MemoryMeasured,
     RowFinished,
     RowLeft,
+    RowRetried,
     RowSent,
     RowsFound,
     RunEnding,
     RunFinished,
-    RunPaused,
-    RunResumed,
     RunStalled,
     RunStarted,
 )
@@ -75,7 +74,7 @@ class BatchMetrics:
 
     Trouble: `recoveries` counts the engine's deaths and failures of memory that the run has recovered from or
     does now, `restarts` how often it was restarted for it, `quarantined` the rows that killed it. `lost_s` is
-    for how many seconds it kept the run from sending.
+    for how many seconds it kept the run from sending, which is part of `paused_s`, pauses of any kind.
 
     Latency, in seconds, is the last attempt of answered rows: mean and max are exact, percentiles (nearest
     rank) within 1 %. Rates are per second of `elapsed_s`, pauses included; those that end in `_1m` cover
@@ -176,7 +175,7 @@ class BatchMetrics:
     ram_peak_bytes: int | None = None
     gpu_share_mean: float | None = None
     gpu_share_p5: float | None = None
-    unmeasured: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(MEASURED, "not measured"))
+    unmeasured: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(MEASURED, NOT_MEASURED))
 
     @property
     def total_tokens(self) -> int:
@@ -223,10 +222,6 @@ class MetricsHook:
         self._context_limit: int | None = None
         self._latency = LogHistogram()
         self._minute = Minute()
-        self._pause: RunPaused | None = None
-        self._pause_start = 0.0
-        self._pause_end: float | None = None
-        self._paused_s = 0.0
         self._stall: RunStalled | None = None
         self._stall_at = 0.0
         self._ending: RunEnding | None = None
@@ -241,6 +236,7 @@ class MetricsHook:
                 self._sent += 1
                 self._in_flight = event.in_flight
                 self._load.sent(event)
+                self._trouble.sent()
                 if event.attempt > 1:
                     self._retried += 1
             else:
@@ -252,12 +248,9 @@ class MetricsHook:
                 self._total = event.total if event.complete else None
             elif isinstance(event, MemoryMeasured):
                 self._memory.add(event.sample)
-            elif isinstance(event, RunPaused):
-                if self._pause is None:
-                    self._pause_start = self._clock()
-                self._pause = event
-            elif isinstance(event, RunResumed):
-                self._end_pause(self._clock())
+            elif isinstance(event, RowRetried):
+                if event.in_flight is not None:
+                    self._in_flight = event.in_flight
             elif isinstance(event, RowLeft):
                 self._usage.left(event)
             elif isinstance(event, RunStalled):
@@ -272,26 +265,19 @@ class MetricsHook:
                     self._context_limit = context
             elif isinstance(event, RunFinished):
                 self._end = self._clock()
-                self._end_pause(self._end)
                 self._finished = event
                 self._in_flight = 0
 
     def _run_started(self, event: RunStarted) -> None:
-        pause, ending = self._pause, self._ending  # asked for while the model was loaded: they hold
+        pause, ending = self._trouble.pause, self._ending  # asked for while the model was loaded: they hold
         self._reset()
         self._started = event
-        self._start = self._pause_start = self._clock()
-        self._pause, self._ending = pause, ending
+        self._start = self._clock()
+        self._trouble, self._ending = TroubleTally(self._clock, pause=pause), ending
         self._total = event.total
         self._found = event.total or event.resumed
         self._context_limit = event.num_ctx if event.context is None else event.context
         self._load = LoadTally(event.concurrency)
-
-    def _end_pause(self, now: float) -> None:
-        if self._pause is not None:
-            self._paused_s += now - self._pause_start
-            self._pause = None
-            self._pause_end = now
 
     def _row_finished(self, event: RowFinished) -> None:
         now = self._clock()
@@ -317,7 +303,8 @@ class MetricsHook:
         with self._lock:
             now = self._clock() if self._end is None else self._end
             elapsed = 0.0 if self._start is None else now - self._start
-            paused_s = self._paused_s + (now - self._pause_start if self._pause is not None else 0.0)
+            trouble = self._trouble.fields(now)
+            paused_s = trouble["paused_s"]
             state, reason, message, state_s = self._state(now)
             (rows, requests, prompt, completion), window_s = self._minute.sums(elapsed)
             latency = self._latency.copy()
@@ -333,7 +320,6 @@ class MetricsHook:
                 state_reason=reason,
                 state_message=message,
                 state_s=state_s,
-                paused=self._pause is not None,
                 total=self._total,
                 found=self._found,
                 completed=resumed + done,
@@ -348,10 +334,9 @@ class MetricsHook:
                 **usage.fields(),
                 **self._memory.fields(),
                 **self._load.fields(elapsed, paused_s),
-                **self._trouble.fields(now),
+                **trouble,
                 context_limit=self._context_limit,
                 elapsed_s=elapsed,
-                paused_s=paused_s,
                 eta_s=self._eta(
                     now, elapsed - paused_s, _over(rows, window_s) if rows >= _ENOUGH_ROWS else None
                 ),
@@ -379,8 +364,9 @@ class MetricsHook:
             return self._finished.outcome, None, self._finished.error, None
         if self._ending is not None:
             return "ending", None, self._ending.message, None
-        if self._pause is not None:
-            return "paused", self._pause.reason, self._pause.message, now - self._pause_start
+        pause, since = self._trouble.pause, self._trouble.since
+        if pause is not None:
+            return "paused", pause.reason, pause.message, now - (now if since is None else since)
         if self._stall is not None:
             message = f"no row has finished although {self._stall.in_flight} are in flight"
             return "stalled", "no_progress", message, self._stall.silent_s + now - self._stall_at
@@ -388,7 +374,7 @@ class MetricsHook:
 
     def _eta(self, now: float, active_s: float, minute: float | None) -> float | None:
         """Seconds left, at the pace of the last `minute` if known, else at that of all time not paused."""
-        if self._total is None or self._pause is not None:
+        if self._total is None or self._trouble.pause is not None:
             return None
         done = self._ok + self._failed
         left = self._total - done - (0 if self._started is None else self._started.resumed)
@@ -397,7 +383,8 @@ class MetricsHook:
         if self._finished is not None:
             return None
         # A pause within the window makes the last minute look slower than the engine is.
-        if minute and (self._pause_end is None or now - self._pause_end > WINDOW_S):
+        resumed_at = self._trouble.resumed_at
+        if minute and (resumed_at is None or now - resumed_at > WINDOW_S):
             return left / minute
         return left * active_s / done if done and active_s > 0 else None
 

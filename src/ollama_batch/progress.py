@@ -2,8 +2,9 @@
 
 Plain lines are `ollama-batch` and then `key=value` pairs that `shlex.split` takes apart: state, done, total,
 ok, failed, retried, in_flight, requests_per_s and out_tokens_per_s (of the last minute), cached (share of
-prompt tokens), eta, elapsed, concurrency (once the run has changed it), and a quoted reason while paused or
-stalled. What is not known yet is `unknown`.
+prompt tokens), eta, elapsed, concurrency (once the run has changed it), recoveries, restarts, quarantined and
+lost (time) once the engine was in trouble, and a quoted reason while paused or stalled. What is not known yet
+is `unknown`.
 Where the engine does not tell what it reused, cached is `not-reported`, or `~60%-estimated` if the times of
 prompt evaluation let it be guessed.
 """

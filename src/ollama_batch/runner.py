@@ -339,7 +339,7 @@ class BatchRunner(Generic[ParsedT]):
                 await job.engine.aclose()
             if job.results is not None:
                 job.results.end()
-        return await asyncio.to_thread(reporter.report, *reporter.end())
+        return await reporter.ended()
 
     async def _work(self, job: Job, journal: RunJournal, reporter: Reporter) -> None:
         """Take the input in, meet the engine if there is something to send, send it model by model."""

@@ -8,9 +8,11 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from analysis_support import Row, write_journal
 from ollama_batch import (
     AggressiveTrim,
     BatchRunner,
@@ -585,6 +588,33 @@ def test_invalid_rows_are_refused_or_skipped_and_verify_knows_them(
     assert ids(tmp_path / "out.errors.jsonl") == ["r1", None, "odd", None]
     code, out, _ = ask("verify", source, output)
     assert (code, out) == (0, "7 rows, 7 lines (3 ok, 4 failed): every row has exactly one\n")
+
+
+def test_status_tells_what_memory_was_in_use_and_what_trouble_there_was(ask: Cli, tmp_path: Path) -> None:
+    row = Row(custom_id="a", text="x", at=1.0, latency_s=0.5)
+    journal = write_journal(tmp_path / "run.db", [row], memory=False)
+    out = ask("status", journal)[1]
+    assert not [word for word in ("VRAM", "RAM", "recover", "restart") if word in out]
+    gib = 2**30
+    far = {"vram_used_bytes": 5 * gib, "vram_total_bytes": None, "ram_used_bytes": None}
+    near = {"vram_used_bytes": 13 * gib, "vram_total_bytes": 16 * gib, "ram_used_bytes": 9 * gib}
+    ok, con = {"outcome": "ok"}, sqlite3.connect(journal)
+    for notes, said in (
+        ([("memory", near), ("memory", far)], "5.0 GiB of VRAM in use"),
+        ([("memory", near)], "13.0 of 16.0 GiB of VRAM, 9.0 GiB of RAM in use"),
+        (
+            [("recovery", {"do": "pause"}), ("recovery", {"do": "fail"})],
+            "1 recovery of the engine, 0 restarts",
+        ),
+        ([("recovery", {"do": "pause"}), ("restart", ok)], "2 recoveries of the engine, 1 restart"),
+    ):
+        values = [(time.time() - 90, kind, json.dumps(data)) for kind, data in notes]
+        con.executemany("INSERT INTO notes (at, kind, data) VALUES (?, ?, ?)", values)
+        con.commit()
+        out = ask("status", journal)[1]
+        ago = r" 1m3\ds ago" if "in use" in said else ""
+        assert re.search(rf"^  {said}{ago}$", out, re.MULTILINE)
+    con.close()
 
 
 def test_verify_finds_what_is_missing_extra_doubled_or_no_result(ask: Cli, tmp_path: Path) -> None:

@@ -133,6 +133,10 @@ def test_what_is_unknown_is_not_told_as_0(fake_ollama_factory: Factory, promethe
         "reasoning_tokens_total",
         "vram_used_bytes",
         "ram_used_bytes",
+        "vram_peak_bytes",
+        "ram_peak_bytes",
+        "gpu_busy_mean_ratio",
+        "gpu_busy_p5_ratio",
     ):
         assert absent not in plain
     assert plain["prompt_tokens_total"] > 0
@@ -141,6 +145,9 @@ def test_what_is_unknown_is_not_told_as_0(fake_ollama_factory: Factory, promethe
 def test_names_and_types_are_what_prometheus_wants(fake: FakeOllama, prometheus: PrometheusHook) -> None:
     quick_runner(fake, hooks=[prometheus]).run(secret_rows(20))
     prometheus.on_event(MEMORY)
+    plain = bare(samples(told(prometheus)))
+    assert plain["vram_peak_bytes"] == 6 * GIB
+    assert plain["gpu_busy_mean_ratio"] == plain["gpu_busy_p5_ratio"] == plain["gpu_busy_ratio"] == 0.5
     text = generate_openmetrics(prometheus.registry).decode()
     kinds = {}
     for family in parse_openmetrics(text):  # refuses what breaks the rules of the format
@@ -338,6 +345,9 @@ def test_rows_have_traces_of_their_own_that_lead_to_the_run(fake: FakeOllama, te
     assert told["ollama_batch.run_id"] == report.run_id
     assert (told["ollama_batch.rows.ok"], told["ollama_batch.rows.failed"]) == (19, 1)
     assert told["ollama_batch.outcome"] == "completed"
+    trouble = [told[f"ollama_batch.{each}"] for each in ("recoveries", "restarts", "lost_s")]
+    m = report.metrics
+    assert trouble == [m.recoveries, m.restarts, pytest.approx(m.lost_s, abs=0.1)]
     traces = set()
     for span in telemetry.row_spans():
         assert span.parent is None
@@ -385,7 +395,8 @@ def test_the_other_figures_are_instruments_of_their_own(fake: FakeOllama, teleme
     report = quick_runner(fake, hooks=[hook]).run(secret_rows(20))
     hook.on_event(MEMORY)
     assert telemetry.value("ollama_batch.rows", outcome="ok") == 19
-    assert telemetry.value("ollama_batch.vram_used") == 6 * GIB
+    assert telemetry.value("ollama_batch.vram_used") == telemetry.value("ollama_batch.vram_peak") == 6 * GIB
+    assert telemetry.value("ollama_batch.gpu_busy_mean") == telemetry.value("ollama_batch.gpu_busy_p5") == 0.5
     assert telemetry.value("ollama_batch.cached_prompt_tokens") == report.metrics.cached_tokens
     assert telemetry.value("ollama_batch.concurrency") == 4
     metrics = telemetry.metrics()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter
@@ -109,6 +110,10 @@ def test_other_models_are_unloaded_where_memory_does_not_hold_one_request(
     assert told[-1] == "unload_others"
     unloaded = [each.model for each in fake.ledger.records() if each.kind == "unload"]
     assert unloaded == ["other:1b"]
+    m = report.metrics
+    assert m.recoveries == sum(event.data.get("do") == "pause" for event in recorder.all(Decision))
+    assert 0 < m.lost_s == m.paused_s < m.elapsed_s
+    assert re.search(rf"^  trouble    {m.recoveries} recover(y|ies), 0 restarts; ", str(report), re.MULTILINE)
 
 
 def test_prompts_are_evaluated_in_smaller_pieces_where_memory_does_not_hold_one_request_and_then_again(
@@ -171,7 +176,7 @@ def test_an_engine_whose_memory_grows_until_nothing_fits_is_restarted(fake_ollam
     assert {event.outcome for event in restarts} == {"ok"}
     assert report.metrics.restarts == len(restarts)
     assert report.metrics.recoveries >= len(restarts)
-    assert report.metrics.lost_s <= report.metrics.paused_s
+    assert 0 < report.metrics.lost_s <= report.metrics.paused_s
 
 
 # Rows that kill the engine

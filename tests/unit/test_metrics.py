@@ -4,13 +4,23 @@ import dataclasses
 import json
 import math
 import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_batch._histogram import LogHistogram
-from ollama_batch.events import Decision, RowsFound, RunEnding, RunFinished, RunPaused, RunResumed, RunStalled
+from ollama_batch.events import (
+    Decision,
+    RowRetried,
+    RowsFound,
+    RunEnding,
+    RunFinished,
+    RunPaused,
+    RunResumed,
+    RunStalled,
+)
 from ollama_batch.metrics import BatchMetrics, MetricsHook
 from ollama_batch.types import Timings
 from visible_support import FakeClock, finished, hook, sent, started
@@ -231,6 +241,64 @@ def test_the_eta_is_unknown_until_there_is_something_to_go_by() -> None:
 def test_the_eta_of_a_run_with_every_row_done_is_zero() -> None:
     metrics = hook(FakeClock(), total=3, resumed=3)
     assert metrics.snapshot().eta_s == 0.0
+
+
+def test_a_row_that_waits_to_be_sent_again_is_not_in_flight() -> None:
+    metrics = hook(FakeClock())
+    metrics.on_event(sent(in_flight=2))
+    untold = RowRetried(index=0, custom_id="row", attempt=1, code="engine_crashed", wait_s=0.0)
+    metrics.on_event(untold)
+    assert metrics.snapshot().in_flight == 2
+    metrics.on_event(replace(untold, in_flight=1))
+    assert metrics.snapshot().in_flight == 1
+
+
+RECOVERY = Decision(kind="recovery", message="", data={"do": "pause"})
+
+
+def test_a_recovery_that_is_over_before_a_pause_is_told_has_its_time_counted() -> None:
+    clock = FakeClock()
+    metrics = hook(clock, total=20)
+    clock.tick(2)
+    metrics.on_event(RECOVERY)
+    clock.tick(0.75)
+    during = metrics.snapshot()
+    assert (during.state, during.paused, during.lost_s, during.paused_s) == ("running", False, 0.75, 0.75)
+    metrics.on_event(replace(sent(), idle_s=0.75))
+    clock.tick(3)
+    metrics.on_event(replace(sent(), idle_s=0.5))
+    m = metrics.snapshot()
+    assert (m.recoveries, m.lost_s, m.paused_s, m.elapsed_s) == (1, 0.75, 0.75, 5.75)
+    assert m.engine_idle_share == pytest.approx(0.5 / 5.0)
+
+
+def test_a_recovery_that_becomes_a_pause_is_lost_from_its_beginning() -> None:
+    clock = FakeClock()
+    metrics = hook(clock, total=20)
+    metrics.on_event(RECOVERY)
+    clock.tick(1)
+    metrics.on_event(RunPaused(reason="engine", message="it is down"))
+    metrics.on_event(RECOVERY)
+    clock.tick(4)
+    assert metrics.snapshot().state_s == 5.0
+    metrics.on_event(RunResumed(reason="engine", paused_s=5.0))
+    clock.tick(1)
+    metrics.on_event(sent())
+    m = metrics.snapshot()
+    assert (m.recoveries, m.lost_s, m.paused_s) == (2, 5.0, 5.0)
+
+
+def test_a_pause_that_a_user_asked_for_is_not_lost_but_what_the_engine_adds_is() -> None:
+    clock = FakeClock()
+    metrics = hook(clock, total=20)
+    metrics.on_event(RunPaused(reason="user", message=""))
+    clock.tick(10)
+    metrics.on_event(RECOVERY)
+    clock.tick(3)
+    metrics.on_event(RunFinished(outcome="stopped", error="", duration_s=13.0))
+    clock.tick(9)
+    m = metrics.snapshot()
+    assert (m.lost_s, m.paused_s, m.elapsed_s, m.paused) == (3.0, 13.0, 13.0, False)
 
 
 def test_pauses_are_counted_and_left_out_of_the_eta() -> None:

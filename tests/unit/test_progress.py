@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from memory_support import GIB, sample
 from ollama_batch import progress
 from ollama_batch._text import plain
 from ollama_batch._views import notebook_view, plain_line, terminal_view
 from ollama_batch.errors import ConfigError
-from ollama_batch.events import Decision, Event, RowsFound, RunFinished, RunPaused, RunStalled
+from ollama_batch.events import Decision, Event, MemoryMeasured, RowsFound, RunFinished, RunPaused, RunStalled
 from ollama_batch.metrics import BatchMetrics, MetricsHook
 from ollama_batch.progress import (
     NotebookProgress,
@@ -203,6 +204,7 @@ def test_nothing_from_outside_reaches_a_screen_unescaped(text: str) -> None:
     answer = "ANSWER-OF-THE-MODEL"
     metrics.on_event(finished(ok=False, custom_id=text, code=text, output=answer))
     metrics.on_event(RunPaused(reason="engine_error", message=text))
+    metrics.on_event(MemoryMeasured(sample=sample(0.0, devices_unknown=text)))
     m = metrics.snapshot()
     shown = [plain_line(m), screen(m), notebook_view(m)]
     for view in shown:
@@ -229,17 +231,145 @@ def test_the_terminal_shows_bar_rates_times_and_counts() -> None:
         clock.tick(0.5)
         metrics.on_event(finished(ok=number != 7, completion=20, cached=25, in_flight=4))
     text = screen(metrics.snapshot())
-    first, second = text.rstrip("\n").split("\n")
+    first, second, third = text.rstrip("\n").split("\n")
     for part in ("gemma3:12b", "━", "100/200", "50.0%", "eta 50s", "elapsed 50s"):
         assert part in first
-    for part in ("ok 99", "failed 1", "in flight 4", "requests/s 2.00", "tokens/s out 40.0", "cached 25.0%"):
+    for part in ("ok 99", "failed 1", "in flight 4 of 4", "requests/s 2.00"):
         assert part in second
+    for part in ("tokens/s out 40.0", "cached 25.0%", "engine idle 0.0%"):
+        assert part in third
 
 
-@pytest.mark.parametrize("width", [20, 40, 100])
+@pytest.mark.parametrize("width", [20, 40, 60, 100])
 def test_the_terminal_view_fits_any_width(width: int) -> None:
-    metrics = hook(FakeClock(), total=170_000, resumed=169_999)
-    assert all(len(line) <= width for line in screen(metrics.snapshot(), width).splitlines())
+    for m in (hook(FakeClock(), total=170_000, resumed=169_999).snapshot(), late()):
+        assert all(len(line) <= width for line in screen(m, width).splitlines())
+
+
+def late(**changed: Any) -> BatchMetrics:
+    """A long run near its end, with everything to show, on a card of 16 GiB."""
+    values: dict[str, Any] = {
+        "model": "gemma3:12b",
+        "state": "running",
+        "total": 170_000,
+        "completed": 169_999,
+        "ok": 168_000,
+        "failed": 1_999,
+        "retried": 1_234,
+        "in_flight": 16,
+        "concurrency": 16,
+        "requests_per_s_1m": 12.34,
+        "completion_tokens_per_s_1m": 12_345.0,
+        "answers": 169_999,
+        "prompt_tokens": 4,
+        "cached_tokens": 1,
+        "cached_share": 0.25,
+        "queue_mean_s": 65.0,
+        "engine_idle_share": 0.012,
+        "recoveries": 2,
+        "restarts": 1,
+        "lost_s": 65.0,
+        "elapsed_s": 45_000.0,
+        "eta_s": 45_000.0,
+        "vram_used_bytes": 13 * GIB,
+        "vram_total_bytes": 16 * GIB,
+        "ram_used_bytes": 9 * GIB,
+        "gpu_share": 1.0,
+        "vram_peak_bytes": 14 * GIB,
+        "ram_peak_bytes": 10 * GIB,
+        "gpu_share_mean": 0.952,
+        "gpu_share_p5": 0.88,
+        "unmeasured": {},
+    }
+    return BatchMetrics(**{**values, **changed})
+
+
+def unmeasured(reason: str, *fields: str) -> dict[str, str]:
+    return dict.fromkeys(fields, reason)
+
+
+def test_the_terminal_shows_memory_gpu_queue_and_trouble_on_80_columns() -> None:
+    assert screen(late(), 80) == (
+        "gemma3:12b ━━━━━━━━━━━━━━━━━━╸ 169,999/170,000 99.9% eta 12h30m  elapsed 12h30m\n"
+        "ok 168,000  failed 1,999  retried 1,234  in flight 16 of 16  requests/s 12.3\n"
+        "tokens/s out 12,345  cached 25.0%  queue wait 1m05s  engine idle 1.2%\n"
+        "VRAM 13.0 of 16.0 GiB  RAM 9.0 GiB  GPU 100.0% (mean 95.2%, p5 88.0%)\n"
+        "recoveries 2  restarts 1  lost 1m05s\n"
+    )
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_lines_stay_where_they_are_while_a_run_goes_on(width: int) -> None:
+    bars = set()
+    for done, elapsed_s, eta_s in ((0, 0.0, None), (99, 9.0, 60.0), (1_000, 3_599.0, 86_000.0)):
+        m = late(completed=done, ok=done, failed=0, elapsed_s=elapsed_s, eta_s=eta_s)
+        lines = screen(m, width).splitlines()
+        assert [line.split()[0] for line in lines[1:]] == ["ok", "tokens/s", "VRAM", "recoveries"]
+        bars.add(lines[0].index(f"{done:,}/170,000"))
+    assert len(bars) == 1
+
+
+def test_the_largest_figures_and_names_need_no_further_line_on_80_columns() -> None:
+    name = "hf.co/somebody/a-model-with-a-long-name:Q4_K_M"
+    m = late(model=name, vram_used_bytes=140 * GIB, vram_total_bytes=141 * GIB, ram_used_bytes=1000 * GIB)
+    lines = screen(m, 80).splitlines()
+    assert lines[0].startswith("hf.co/somebody/a-mod…")
+    assert [line.split()[0] for line in lines[1:]] == ["ok", "tokens/s", "VRAM", "recoveries"]
+
+
+def test_what_was_never_known_of_memory_is_said_once_with_its_reason() -> None:
+    far = unmeasured("the engine is on another machine", "vram_total_bytes", "gpu_share")
+    no_gpu = {"gpu_share": None, "gpu_share_mean": None, "gpu_share_p5": None}
+    m = late(vram_total_bytes=None, **no_gpu, unmeasured=far)
+    line = "VRAM 13.0 GiB  RAM 9.0 GiB  GPU unknown: the engine is on another machine\n"
+    assert line in screen(m, 80)
+    m = late(
+        vram_used_bytes=None,
+        vram_peak_bytes=None,
+        vram_total_bytes=None,
+        **no_gpu,
+        unmeasured=unmeasured("no GPU was found", "vram_used_bytes", "vram_total_bytes", "gpu_share"),
+    )
+    assert "\nRAM 9.0 GiB  VRAM, GPU unknown: no GPU was found\n" in screen(m, 80)
+    assert "RAM <b>9.0 GiB</b> &middot; VRAM, GPU <b>unknown: no GPU was found</b>" in notebook_view(m)
+
+
+def test_a_figure_that_was_known_stays_in_its_place() -> None:
+    lost = late(vram_used_bytes=None, gpu_share=None, unmeasured=unmeasured("gone", "vram_used_bytes"))
+    assert "\nVRAM -  RAM 9.0 GiB  GPU - (mean 95.2%, p5 88.0%)\n" in screen(lost, 80)
+
+
+def test_of_memory_nothing_is_shown_that_nobody_measured_and_of_trouble_nothing_without_any() -> None:
+    metrics = hook(FakeClock())
+    metrics.on_event(finished())
+    shown = screen(metrics.snapshot()) + notebook_view(metrics.snapshot())
+    assert not [word for word in ("VRAM", "RAM", "GPU", "recoveries", "lost", "queue") if word in shown]
+
+
+def test_the_notebook_shows_memory_gpu_queue_and_trouble() -> None:
+    shown = notebook_view(late())
+    assert "VRAM <b>13.0 of 16.0 GiB</b> &middot; RAM <b>9.0 GiB</b> &middot; GPU <b>100.0% (mean" in shown
+    assert "queue wait <b>1m05s</b> &middot; engine idle <b>1.2%</b>" in shown
+    assert "recoveries <b>2</b> &middot; restarts <b>1</b> &middot; lost <b>1m05s</b>" in shown
+
+
+def test_a_plain_line_tells_of_trouble_only_after_some() -> None:
+    clock = FakeClock()
+    metrics = hook(clock)
+    quiet = fields(plain_line(metrics.snapshot()))
+    assert not {"recoveries", "restarts", "lost"} & set(quiet)
+    metrics.on_event(Decision(kind="recovery", message="", data={"do": "pause", "quarantined": ["a"]}))
+    metrics.on_event(RunPaused(reason="engine", message="died"))
+    clock.tick(65)
+    told = fields(plain_line(metrics.snapshot()))
+    assert {key: told[key] for key in told.keys() - quiet.keys()} == {
+        "recoveries": "1",
+        "restarts": "0",
+        "quarantined": "1",
+        "lost": "1m05s",
+        "reason": "engine: died (1m05s)",
+    }
+    assert "\nrecoveries 1  restarts 0  quarantined 1  lost 1m05s\n" in screen(metrics.snapshot(), 80)
 
 
 def test_the_terminal_says_that_and_why_a_run_pauses_or_stalls() -> None:

@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from memory_support import GIB, device, engine, host, sample
 from ollama_batch._error_groups import ErrorKind
 from ollama_batch.errors import JournalError, MissingExtraError
-from ollama_batch.events import RunPaused, RunResumed
-from ollama_batch.metrics import BatchMetrics
+from ollama_batch.events import Decision, EngineRestarted, MemoryMeasured, RunPaused, RunResumed
+from ollama_batch.memory import MemorySample
+from ollama_batch.metrics import BatchMetrics, MetricsHook
 from ollama_batch.report import BatchReport, ErrorExample, RowCounts, SourceFiles
 from ollama_batch.types import EngineInfo
 from visible_support import HOSTILE, FakeClock, finished, hook, results, sent
@@ -79,6 +82,14 @@ def with_heads(*heads: tuple[str, int, int | None]) -> str:
     return told[0].removeprefix("  heads      ") if told else ""
 
 
+MEMORY: dict[str, Any] = {
+    "vram_peak_bytes": 14 * GIB,
+    "ram_peak_bytes": 9 * GIB,
+    "vram_total_bytes": None,
+    "gpu_share_mean": None,
+}
+
+
 def report(**changed: Any) -> BatchReport[Any]:
     values: dict[str, Any] = {
         "outcome": "completed",
@@ -105,7 +116,18 @@ def worst() -> BatchReport[Any]:
         outcome="stopped",
         reason="because " * 100,
         counts=RowCounts(total=None, ok=9, failed=1, resumed=3, sent=10),
-        metrics=measured(9, 1, heads=("a" * 16, "b" * 16)),
+        metrics=replace(
+            measured(9, 1, heads=("a" * 16, "b" * 16)),
+            **MEMORY,
+            queue_mean_s=1.0,
+            queue_share=0.5,
+            served_mean=2.0,
+            recoveries=1_000,
+            restarts=1_000,
+            quarantined=1_000,
+            lost_s=1e6,
+            unmeasured={"vram_total_bytes": "v" * 500, "gpu_share": "v" * 500},
+        ),
         files=[
             SourceFiles(source=f"{n}", output=f"o{n}", errors=f"e{n}", partial=f"p{n}") for n in range(50)
         ],
@@ -124,11 +146,13 @@ def test_a_completed_run_reads_like_this() -> None:
         "  model      gemma3:12b on ollama 0.14.2 at http://127.0.0.1:11434\n"
         "  settings   concurrency 4, num_ctx 8,192, max_tokens 1,024\n"
         "  time       12s in all, 10s sending, 1.00 requests/s while sending\n"
+        "  memory     unknown: not measured (a run measures while it sends, if it has guards)\n"
         "  tokens     10,000 prompt (1,000 a row), 500 answer (50.0 a row), 50.0 answer tokens/s\n"
         "  cached     4,000 prompt tokens "
         "(40.0% of the prompts; without reuse they would be evaluated anew)\n"
         "  context    1,050 of 8,192 tokens at most\n"
         "  latency    mean 1.0s, p50 1.0s, p90 1.0s, p95 1.0s, p99 1.0s, max 1.0s; percentiles to 1 %\n"
+        "  waits      for a slot: not reported by the engine; engine idle 0.0% of the time\n"
         "  output     results.jsonl\n"
         "  journal    results.jsonl.run.db"
     )
@@ -239,6 +263,76 @@ def test_a_pause_is_part_of_the_time_of_sending() -> None:
     metrics.on_event(finished())
     text = str(report(metrics=metrics.snapshot(), duration_s=9.0))
     assert "9.0s in all, 8.0s sending (6.0s of it paused), 0.12 requests/s while sending" in text
+
+
+def line_of(label: str, metrics: MetricsHook) -> str:
+    """The line of a report that has `label`; "" if there is none."""
+    lines = str(report(metrics=metrics.snapshot())).splitlines()
+    found = [line for line in lines if line[2:].startswith(label)]
+    assert len(found) <= 1
+    return found[0][13:] if found else ""
+
+
+TOLD = "at most 5.5 GiB VRAM, 8.0 GiB RAM of this machine"
+BUSY = "GPU busy 50.0% of the time, 50.0% in its worst 5 %"
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        (
+            [sample(0, device(4 * GIB), host=host(1 * GIB)), sample(1, device(5 * GIB), host=host(3 * GIB))],
+            f"at most 12.0 of 16.0 GiB VRAM, 15.0 GiB RAM of this machine; {BUSY}",
+        ),
+        (
+            [sample(0, engine=engine(5.5 * GIB))],
+            f"{TOLD}; unknown: VRAM in all, GPU use (the engine is on another machine)",
+        ),
+        (
+            [sample(0, engine=engine(5.5 * GIB, remote=False))],
+            f"{TOLD}; unknown: VRAM in all, GPU use (no driver)",
+        ),
+        ([sample(0, host=host(None))], "unknown: VRAM, GPU use (no driver), RAM (the cable is out)"),
+        (
+            [sample(0, device(4 * GIB)), sample(1, device(None), host=host(None))],
+            f"at most 12.0 of 16.0 GiB VRAM, 8.0 GiB RAM of this machine; {BUSY}",
+        ),
+    ],
+)
+def test_the_report_has_what_is_known_of_memory_and_why_the_rest_is_not(
+    samples: list[MemorySample], said: str
+) -> None:
+    metrics = hook(FakeClock())
+    for each in samples:
+        metrics.on_event(MemoryMeasured(sample=each))
+    assert line_of("memory", metrics) == said
+
+
+def test_the_report_says_what_trouble_came_to_only_where_there_was_some() -> None:
+    clock = FakeClock()
+    metrics = hook(clock)
+    assert line_of("trouble", metrics) == ""
+    metrics.on_event(Decision(kind="recovery", message="", data={"do": "pause", "quarantined": ["a"]}))
+    metrics.on_event(RunPaused(reason="engine", message="died"))
+    clock.tick(65)
+    metrics.on_event(RunResumed(reason="engine", paused_s=65.0))
+    metrics.on_event(Decision(kind="recovery", message="", data={"do": "pause"}))
+    metrics.on_event(EngineRestarted(reason="crash", outcome="ok", message="", duration_s=3.0))
+    assert line_of("trouble", metrics) == (
+        "2 recoveries, 1 restart, 1 row quarantined; 1m05s lost, in which the engine kept the run from "
+        "sending"
+    )
+
+
+def test_idle_time_of_the_engine_is_told_also_where_waits_are_not() -> None:
+    clock = FakeClock()
+    metrics = hook(clock)
+    clock.tick(10)
+    metrics.on_event(replace(sent(), idle_s=2.5))
+    metrics.on_event(finished())
+    assert line_of("waits", metrics) == (
+        "for a slot: not reported by the engine; engine idle 25.0% of the time"
+    )
 
 
 def test_a_stopped_run_says_why_and_how_to_go_on() -> None:
@@ -361,7 +455,19 @@ def test_the_text_never_exceeds_25_lines() -> None:
     assert max(map(len, lines)) < 230
     assert "with 47 other codes" in text
     assert "  heads      2 heads; " in text
-    assert "and 48 more in report.notes" in text
+    assert "  note       50 in report.notes" in text
+
+
+def test_what_to_do_first_has_its_line_however_much_there_is_to_say() -> None:
+    fitting = [f"output_{word}" for word in ("truncated", "unparsed")]
+    codes = [*fitting, "unsupported_parameter", "context_length_exceeded"]
+    own = {"max_tokens": 1}
+    examples = [ErrorExample(code=code, count=9, custom_ids=["a"], params=own) for code in codes]
+    crowded = replace(worst(), error_examples=[*examples, ErrorExample(code="other", count=1)])
+    lines = str(crowded).splitlines()
+    assert len(lines) == 25
+    assert "  note       50 in report.notes" in lines
+    assert [line for line in lines if "run the same call again: it sends the rest" in line]
 
 
 def test_the_text_has_no_line_that_ends_in_space_and_repr_is_short() -> None:

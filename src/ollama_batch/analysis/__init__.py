@@ -11,6 +11,7 @@ from ollama_batch.analysis.figures import (
     ScoreFigures,
     TokenFigures,
 )
+from ollama_batch.analysis.load import LoadFigures
 from ollama_batch.analysis.numbers import Bar, Distribution
 from ollama_batch.analysis.tables import Table, read_csv
 from ollama_batch.analysis.timeline import Memory, Span, Stretch, Timeline
@@ -26,6 +27,7 @@ __all__ = [
     "Example",
     "FieldAgreement",
     "FieldFigures",
+    "LoadFigures",
     "Memory",
     "Move",
     "ScoreChange",

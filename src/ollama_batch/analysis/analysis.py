@@ -13,6 +13,7 @@ from ollama_batch._error_groups import ErrorGroup
 from ollama_batch._text import jsonable
 from ollama_batch.analysis.asked import Asked
 from ollama_batch.analysis.figures import Example, FieldFigures, ScoreFigures, TokenFigures
+from ollama_batch.analysis.load import LoadFigures
 from ollama_batch.analysis.numbers import Distribution
 from ollama_batch.analysis.reading import PathLike, RunSource
 from ollama_batch.analysis.tables import Table, run_table
@@ -32,7 +33,8 @@ class Analysis:
     `retried` rows took more than one of the `attempts`; None: not recorded. `trimmed` prompts were shortened,
     by `trimmed_tokens` in all. `unreadable` lines of result files were none. `models` and `finish_reasons`
     count answers. `latency` is of the last attempt of answered rows, in seconds, `answer_length` of answers
-    in characters; None: not recorded. `examples` has the first or foremost rows by what they are examples of.
+    in characters; None: not recorded. `load` is what sessions noted of memory, GPU, waits and trouble as they
+    ended (None: not recorded). `examples` has the first or foremost rows by what they are examples of.
 
     Everything is exact and counted from the rows; what nobody recorded is None, never 0.
     """
@@ -61,6 +63,7 @@ class Analysis:
     latency: Distribution | None
     answer_length: Distribution | None
     timeline: Timeline | None
+    load: LoadFigures | None = None
     examples: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
 
     @property

@@ -11,6 +11,7 @@ from ollama_batch._text import duration, plain
 from ollama_batch.analysis.analysis import Analysis
 from ollama_batch.analysis.asked import Asked, Fields, Score
 from ollama_batch.analysis.figures import Example, ScoreFigures
+from ollama_batch.analysis.load import load_of_metrics, load_of_notes
 from ollama_batch.analysis.numbers import Numbers, distribution_of, figure
 from ollama_batch.analysis.reading import PathLike, Results, RunSource, open_run
 from ollama_batch.analysis.rows import ResultRow
@@ -154,6 +155,9 @@ class _Tally:
             latency=distribution_of(self._latency.values),
             answer_length=distribution_of(self._length.values),
             timeline=timeline,
+            load=load_of_notes(source.notes)
+            if source.report is None
+            else load_of_metrics(source.report.metrics),
             examples={
                 title: found
                 for title, found in (

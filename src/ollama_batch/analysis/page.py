@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 from ollama_batch._error_groups import more_kinds
 from ollama_batch._text import count, duration, plain, rate, share
 from ollama_batch.analysis.figures import FieldFigures
+from ollama_batch.analysis.load import load_lines, most_vram
 from ollama_batch.analysis.numbers import Distribution, figure, signed
 from ollama_batch.analysis.timeline import Timeline
-from ollama_batch.memory.amounts import show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -195,8 +195,8 @@ def _figures(found: Analysis) -> list[tuple[str, str]]:
     if timeline is not None:
         per_s = found.rows / timeline.length_s
         lines.append(("time", f"{time_of(timeline)}, {rate(per_s)} rows/s"))
-        peak = max((each.used_bytes for each in timeline.memory), default=None)
-        lines.append(("VRAM", "not recorded" if peak is None else f"at most {show(peak)}"))
+        lines.append(("VRAM", most_vram(found.load, (each.used_bytes for each in timeline.memory))))
+    lines += load_lines(found.load)
     return lines
 
 

@@ -10,6 +10,7 @@ from ollama_batch._error_groups import more_kinds
 from ollama_batch._text import count, duration, plain, rate, share
 from ollama_batch.analysis.analysis import Analysis
 from ollama_batch.analysis.figures import FieldFigures
+from ollama_batch.analysis.load import load_cards
 from ollama_batch.analysis.numbers import figure
 from ollama_batch.analysis.page import mended_of, respelt, time_of
 from ollama_batch.analysis.parts import Card, Part, plotted, seconds, spread_of
@@ -137,7 +138,7 @@ def _cards(found: Analysis) -> list[Card]:
         cached = NOT_RECORDED if tokens.cached is None else share(tokens.cached_share)
         beside = "" if tokens.cached is None else f"{number(tokens.cached)} prompt tokens"
         cards.append(Card("From the cache", cached, beside, "quiet" * (tokens.cached is None)))
-    return cards
+    return [*cards, *load_cards(found.load)]
 
 
 def _score(found: Analysis) -> dict[str, Any]:
@@ -280,4 +281,6 @@ def _missing(found: Analysis) -> list[str]:
         absent.append("latency over time")
     if timeline is None or not timeline.memory:
         absent.append("GPU memory over time")
+    if found.load is None:
+        absent.append("GPU use, waits and trouble")
     return absent

@@ -95,7 +95,15 @@ FIGURES: Final[tuple[Figure, ...]] = (
     Figure("vram_used", "gauge", "By", "GPU memory in use.", lambda m: m.vram_used_bytes),
     Figure("vram_total", "gauge", "By", "GPU memory there is.", lambda m: m.vram_total_bytes),
     Figure("ram_used", "gauge", "By", "Memory of this machine in use.", lambda m: m.ram_used_bytes),
+    Figure("vram_peak", "gauge", "By", "Most GPU memory in use so far.", lambda m: m.vram_peak_bytes),
+    Figure(
+        "ram_peak", "gauge", "By", "Most memory of this machine in use so far.", lambda m: m.ram_peak_bytes
+    ),
     Figure("gpu_busy", "gauge", "1", "How busy the busiest GPU was.", lambda m: m.gpu_share),
+    Figure(
+        "gpu_busy_mean", "gauge", "1", "The same on average over the run so far.", lambda m: m.gpu_share_mean
+    ),
+    Figure("gpu_busy_p5", "gauge", "1", "What 5 % of its seconds did not exceed.", lambda m: m.gpu_share_p5),
 )
 
 

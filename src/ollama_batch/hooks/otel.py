@@ -194,6 +194,9 @@ class OpenTelemetryHook:
                     "ollama_batch.outcome": event.outcome,
                     "ollama_batch.rows.ok": now.ok,
                     "ollama_batch.rows.failed": now.failed,
+                    "ollama_batch.recoveries": now.recoveries,
+                    "ollama_batch.restarts": now.restarts,
+                    "ollama_batch.lost_s": now.lost_s,
                 }
             )
             if event.outcome == "stopped":

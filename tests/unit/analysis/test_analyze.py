@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 import statistics
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ from analysis_support import (
     write_journal,
     write_lines,
 )
-from ollama_batch import BatchRunner, ConfigError
+from memory_support import GIB
+from ollama_batch import BatchMetrics, BatchRunner, ConfigError
+from ollama_batch._load_note import load_note
 from ollama_batch.analysis import Analysis, analyze, compare
 from ollama_batch.errors import JournalCorruptError
 from ollama_batch.events import MemoryMeasured
@@ -255,6 +259,68 @@ def test_memory_over_time_is_what_the_journal_noted(tmp_path: Path) -> None:
     assert [each.at_s for each in found.timeline.memory] == pytest.approx([0.5, 30.5, 60.5, 90.5])
 
 
+def with_load(path: Path, *sessions: BatchMetrics) -> Path:
+    """The same journal, in which these sessions have noted their ends."""
+    con = sqlite3.connect(path)
+    values = [(BEGAN, "load", json.dumps(load_note(each))) for each in sessions]
+    con.executemany("INSERT INTO notes (at, kind, data) VALUES (?, ?, ?)", values)
+    con.commit()
+    con.close()
+    return path
+
+
+QUIET = BatchMetrics(
+    sent=1,
+    queue_mean_s=0.25,
+    engine_idle_share=0.012,
+    vram_peak_bytes=13 * GIB,
+    vram_total_bytes=16 * GIB,
+    ram_peak_bytes=9 * GIB,
+    gpu_share_mean=0.95,
+    gpu_share_p5=0.88,
+    unmeasured={},
+)
+FAR = BatchMetrics(
+    sent=1,
+    recoveries=2,
+    restarts=1,
+    lost_s=65.0,
+    vram_peak_bytes=14 * GIB,
+    unmeasured={"gpu_share": "the engine is on another machine", "ram_used_bytes": "hidden"},
+)
+
+
+def test_what_sessions_noted_of_load_and_trouble_adds_up(tmp_path: Path) -> None:
+    rows = [Row(custom_id="a", text="x", at=1.0, latency_s=0.5)]
+    silent = analyze(write_journal(tmp_path / "silent.db", rows))
+    assert silent.load is None
+    assert "GPU use, waits and trouble" in silent.html()
+    one = analyze(with_load(write_journal(tmp_path / "one.db", rows), QUIET))
+    text = str(one)
+    assert "  GPU        busy 95.0% of the time, 88.0% in its worst 5 %\n" in text
+    assert "  RAM        at most 9.0 GiB of the machine that ran it\n" in text
+    assert "  waits      0.25s for a slot on average; engine idle 1.2%" in text
+    assert "trouble" not in text
+    assert "  VRAM       at most 13.0 GiB\n" in text
+    assert "of 16.0 GiB; 9.0 GiB RAM" in one.html()
+    hidden = replace(FAR, vram_peak_bytes=None, unmeasured={"vram_used_bytes": "no driver"})
+    path = with_load(write_journal(tmp_path / "hidden.db", rows, memory=False), hidden)
+    assert "  VRAM       unknown: no driver\n  GPU        unknown: not measured\n" in str(analyze(path))
+    both = analyze(with_load(write_journal(tmp_path / "both.db", rows), replace(QUIET, lost_s=5.0), FAR))
+    load = both.load
+    assert load is not None
+    assert (load.sessions, load.recoveries, load.restarts, load.lost_s) == (2, 2, 1, 70.0)
+    assert (load.vram_peak_bytes, load.vram_total_bytes) == (14 * GIB, 16 * GIB)
+    assert (load.ram_peak_bytes, load.gpu_share_mean) == (9 * GIB, None)
+    text = str(both)
+    assert "  GPU        unknown: the engine is on another machine (last session)\n" in text
+    assert "  trouble    2 recoveries, 1 restart; 1m10s lost" in text
+    assert both.to_dict()["load"]["gpu_share_mean"] is None
+    page = both.html()
+    assert "2 recoveries, 1 restart" in page
+    assert "GPU use, waits and trouble" not in page
+
+
 def test_a_real_run_notes_its_memory_and_when_its_rows_finished(
     fake_ollama: FakeOllama, tmp_path: Path
 ) -> None:
@@ -276,6 +342,12 @@ def test_a_real_run_notes_its_memory_and_when_its_rows_finished(
     assert found.timeline.started_at == pytest.approx(report.started_at.timestamp(), abs=10)
     assert found.tokens.prompt == report.metrics.prompt_tokens
     assert analyze(report).tokens == found.tokens
+    load, m = found.load, report.metrics
+    assert load is not None
+    assert (load.sessions, load.recoveries, load.lost_s) == (1, 0, 0.0)
+    assert load.engine_idle_share == m.engine_idle_share
+    assert (load.queue_mean_s, load.ram_peak_bytes) == (m.queue_mean_s, m.ram_peak_bytes)
+    assert load.gpu_share_mean is None or "gpu_share" not in load.unmeasured
 
 
 def test_a_report_in_memory_is_analysed_too(fake_ollama_factory: Any) -> None:
@@ -283,6 +355,8 @@ def test_a_report_in_memory_is_analysed_too(fake_ollama_factory: Any) -> None:
     report = BatchRunner(model="toy:1b", base_url=fake.url, progress="none").run(["one", "two"])
     found = analyze(report)
     assert (found.rows, found.ok, found.source.kind, found.timeline) == (2, 2, "memory", None)
+    assert found.load is not None
+    assert found.load.engine_idle_share == report.metrics.engine_idle_share
     assert "When rows finished is not recorded." in found.notes
 
 

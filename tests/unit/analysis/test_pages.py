@@ -176,10 +176,11 @@ def test_a_page_of_5000_rows_is_small(tmp_path: Path) -> None:
 def test_a_page_says_what_was_not_recorded(tmp_path: Path) -> None:
     page = Page(analyze(write_lines(tmp_path / "o.jsonl", [chat_line("a", "x")])).html())
     said = " ".join(page.text.split())
-    assert "Not recorded: throughput, latency and context over time; GPU memory over time." in said
+    gpu = "GPU memory over time; GPU use, waits and trouble."
+    assert f"Not recorded: throughput, latency and context over time; {gpu}" in said
     assert "Latency is not recorded" in said
     files = Page(analyze(write_files(tmp_path, prepared(200))).html())
-    assert "Not recorded: latency over time; GPU memory over time." in " ".join(files.text.split())
+    assert f"Not recorded: latency over time; {gpu}" in " ".join(files.text.split())
 
 
 def test_a_page_shows_the_figures_that_the_analysis_has(tmp_path: Path) -> None:
