@@ -61,6 +61,8 @@ async def send_rows(
         job.engine,
         model=model,
         num_ctx=meeting.num_ctx,
+        batch=limit.batch,
+        run=run._stop,
         supervision=run._supervision,
         load_patience_s=options.load_timeout,
     )

@@ -68,7 +68,7 @@ class Recovery:
         self._outage = Outage(patience_s, load_patience_s)
         self._refusals = Refusals(stop, sent_at=self.turns.sent_at, accepted=self._accepted)
         self._ladder = Ladder(
-            rungs=() if relief is None else relief.rungs,
+            rungs=(),  # those there are when one is needed
             timeouts=retry.timeout,
             lost=retry.transport,
             replies=retry.server,
@@ -137,7 +137,8 @@ class Recovery:
             raise Abandoned from error
         self.turns.free(job.index)
         trouble = self._trouble(job, error)
-        ladder = self._ladders.get(error.budget, self._ladder)
+        rungs = () if self._relief is None else self._relief.rungs
+        ladder = replace(self._ladders.get(error.budget, self._ladder), rungs=rungs)
         trouble, action = await self._decided(trouble, ladder, error)
         crashes = self._history.suspicion_after(job.index).crashes
         self._history = self._history.after(trouble, action)
@@ -396,8 +397,10 @@ class Recovery:
         raise Abandoned from error
 
     def _down(self, action: Action, error: EngineError) -> EngineDownError:
-        said = str(error).rstrip(".")
-        return EngineDownError(f"{action.reason} ({said}); see the engine's log, then run again to go on")
+        said, what = str(error).rstrip("."), "see the engine's log, then run again to go on"
+        if self._relief is not None and kind_of(error) is Kind.OUT_OF_MEMORY:
+            what += self._relief.last_resort
+        return EngineDownError(f"{action.reason} ({said}); {what}")
 
     def _broken(self, bug: Exception) -> None:
         log.error("the engine's health check failed", exc_info=bug)
