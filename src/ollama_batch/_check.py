@@ -41,11 +41,20 @@ class EngineCheck:
     """Asks the engine on behalf of all rows: who wants to know while it is asked has the same answer.
 
     Both questions raise EngineStoppedError if the engine is gone. The one that is to be answered has as much
-    time as a row; after each that was not answered in that, twice as much, until a row is answered.
+    time as a row; after each that was not answered in that, twice as much, until a row is answered. Once it
+    is answered, for which the model may have been loaded anew, `loaded` is called.
     """
 
-    def __init__(self, engine: Engine, *, settings: SendSettings, limit: AddressLimit) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        settings: SendSettings,
+        limit: AddressLimit,
+        loaded: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._engine = engine
+        self._loaded = loaded
         self._settings = settings
         self._limit = limit
         self._health = _Question(self._ask_health)
@@ -93,6 +102,12 @@ class EngineCheck:
             return False
 
     async def _ask(self) -> Reply:
+        reply = await self._asked()
+        if reply is Reply.YES and self._loaded is not None:
+            await self._loaded()
+        return reply
+
+    async def _asked(self) -> Reply:
         try:
             async with self._limit:
                 deadline = time.monotonic() + self._ask_s

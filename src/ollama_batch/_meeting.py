@@ -169,6 +169,7 @@ async def load_model(
     if isinstance(engine, Loadable):
         deadline = time.monotonic() + options.load_timeout
         info = await engine.load(model, num_ctx=meeting.num_ctx, deadline=deadline)
+        journal.pin(f"digest of {model}", info.digest)  # models before it may have taken hours
         context = context_of(options, info, meeting.num_ctx)
         width = choose_width(options, info)
         meeting = dataclasses.replace(meeting, info=info, width=width, context=context)

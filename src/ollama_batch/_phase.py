@@ -28,6 +28,7 @@ from ollama_batch._sender import Sender
 from ollama_batch._settings import SendSettings
 from ollama_batch._steering import Steering
 from ollama_batch._watch import watched
+from ollama_batch._weights import Weights
 from ollama_batch._workers import WorkerPool
 from ollama_batch.events import Decision
 from ollama_batch.journal import RunJournal
@@ -56,6 +57,12 @@ async def send_rows(
     """
     run, limit = job.run, portal().limit(job.engine.address)
     settings = SendSettings.of(options, model=model, meeting=meeting)
+
+    async def decide(kind: str, message: str, **data: Any) -> None:
+        await journal.note(kind, {**data, "message": message})
+        run._emit(Decision(kind=kind, message=message, data=data))
+
+    weights = Weights(job.engine, info=meeting.info, stop=run._stop, decide=decide)
     steering = Steering(limit, info=meeting.info, emit=run._emit, note=journal.note, noticed=noticed)
     relief = Relief(
         job.engine,
@@ -67,7 +74,7 @@ async def send_rows(
         load_patience_s=options.load_timeout,
     )
     recovery = Recovery(
-        check=EngineCheck(job.engine, settings=settings, limit=limit),
+        check=EngineCheck(job.engine, settings=settings, limit=limit, loaded=weights.look),
         gate=run._gate,
         stop=run._stop,
         limit=limit,
@@ -92,10 +99,6 @@ async def send_rows(
     )
 
     room = DiskRoom(gate=run._gate, stop=run._stop, patience_s=settings.patience_s)
-
-    async def decide(kind: str, message: str, **data: Any) -> None:
-        await journal.note(kind, {**data, "message": message})
-        run._emit(Decision(kind=kind, message=message, data=data))
 
     gauge = PromptGauge(
         info=meeting.info,
@@ -134,6 +137,7 @@ async def send_rows(
         journal=journal,
         settings=settings,
         recovery=recovery,
+        weights=weights,
         limit=limit,
         room=room,
         stop=run._stop,
@@ -160,6 +164,7 @@ async def send_rows(
             steering.under_way(job.engine),
             watched(pool, engine=job.engine, gate=run._gate, recovery=recovery, emit=run._emit),
             guarded(guarding if guards else None, engine=job.engine, model=model),
+            weights.watched(),
         ):
             await pool.run()
     finally:

@@ -273,6 +273,10 @@ class OllamaEngine:
             "digest": _digest(tags, model),
         }
 
+    async def digest(self, model: str) -> str | None:
+        """The digest of what answers `model` from now on, which a pull changes; None if it is gone."""
+        return _digest(await self._ask("GET", "/api/tags", None, model, time.monotonic() + ASK_S), model)
+
     async def models(self) -> Sequence[str]:
         """The names of the models that were pulled, sorted."""
         tags = await self._ask("GET", "/api/tags", None, "", time.monotonic() + ASK_S)
