@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from ollama_batch._portal import AddressLimit
 from ollama_batch._settings import SendSettings
+from ollama_batch._stuck import stuck
 from ollama_batch.engines.base import Engine, Probed
 from ollama_batch.errors import (
     EngineAuthError,
@@ -88,6 +89,13 @@ class EngineCheck:
             asking.cancel()
             answered.cancel()
             await asyncio.gather(asking, answered, return_exceptions=True)
+
+    async def explained(self, error: EngineError) -> EngineError:
+        """`error`; where nothing was answered in time, with what the engine says of the reason."""
+        why = None
+        if isinstance(error, EngineTimeoutError):
+            why = await stuck(self._engine, self._settings.model)
+        return error if why is None else EngineTimeoutError(f"{error.message}: {why}")
 
     async def _ask_health(self) -> bool:
         if not isinstance(self._engine, Probed):

@@ -25,6 +25,7 @@ from ollama_batch._outage import Outage
 from ollama_batch._portal import portal
 from ollama_batch._sizes import next_bucket
 from ollama_batch._stop import Stop
+from ollama_batch._stuck import told_while_loading
 from ollama_batch._summary import NEW_RUN
 from ollama_batch._width import RunWidth
 from ollama_batch.concurrency import Concurrency
@@ -168,7 +169,8 @@ async def load_model(
     """
     if isinstance(engine, Loadable):
         deadline = time.monotonic() + options.load_timeout
-        info = await engine.load(model, num_ctx=meeting.num_ctx, deadline=deadline)
+        loading = engine.load(model, num_ctx=meeting.num_ctx, deadline=deadline)
+        info = await told_while_loading(loading, engine, model, patience_s=options.load_timeout)
         journal.pin(f"digest of {model}", info.digest)  # models before it may have taken hours
         context = context_of(options, info, meeting.num_ctx)
         width = choose_width(options, info)

@@ -162,7 +162,7 @@ async def send_rows(
     try:
         async with (
             steering.under_way(job.engine),
-            watched(pool, engine=job.engine, gate=run._gate, recovery=recovery, emit=run._emit),
+            watched(pool, engine=job.engine, model=model, gate=run._gate, recovery=recovery, emit=run._emit),
             guarded(guarding if guards else None, engine=job.engine, model=model),
             weights.watched(),
         ):

@@ -10,7 +10,7 @@ from typing import Final
 from ollama_batch._small_batch import SmallBatch
 from ollama_batch._summary import NEW_RUN
 from ollama_batch._supervision import Supervision
-from ollama_batch.control import Rung, smaller_num_batch
+from ollama_batch.control import Kind, Rung, kind_of, smaller_num_batch
 from ollama_batch.engines.base import BatchSized, Engine, Loadable, Unloading
 from ollama_batch.errors import EngineError
 
@@ -54,9 +54,12 @@ class Relief:
         restart = (Rung.RESTART,) if self._supervision.refuses() is None else ()
         return (*batch, *unload, *restart)
 
-    @property
-    def last_resort(self) -> str:
-        """What is left to the user where memory does not hold one request: rows that fitted may not then."""
+    def last_resort(self, error: EngineError) -> str:
+        """What is left to the user if `error` is that memory does not hold a request: rows that fitted may
+        not then, so no run does it by itself.
+        """
+        if kind_of(error) is not Kind.OUT_OF_MEMORY:
+            return ""
         if self._num_ctx is None:
             return ", or give the server a smaller context, which takes less memory"
         return f", or begin {NEW_RUN} with a smaller num_ctx= than {self._num_ctx:,}, which takes less memory"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ollama_batch.engines import _managed_server
-from ollama_batch.engines._http import HttpClient
+from ollama_batch.engines._http import HttpClient, Reply
 from ollama_batch.engines._owned import OwnedServer
 from ollama_batch.engines._server_process import ServerProcess
 from ollama_batch.engines.base import ONE_SLOT
@@ -182,12 +182,10 @@ class ManagedOllama(OllamaEngine):
         self._reserved.close()
         await super().aclose()
 
-    async def _ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None, model: str, deadline: float
-    ) -> dict[str, Any]:
+    async def _reply(self, method: str, path: str, body: Mapping[str, Any] | None, deadline: float) -> Reply:
         child = await self._server.running()
         try:
-            return await super()._ask(method, path, body, model, deadline)
+            return await super()._reply(method, path, body, deadline)
         except _BROKEN as error:
             await self._server.raise_if_ended(child, error)
             raise
