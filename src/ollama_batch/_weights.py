@@ -131,7 +131,7 @@ class Weights:
         named = ", ".join(unsure[-NAMED:]) + (f" and {count - NAMED:,} before" if count > NAMED else "")
         message = (
             f"{model} is another model now: the name stood for {_short(before)} and stands for "
-            f"{_short(digest)} since somebody has pulled, created or copied it. The run stops, so that its "
+            f"{_short(digest)} (somebody has pulled, created or copied it). The run stops, so that its "
             "answers are of one model"
         )
         if count:
