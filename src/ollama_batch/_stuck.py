@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("ollama_batch.run")
 
-ASK_S: Final = 10.0
+ASK_S: Final = 5.0
 OVERDUE_S: Final = 3.0
 """A model that is unloaded in this time was on its way out, not stuck."""
 
