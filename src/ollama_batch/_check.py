@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from ollama_batch._portal import AddressLimit
 from ollama_batch._settings import SendSettings
+from ollama_batch._stuck import stuck
 from ollama_batch.engines.base import Engine, Loadable, MemoryReporting, Probed
 from ollama_batch.errors import (
     EngineAuthError,
@@ -41,11 +42,20 @@ class EngineCheck:
     """Asks the engine on behalf of all rows: who wants to know while it is asked has the same answer.
 
     All questions raise EngineStoppedError if the engine is gone. The one that is to be answered has as much
-    time as a row; after each that was not answered in that, twice as much, until a row is answered.
+    time as a row; after each that was not answered in that, twice as much, until a row is answered. Once it
+    is answered, for which the model may have been loaded anew, `loaded` is called.
     """
 
-    def __init__(self, engine: Engine, *, settings: SendSettings, limit: AddressLimit) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        settings: SendSettings,
+        limit: AddressLimit,
+        loaded: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._engine = engine
+        self._loaded = loaded
         self._settings = settings
         self._limit = limit
         self._health = _Question(self._ask_health)
@@ -118,6 +128,13 @@ class EngineCheck:
             log.debug("the engine does not say what it has loaded: %s", type(error).__name__)
             return None
 
+    async def explained(self, error: EngineError) -> EngineError:
+        """`error`; where nothing was answered in time, with what the engine says of the reason."""
+        why = None
+        if isinstance(error, EngineTimeoutError):
+            why = await stuck(self._engine, self._settings.model)
+        return error if why is None else EngineTimeoutError(f"{error.message}: {why}")
+
     async def _ask_health(self) -> bool:
         if not isinstance(self._engine, Probed):
             return True
@@ -131,6 +148,12 @@ class EngineCheck:
             return False
 
     async def _ask(self) -> Reply:
+        reply = await self._asked()
+        if reply is Reply.YES and self._loaded is not None:
+            await self._loaded()
+        return reply
+
+    async def _asked(self) -> Reply:
         try:
             async with self._limit:
                 deadline = time.monotonic() + self._ask_s

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from tenacity import (
@@ -22,12 +23,15 @@ from ollama_batch._intake import Intake
 from ollama_batch._learning import learn_memory
 from ollama_batch._options import RunnerOptions
 from ollama_batch._outage import Outage
+from ollama_batch._portal import portal
 from ollama_batch._sizes import next_bucket
+from ollama_batch._stop import Stop
+from ollama_batch._stuck import told_while_loading
 from ollama_batch._summary import NEW_RUN
 from ollama_batch._width import RunWidth
 from ollama_batch.concurrency import Concurrency
 from ollama_batch.control import LimitChange
-from ollama_batch.engines.base import BatchSized, Engine, Loadable
+from ollama_batch.engines.base import Engine, Loadable
 from ollama_batch.errors import ConfigError, EngineBusyError, EngineError, EngineLoadingError
 from ollama_batch.journal import RunJournal
 from ollama_batch.tokens.state import state_folder
@@ -167,7 +171,9 @@ async def load_model(
     """
     if isinstance(engine, Loadable):
         deadline = time.monotonic() + options.load_timeout
-        info = await engine.load(model, num_ctx=meeting.num_ctx, deadline=deadline)
+        loading = engine.load(model, num_ctx=meeting.num_ctx, deadline=deadline)
+        info = await told_while_loading(loading, engine, model, patience_s=options.load_timeout)
+        journal.pin(f"digest of {model}", info.digest)  # models before it may have taken hours
         context = context_of(options, info, meeting.num_ctx)
         width = choose_width(options, info)
         meeting = dataclasses.replace(meeting, info=info, width=width, context=context)
@@ -369,12 +375,30 @@ def _within(asked: Literal["auto"] | Concurrency, wanted: int) -> int:
     return wanted if asked == "auto" else min(max(wanted, asked.min), asked.max)
 
 
-async def part_from_engine(engine: Engine, model: str, *, num_ctx: int | None, unload: bool) -> None:
+@asynccontextmanager
+async def visited(
+    engine: Engine, model: str, *, num_ctx: int | None, options: RunnerOptions, stop: Stop
+) -> AsyncIterator[None]:
+    """Have the run of `stop` use `engine` for `model` in the block; afterwards the server may have its memory
+    back, and the engine is as it was, however the block ends.
+    """
+    limit = portal().limit(engine.address)
+    limit.batch.join(stop, engine)
+    try:
+        yield
+    finally:
+        try:
+            # Others at this address may be using the model.
+            unload = options.unload_after and not limit.in_use
+            await stop.or_soon(_part_from(engine, model, num_ctx=num_ctx, unload=unload))
+        finally:
+            limit.batch.leave(stop)  # after the goodbye, which must not load the model anew
+
+
+async def _part_from(engine: Engine, model: str, *, num_ctx: int | None, unload: bool) -> None:
     """Let the server have its memory back in its own time; a server that is gone needs no goodbye."""
     if isinstance(engine, Loadable):
         try:
             await engine.release(model, num_ctx=num_ctx, unload=unload)
         except EngineError as error:
             log.debug("the engine could not be told that the run is over: %s", type(error).__name__)
-    if isinstance(engine, BatchSized):
-        engine.limit_batch(None)  # after the goodbye, which must not load the model anew

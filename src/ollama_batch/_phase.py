@@ -27,6 +27,7 @@ from ollama_batch._sender import Sender
 from ollama_batch._settings import SendSettings
 from ollama_batch._steering import Steering
 from ollama_batch._watch import watched
+from ollama_batch._weights import Weights
 from ollama_batch._workers import WorkerPool
 from ollama_batch.events import Decision
 from ollama_batch.journal import RunJournal
@@ -55,16 +56,24 @@ async def send_rows(
     """
     run, limit = job.run, portal().limit(job.engine.address)
     settings = SendSettings.of(options, model=model, meeting=meeting)
+
+    async def decide(kind: str, message: str, **data: Any) -> None:
+        await journal.note(kind, {**data, "message": message})
+        run._emit(Decision(kind=kind, message=message, data=data))
+
+    weights = Weights(job.engine, info=meeting.info, stop=run._stop, decide=decide)
     steering = Steering(limit, info=meeting.info, emit=run._emit, note=journal.note, noticed=noticed)
     relief = Relief(
         job.engine,
         model=model,
         num_ctx=meeting.num_ctx,
+        batch=limit.batch,
+        run=run._stop,
         supervision=run._supervision,
         load_patience_s=options.load_timeout,
     )
     recovery = Recovery(
-        check=EngineCheck(job.engine, settings=settings, limit=limit),
+        check=EngineCheck(job.engine, settings=settings, limit=limit, loaded=weights.look),
         gate=run._gate,
         stop=run._stop,
         limit=limit,
@@ -89,10 +98,6 @@ async def send_rows(
     )
 
     room = DiskRoom(gate=run._gate, stop=run._stop, patience_s=settings.patience_s)
-
-    async def decide(kind: str, message: str, **data: Any) -> None:
-        await journal.note(kind, {**data, "message": message})
-        run._emit(Decision(kind=kind, message=message, data=data))
 
     gauge = PromptGauge(
         info=meeting.info,
@@ -131,6 +136,7 @@ async def send_rows(
         journal=journal,
         settings=settings,
         recovery=recovery,
+        weights=weights,
         limit=limit,
         room=room,
         stop=run._stop,
@@ -154,8 +160,9 @@ async def send_rows(
     try:
         async with (
             steering.under_way(job.engine),
-            watched(pool, engine=job.engine, gate=run._gate, recovery=recovery, emit=run._emit),
+            watched(pool, engine=job.engine, model=model, gate=run._gate, recovery=recovery, emit=run._emit),
             guarded(guarding, engine=job.engine, model=model),
+            weights.watched(),
         ):
             await pool.run()
     finally:

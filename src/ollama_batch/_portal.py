@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from ollama_batch._restraint import Restraint
+from ollama_batch._small_batch import SmallBatch
 from ollama_batch._width import RunWidth
 from ollama_batch.control import LimitChange, QueueTarget
 
@@ -55,6 +56,7 @@ class AddressLimit:
         self._caps: dict[tuple[str, object], int] = {}  # by the reason, and who has it
         self._uncapped: dict[str, int] = {}
         self._restraint = Restraint()
+        self.batch = SmallBatch()
         self._out = 0
         self._taken_alone = False
         self._lost: deque[tuple[float, object]] = deque(maxlen=256)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import random
 import time
@@ -19,7 +18,7 @@ from ollama_batch._portal import AddressLimit
 from ollama_batch._record import RecoveryRecord
 from ollama_batch._refusals import Refusals
 from ollama_batch._relief import DONE_ONCE, Relief
-from ollama_batch._row import Job
+from ollama_batch._row import Job, poison
 from ollama_batch._stop import Abandoned, Stop
 from ollama_batch._supervision import Supervision
 from ollama_batch._turns import Turns
@@ -69,7 +68,7 @@ class Recovery:
         self._outage = Outage(patience_s, load_patience_s)
         self._refusals = Refusals(stop, sent_at=self.turns.sent_at, accepted=self._accepted)
         self._ladder = Ladder(
-            rungs=() if relief is None else relief.rungs,
+            rungs=(),  # those there are when one is needed
             timeouts=retry.timeout,
             lost=retry.transport,
             replies=retry.server,
@@ -138,7 +137,8 @@ class Recovery:
             raise Abandoned from error
         self.turns.free(job.index)
         trouble = self._trouble(job, error)
-        ladder = self._ladders.get(error.budget, self._ladder)
+        rungs = () if self._relief is None else self._relief.rungs
+        ladder = replace(self._ladders.get(error.budget, self._ladder), rungs=rungs)
         trouble, action = await self._decided(trouble, ladder, error)
         crashes = self._history.suspicion_after(job.index).crashes
         self._history = self._history.after(trouble, action)
@@ -148,7 +148,7 @@ class Recovery:
             self._paused(action, job, trouble, error)
             if job.index in action.quarantined:
                 self._alone.discard(job.index)
-                raise _poison(error, crashes) from error
+                raise poison(error, crashes) from error
         if action.do is Do.FAIL:
             self._history = self._history.failed(job.index)
             self._alone.discard(job.index)
@@ -343,6 +343,9 @@ class Recovery:
                 while self._due and self._relief is not None:
                     await self._stop.unless_draining(self._relief.take(self._due.pop(0), error))
                 exited, well = False, False
+                said = await self._stop.unless_draining(self._check.explained(error))
+                if said is not error:  # the question may take as long as what went before
+                    self._tell(said, since)
                 try:
                     well = await self._stop.unless_draining(self._check.healthy())
                     if well and not self._gate.held_beside(ENGINE):
@@ -351,20 +354,19 @@ class Recovery:
                 except EngineExitedError as gone:
                     if not self._supervision.revives(gone):
                         raise
-                    error, exited = gone, True
+                    error, said, exited = gone, gone, True
                 then = probed(well, at=time.monotonic(), history=self._history, ladder=self._ladder)
                 if not well:
-                    self._gate.hold(ENGINE, str(error))
-                    self._outage.met(error, at=self._history.down_since or since)
+                    self._tell(said, since)
                 if then.do is Do.RESUME:
                     break
                 self._history = self._history.probed(then)
                 if then.do is Do.STOP:
-                    self._record.keep(then, self._history, error)
-                    self._stop.now(self._down(then, error))  # nothing that is out will be answered any more
+                    self._record.keep(then, self._history, said)
+                    self._stop.now(self._down(then, said))  # nothing that is out will be answered any more
                     return
                 unwell_s = time.monotonic() - since
-                restart = self._supervision.restart_if_due(error, exited=exited, unwell_s=unwell_s)
+                restart = self._supervision.restart_if_due(said, exited=exited, unwell_s=unwell_s)
                 tried = await self._stop.unless_draining(restart)
                 wait_s = then.wait_s
                 if tried:  # it may be up in a moment: waits begin anew
@@ -382,6 +384,10 @@ class Recovery:
         if then.limit is not None:
             self._limit.crashed()
         self._gate.release(ENGINE)
+
+    def _tell(self, error: EngineError, since: float) -> None:
+        self._gate.hold(ENGINE, str(error))
+        self._outage.met(error, at=self._history.down_since or since)
 
     def _accepted(self, sent_at: float) -> None:
         """The engine has taken a request again, after refusals."""
@@ -401,19 +407,10 @@ class Recovery:
         raise Abandoned from error
 
     def _down(self, action: Action, error: EngineError) -> EngineDownError:
-        said = str(error).rstrip(".")
-        return EngineDownError(f"{action.reason} ({said}); see the engine's log, then run again to go on")
+        less = "" if self._relief is None else self._relief.last_resort(error)
+        why = f"{action.reason} ({str(error).rstrip('.')})"
+        return EngineDownError(f"{why}; see the engine's log, then run again to go on{less}")
 
     def _broken(self, bug: Exception) -> None:
         log.error("the engine's health check failed", exc_info=bug)
         self._stop.drain(EngineDownError(f"the engine's health check failed: {bug!r}"))
-
-
-def _poison(error: EngineError, crashes: int) -> EngineError:
-    """The error of a row that is quarantined: what it met, and why it is not sent any more."""
-    said = copy.copy(error)
-    said.message = (
-        f"{error.message}; the engine has died {crashes} times with this row, the last time with it alone, "
-        "and answered others between"
-    )
-    return said

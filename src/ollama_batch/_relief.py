@@ -7,22 +7,24 @@ import time
 from collections.abc import Awaitable, Sequence
 from typing import Final
 
+from ollama_batch._small_batch import SmallBatch
+from ollama_batch._summary import NEW_RUN
 from ollama_batch._supervision import Supervision
-from ollama_batch.control import Rung, smaller_num_batch
+from ollama_batch.control import Kind, Rung, kind_of, smaller_num_batch
 from ollama_batch.engines.base import BatchSized, Engine, Loadable, Unloading
 from ollama_batch.errors import EngineError
 
 log = logging.getLogger("ollama_batch.run")
-
 
 DONE_ONCE: Final = frozenset({Rung.UNLOAD_OTHERS, Rung.RESTART})
 """Rungs that leave nothing to be taken back: what they do may be done again."""
 
 
 class Relief:
-    """Takes the rungs that help one engine, and takes them back.
+    """Takes the rungs that help the engine of one run, and takes them back.
 
-    `num_ctx` is what the model is loaded with; a load may take `load_patience_s` seconds.
+    `batch` is what all runs at the address share, where it is known as `run`. `num_ctx` is what the model is
+    loaded with; a load may take `load_patience_s` seconds.
     """
 
     def __init__(
@@ -31,12 +33,16 @@ class Relief:
         *,
         model: str,
         num_ctx: int | None,
+        batch: SmallBatch,
+        run: object,
         supervision: Supervision,
         load_patience_s: float,
     ) -> None:
         self._engine = engine
         self._model = model
         self._num_ctx = num_ctx
+        self._batch = batch
+        self._run = run
         self._supervision = supervision
         self._load_patience_s = load_patience_s
 
@@ -47,6 +53,16 @@ class Relief:
         unload = (Rung.UNLOAD_OTHERS,) if isinstance(self._engine, Unloading) else ()
         restart = (Rung.RESTART,) if self._supervision.refuses() is None else ()
         return (*batch, *unload, *restart)
+
+    def last_resort(self, error: EngineError) -> str:
+        """What is left to the user if `error` is that memory does not hold a request: rows that fitted may
+        not then, so no run does it by itself.
+        """
+        if kind_of(error) is not Kind.OUT_OF_MEMORY:
+            return ""
+        if self._num_ctx is None:
+            return ", or give the server a smaller context, which takes less memory"
+        return f", or begin {NEW_RUN} with a smaller num_ctx= than {self._num_ctx:,}, which takes less memory"
 
     async def take(self, rung: Rung, error: EngineError) -> None:
         """Take `rung`, because of `error`; what does not work is only logged: the next request tells."""
@@ -59,6 +75,8 @@ class Relief:
                 gone = await self._engine.unload_others(self._model)
             except EngineError as failed:
                 log.warning("other models could not be unloaded: %s", failed)
+            except Exception:  # an engine of somebody's own
+                log.exception("other models could not be unloaded")
             else:
                 log.warning(
                     "had the engine unload %s", ", ".join(gone) or "nothing: no other model was loaded"
@@ -66,8 +84,7 @@ class Relief:
 
     def take_back(self, rung: Rung) -> None:
         """Undo `rung`; nothing is left of those that are `DONE_ONCE`."""
-        if rung is Rung.NUM_BATCH and isinstance(self._engine, BatchSized):
-            self._engine.limit_batch(None)
+        if rung is Rung.NUM_BATCH and self._batch.give_back(self._run):
             log.warning("num_batch is as it was: the model is loaded anew")
 
     def reload_smaller(self) -> Awaitable[None] | None:
@@ -93,6 +110,6 @@ class Relief:
 
     def _limit_batch(self) -> None:
         smaller = self._smaller_batch()
-        if smaller is not None and isinstance(self._engine, BatchSized):
-            self._engine.limit_batch(smaller)
+        self._batch.take(self._run)
+        if smaller is not None:
             log.warning("num_batch %d from now on: the model is loaded anew", smaller)

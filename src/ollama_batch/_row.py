@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -70,3 +71,13 @@ class Job:
         self.unparsed: OutputUnparsedError | None = None
         self.due = False
         self.first: Prompt | None = None
+
+
+def poison(error: EngineError, crashes: int) -> EngineError:
+    """The error of a row that is quarantined: what it met, and why it is not sent any more."""
+    said = copy.copy(error)
+    said.message = (
+        f"{error.message}; the engine has died {crashes} times with this row, the last time with it alone, "
+        "and answered others between"
+    )
+    return said

@@ -12,9 +12,10 @@ from ollama_batch._check import HEALTH_S
 from ollama_batch._gate import Gate
 from ollama_batch._recovery import Recovery
 from ollama_batch._stop import Stop
+from ollama_batch._stuck import stuck
 from ollama_batch._workers import WorkerPool
 from ollama_batch.engines.base import Engine, Probed
-from ollama_batch.errors import DeadlineReachedError, EngineError, EngineUnreachableError
+from ollama_batch.errors import DeadlineReachedError, EngineError, EngineTimeoutError, EngineUnreachableError
 from ollama_batch.events import Event, RunStalled
 
 log = logging.getLogger("ollama_batch.run")
@@ -43,6 +44,7 @@ async def watched(
     pool: WorkerPool,
     *,
     engine: Engine,
+    model: str,
     gate: Gate,
     recovery: Recovery,
     emit: Callable[[Event], None],
@@ -52,7 +54,7 @@ async def watched(
     are out, say so and doubt the engine.
     """
     task = asyncio.create_task(
-        _watch(pool, engine, gate, recovery, emit, STALL_S if stall_s is None else stall_s)
+        _watch(pool, engine, model, gate, recovery, emit, STALL_S if stall_s is None else stall_s)
     )
     try:
         yield
@@ -65,6 +67,7 @@ async def watched(
 async def _watch(
     pool: WorkerPool,
     engine: Engine,
+    model: str,
     gate: Gate,
     recovery: Recovery,
     emit: Callable[[Event], None],
@@ -79,11 +82,11 @@ async def _watch(
             told_for = since
             log.warning("no row has finished for %.0f s, %d requests are out", silent_s, pool.in_flight)
             emit(RunStalled(silent_s=silent_s, in_flight=pool.in_flight))
-            await _doubt(engine, recovery)
+            await _doubt(engine, model, recovery, silent_s)
         await asyncio.sleep(min(TICK_S, stall_s))
 
 
-async def _doubt(engine: Engine, recovery: Recovery) -> None:
+async def _doubt(engine: Engine, model: str, recovery: Recovery, silent_s: float) -> None:
     if not isinstance(engine, Probed):
         return
     try:
@@ -98,6 +101,8 @@ async def _doubt(engine: Engine, recovery: Recovery) -> None:
     else:
         if not healthy:
             recovery.doubt(_silent())
+        elif await stuck(engine, model) is not None:
+            recovery.doubt(EngineTimeoutError(f"no row has finished for {silent_s:.0f} s"))
 
 
 def _silent() -> EngineUnreachableError:

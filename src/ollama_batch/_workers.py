@@ -21,6 +21,7 @@ from ollama_batch._row import Job
 from ollama_batch._sender import Sender
 from ollama_batch._settings import SendSettings
 from ollama_batch._stop import Abandoned, Stop
+from ollama_batch._weights import Weights
 from ollama_batch._width import RunWidth
 from ollama_batch.errors import (
     EngineError,
@@ -72,6 +73,7 @@ class WorkerPool:
         journal: RunJournal,
         settings: SendSettings,
         recovery: Recovery,
+        weights: Weights,
         limit: AddressLimit,
         room: DiskRoom,
         stop: Stop,
@@ -87,6 +89,7 @@ class WorkerPool:
         self._journal = journal
         self._settings = settings
         self._recovery = recovery
+        self._weights = weights
         self._limit = limit
         self._stop = stop
         self._emit = emit
@@ -235,6 +238,12 @@ class WorkerPool:
         except (Abandoned, asyncio.CancelledError):
             self._leave(job)
             raise
+        if completion is not None:
+            try:
+                await _listed(self._asking, self._weights.confirm(custom_id, completion))
+            except (Abandoned, asyncio.CancelledError):
+                self._leave(job)
+                raise
         answer = job.answer if failure is None else None
         earlier = [each for each in job.answers if each is not completion]
         result: BatchResult[Any] = BatchResult(

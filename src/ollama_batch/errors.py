@@ -43,6 +43,7 @@
         ├── TooManyFailuresError
         ├── DeadlineReachedError
         ├── EngineDownError             the engine did not come back in time
+        ├── ModelChangedError           the model's name stands for other weights than when the run began
         ├── MemoryShortError            a guard kept the run from sending for too long
         └── RunCancelledError           stopped by SIGTERM, SIGHUP or `.cancel()`
 
@@ -187,9 +188,7 @@ class EngineError(OllamaBatchError):
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.status = status
-        self.param = param
-        self.retry_after_s = retry_after_s
+        self.status, self.param, self.retry_after_s = status, param, retry_after_s
 
     def __repr__(self) -> str:
         # The arguments of an OutcomeError hold a whole answer, which belongs in no log.
@@ -215,7 +214,6 @@ class EngineUnreachableError(EngineError):
 
     code = "engine_unreachable"
     retryable = True
-    budget = "none"
 
 
 class EngineConnectionError(EngineError):
@@ -253,7 +251,6 @@ class EngineLoadingError(EngineError):
 class EngineServerError(EngineError):
     """Raised when the server failed (5xx)."""
 
-    code = "engine_error"
     retryable = True
     budget = "server"
 
@@ -321,8 +318,7 @@ class ContextTooLargeError(RequestRejectedError):
             default = f"the prompt has {tokens:,} tokens, the context has room for {limit:,}"
         super().__init__(message or default, status=400)
         self.args = (tokens, limit, message)
-        self.tokens = tokens
-        self.limit = limit
+        self.tokens, self.limit = tokens, limit
 
 
 class UnsupportedParamError(RequestRejectedError):
@@ -401,6 +397,10 @@ class DeadlineReachedError(RunStoppedError):
 
 class EngineDownError(RunStoppedError):
     """Raised when the engine is gone, or did not come back in time."""
+
+
+class ModelChangedError(RunStoppedError):
+    """Raised when a model was exchanged under the run; the message has both digests."""
 
 
 class MemoryShortError(RunStoppedError):

@@ -21,9 +21,9 @@ from ollama_batch._meeting import (
     load_model,
     meet_engine,
     once_free,
-    part_from_engine,
     refuse_other_settings,
     tell_context,
+    visited,
 )
 from ollama_batch._opening import begin_anew, discard_if_new, open_journal, sources_of_run
 from ollama_batch._options import (
@@ -383,7 +383,8 @@ class BatchRunner(Generic[ParsedT]):
         meetings = await stop.unless_draining(revived(meeting_all))
         troubles = await asyncio.to_thread(journal.notes, RECOVERY)
         for model, feed in feeds.items():
-            try:
+            num_ctx = meetings[model].num_ctx
+            async with visited(job.engine, model, num_ctx=num_ctx, options=self.options, stop=stop):
                 load = partial(
                     load_model, options=self.options, journal=journal, several_heads=feed.several_heads
                 )
@@ -406,11 +407,6 @@ class BatchRunner(Generic[ParsedT]):
                     noticed=reporter.noticed,
                     troubles=troubles,
                 )
-            finally:
-                # Others at this address may be using the model.
-                unload = self.options.unload_after and not portal().limit(job.engine.address).in_use
-                goodbye = part_from_engine(job.engine, model, num_ctx=meetings[model].num_ctx, unload=unload)
-                await stop.or_soon(goodbye)
         if not feeds:
             reporter.start()
             await self._replay(job, journal)

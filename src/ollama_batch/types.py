@@ -249,7 +249,7 @@ class LoadedModel:
 
     `size_bytes` is all of it (weights, context of every slot, compute buffers), `vram_bytes` the part on
     the GPU; the rest has spilled into host memory. None: the server does not say. `context_length` is of one
-    slot.
+    slot. `overdue_s`: for so many seconds it should have been gone (None: it may stay, or that is not told).
     """
 
     model: str
@@ -257,6 +257,7 @@ class LoadedModel:
     vram_bytes: int | None
     context_length: int | None = None
     digest: str | None = None
+    overdue_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -309,15 +309,58 @@ async def test_the_log_goes_where_it_is_wanted(folder: Path, tmp_path: Path) -> 
     assert "msg=starting" in engine.log.read_text()
 
 
+NO_PID = 2**22 + 1
+"""Processes of Linux have smaller ids."""
+
+
+def old_log(logs: Path, pid: int, *, age: int, suffix: str = "") -> Path:
+    logs.mkdir(parents=True, exist_ok=True)
+    path = logs / f"ollama-{pid}-1.log{suffix}"
+    path.write_text("old")
+    os.utime(path, (1000 - age, 1000 - age))
+    return path
+
+
 def test_logs_of_earlier_servers_do_not_pile_up(folder: Path, tmp_path: Path) -> None:
     logs = tmp_path / "state" / "ollama-batch" / "managed"
-    logs.mkdir(parents=True)
-    for n in range(50):
-        (logs / f"ollama-{n}-1.log").write_text("old")
-        os.utime(logs / f"ollama-{n}-1.log", (n, n))
+    old = [old_log(logs, NO_PID + n, age=n) for n in range(50)]
     OllamaEngine.managed()
-    left = sorted(int(path.name.split("-")[1]) for path in logs.iterdir())
-    assert left == list(range(50 - 2 * managed.LOGS, 50))
+    assert {path for path in old if path.exists()} == set(old[: 2 * managed.LOGS])
+
+
+def test_the_log_of_a_quiet_server_that_still_runs_is_left(folder: Path, tmp_path: Path) -> None:
+    logs = tmp_path / "state" / "ollama-batch" / "managed"
+    other = [old_log(logs, os.getppid(), age=99, suffix=suffix) for suffix in ("", ".1")]
+    quiet = OllamaEngine.managed()
+    quiet.log.write_text("quiet for long")
+    os.utime(quiet.log, (1, 1))
+    closed = logs / f"ollama-{os.getpid()}-0.log"  # of an engine that is no more
+    closed.write_text("old")
+    os.utime(closed, (1, 1))
+    for n in range(50):
+        old_log(logs, NO_PID + n, age=n)
+    OllamaEngine.managed()
+    assert [path.exists() for path in (*other, quiet.log, closed)] == [True, True, True, False]
+
+
+def test_a_log_that_another_process_removes_meanwhile_is_no_trouble(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = tmp_path / "state" / "ollama-batch" / "managed"
+    for n in range(50):
+        old_log(logs, NO_PID + n, age=n)
+    glob = Path.glob
+
+    def raced(self: Path, pattern: str) -> list[Path]:
+        found = list(glob(self, pattern))
+        for path in found[::2]:
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "glob", raced)
+    OllamaEngine.managed()
+    monkeypatch.undo()
+    assert len(list(logs.iterdir())) <= 2 * managed.LOGS
 
 
 def test_a_managed_server_killed_in_a_run_is_restarted_and_every_row_is_ok(

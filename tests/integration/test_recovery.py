@@ -6,14 +6,15 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from ollama_batch import RunJournal
+from ollama_batch import OllamaEngine, RunJournal
+from ollama_batch._portal import portal
 from ollama_batch._restraint import ANSWERS_THERE
 from ollama_batch._settings import TEST_QUESTION
 from ollama_batch.control import Supervisor
@@ -150,10 +151,31 @@ def test_a_run_whose_every_request_runs_out_of_memory_stops_and_fails_no_row(
     recorder = Recorder()
     with pytest.raises(EngineDownError, match="nothing left to give up") as stopped:
         quick_runner(fake, concurrency=2, hooks=[recorder], guards=()).run(rows(20))
+    assert "overwrite=True) with a smaller num_ctx= than 2,048" in str(stopped.value)
     counts = stopped.value.report.counts
     assert (counts.total, counts.ok, counts.failed) == (20, 0, 0)
     told = [e.data["rung"] for e in recorder.all(Decision) if e.data.get("rung")]
     assert told[:3] == ["concurrency", "num_batch", "unload_others"]
+
+
+def test_an_engine_of_ones_own_that_cannot_unload_others_has_a_rung_that_does_not_help(
+    fake_ollama_factory: Factory,
+) -> None:
+    class Broken(OllamaEngine):
+        async def unload_others(self, model: str) -> Sequence[str]:
+            raise RuntimeError("not thought of")
+
+    fake = fake_ollama_factory(
+        models=[FakeModel("toy:1b", size=GIB)],
+        speed=CostModel(latency_s=0.002),
+        memory=MemoryModel(card_bytes=2 * GIB, request_bytes=2 * GIB),
+    )
+    engine = Broken(fake.url)
+    with pytest.raises(EngineDownError, match="nothing left to give up") as stopped:
+        quick_runner(engine=engine, concurrency=2, guards=()).run(rows(20))
+    portal().call(engine.aclose())
+    counts = stopped.value.report.counts
+    assert (counts.total, counts.ok, counts.failed) == (20, 0, 0)
 
 
 def test_an_engine_whose_memory_grows_until_nothing_fits_is_restarted(fake_ollama_factory: Factory) -> None:

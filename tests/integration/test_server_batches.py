@@ -19,7 +19,7 @@ from ollama_batch import EmbeddedEngine, OpenAIEngine
 from ollama_batch._portal import portal
 from ollama_batch.errors import DiskFullError
 from ollama_batch.journal import RunJournal
-from ollama_batch.testing import CostModel, FakeOllama
+from ollama_batch.testing import CostModel, FakeOllama, Fault
 from ollama_batch.types import ResultRecord
 from server_support import (
     BATCH_KEYS,
@@ -794,6 +794,23 @@ def test_a_fault_of_the_loop_itself_does_not_end_it(
     assert run(client, rows(2)).status == "completed"
     assert "KeyError at " in caplog.text
     assert "what a line says" not in caplog.text
+
+
+def test_a_model_that_is_exchanged_under_a_batch_has_all_its_lines(
+    tmp_path: Path, fake_ollama_factory: Callable[..., FakeOllama]
+) -> None:
+    swap = 20
+    fake = fake_ollama_factory(
+        speed=CostModel(load_s=0.3, latency_s=0.005), faults=[Fault("model_swapped", when=swap)]
+    )
+    with serving(tmp_path / "data", fake) as served:
+        client = served.sdk()
+        batch = ended(client, create(client, rows(60, "swap")).id)
+        output, errors = results(client, batch)
+    assert (batch.status, errors) == ("completed", [])
+    assert ids(output) == [f"swap-{n}" for n in range(60)]
+    asked = [record.key for record in fake.ledger.completions()]
+    assert set(asked[swap:]) >= {f"swap-{n}" for n in range(60)}
 
 
 # Engines

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from ollama_batch import OllamaEngine
+from ollama_batch._portal import portal
+from ollama_batch.errors import RunCancelledError
 from ollama_batch.events import Decision
-from ollama_batch.testing import CostModel, FakeOllama, FakeReply, Fault
+from ollama_batch.testing import CostModel, FakeModel, FakeOllama, FakeReply, Fault, MemoryModel
 from trouble_support import Recorder, name, quick_ladder, quick_runner, rows
 
 Factory = Callable[..., FakeOllama]
@@ -45,3 +48,59 @@ def test_a_slow_row_is_not_blamed_for_what_another_runs_row_does(
     assert [result.custom_id for result in other.results() if not result.ok] == [POISON]
     assert fake.ledger.count(POISON) == 3
     assert not any(event.data.get("quarantined") for event in recorder.all(Decision))
+
+
+GIB = 2**30
+
+
+@pytest.fixture
+def one_fits_in_small_pieces(fake_ollama_factory: Factory) -> FakeOllama:
+    """A card that holds one request beside the buffers of a num_batch of 256, and none beside usual ones."""
+    return fake_ollama_factory(
+        models=[FakeModel("toy:1b", size=GIB)],
+        slots=4,
+        speed=CostModel(latency_s=0.005),
+        memory=MemoryModel(card_bytes=2 * GIB + 3 * GIB // 8, batch_bytes=GIB // 1024, request_bytes=GIB),
+    )
+
+
+@pytest.fixture
+def engine(one_fits_in_small_pieces: FakeOllama) -> Iterator[OllamaEngine]:
+    engine = OllamaEngine(one_fits_in_small_pieces.url)
+    yield engine
+    portal().call(engine.aclose())
+
+
+def loads_small(fake: FakeOllama) -> list[bool]:
+    return [load.get("num_batch") == 256 for load in fake.ledger.load_settings()]
+
+
+def test_a_run_that_leaves_takes_from_no_other_what_it_needs_of_the_engine_they_share(
+    one_fits_in_small_pieces: FakeOllama, engine: OllamaEngine
+) -> None:
+    fake = one_fits_in_small_pieces
+    options: dict[str, Any] = {"engine": engine, "concurrency": 1, "guards": ()}
+    first = quick_runner(**options).start(rows(100))
+    fake.wait_until(lambda _: any(loads_small(fake)))
+    second = quick_runner(**options).start(rows(150, first=100))
+    for run, count in ((first, 100), (second, 150)):
+        report = run.wait(60)
+        assert (report.counts.ok, report.counts.failed) == (count, 0)
+    assert loads_small(fake)[-1]
+    large_again = loads_small(fake)[loads_small(fake).index(True) :].count(False)
+    assert large_again == 0
+    assert engine.num_batch is None
+
+
+def test_an_engine_is_as_it_was_after_a_run_whose_goodbye_is_not_answered(
+    one_fits_in_small_pieces: FakeOllama, engine: OllamaEngine
+) -> None:
+    fake = one_fits_in_small_pieces
+    run = quick_runner(engine=engine, concurrency=1, guards=()).start(rows(5000))
+    fake.wait_until(lambda _: any(loads_small(fake)))
+    assert engine.num_batch == 256
+    fake.inject(Fault("hang", route="preload"))
+    run.cancel(now=True)
+    with pytest.raises(RunCancelledError):
+        run.wait(30)
+    assert engine.num_batch is None

@@ -356,7 +356,13 @@ class Pool:
 
 async def stalls(at: Setting, pool: Any, seconds: float, stall_s: float = 0.03) -> list[RunStalled]:
     async with watched(
-        pool, engine=at.engine, gate=at.gate, recovery=at.recovery, emit=at.events.append, stall_s=stall_s
+        pool,
+        engine=at.engine,
+        model="m",
+        gate=at.gate,
+        recovery=at.recovery,
+        emit=at.events.append,
+        stall_s=stall_s,
     ):
         await asyncio.sleep(seconds)
     return [event for event in at.events if isinstance(event, RunStalled)]
@@ -388,7 +394,13 @@ async def test_the_time_behind_a_closed_gate_is_no_silence(open_again: bool) -> 
 async def test_a_silent_engine_that_fails_its_check_closes_the_gate() -> None:
     at = Setting(Health(False))
     async with watched(
-        Pool(), engine=at.engine, gate=at.gate, recovery=at.recovery, emit=at.events.append, stall_s=0.01
+        Pool(),
+        engine=at.engine,
+        model="m",
+        gate=at.gate,
+        recovery=at.recovery,
+        emit=at.events.append,
+        stall_s=0.01,
     ):  # type: ignore[arg-type]  # all that is asked of a pool
         await soon(lambda: any(isinstance(event, RunPaused) for event in at.events))
 
@@ -396,7 +408,13 @@ async def test_a_silent_engine_that_fails_its_check_closes_the_gate() -> None:
 async def test_a_check_that_breaks_does_not_end_the_watch(caplog: pytest.LogCaptureFixture) -> None:
     at, pool = Setting(Health(ZeroDivisionError())), Pool()
     async with watched(
-        pool, engine=at.engine, gate=at.gate, recovery=at.recovery, emit=at.events.append, stall_s=0.01
+        pool,
+        engine=at.engine,
+        model="m",
+        gate=at.gate,
+        recovery=at.recovery,
+        emit=at.events.append,
+        stall_s=0.01,
     ):  # type: ignore[arg-type]  # as above
         await soon(lambda: at.engine.asked == 1)
         pool.last_finished = asyncio.get_running_loop().time()

@@ -8,7 +8,6 @@ from ollama_batch.control.recovery import (
     decide,
     probed,
     smaller_num_batch,
-    smaller_num_ctx,
     undo,
 )
 from ollama_batch.control.restart import Outcome, Restart
@@ -38,6 +37,5 @@ __all__ = [
     "kind_of",
     "probed",
     "smaller_num_batch",
-    "smaller_num_ctx",
     "undo",
 ]

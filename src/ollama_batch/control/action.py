@@ -41,8 +41,6 @@ class Rung(StrEnum):
     """Half as many requests, and a ceiling: `QueueTarget.on_oom`, which also takes it back."""
     NUM_BATCH = "num_batch"
     """Evaluate prompts in pieces of 256 tokens instead of 512 or more."""
-    NUM_CTX = "num_ctx"
-    """The smallest context that holds 99 % of the rows that are pending."""
     UNLOAD_OTHERS = "unload_others"
     """Have the engine unload the models that are not this run's."""
     RESTART = "restart"

@@ -31,7 +31,6 @@ NO_TIME_S: Final = 0.001
 """So little left of a patience is its end: waits are drawn, and would only come ever nearer to it."""
 
 NUM_BATCH: Final = 256
-SMALLEST_CONTEXT: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +43,7 @@ class Ladder:
     double up to `wait_most_s`; what a server asks for is done up to `retry_after_most_s`.
     """
 
-    rungs: Sequence[Rung] = (Rung.NUM_BATCH, Rung.NUM_CTX, Rung.UNLOAD_OTHERS, Rung.RESTART)
+    rungs: Sequence[Rung] = (Rung.NUM_BATCH, Rung.UNLOAD_OTHERS, Rung.RESTART)
     timeouts: int = 1
     lost: int = 5
     replies: int = 3
@@ -118,14 +117,6 @@ def undo(history: History) -> Action | None:
 def smaller_num_batch(num_batch: int | None) -> int | None:
     """The `num_batch` of the rung, None if the present one (None: the engine's own) is as small."""
     return NUM_BATCH if num_batch is None or num_batch > NUM_BATCH else None
-
-
-def smaller_num_ctx(num_ctx: int, pending_p99: int) -> int | None:
-    """The smallest of 4,096, 8,192 ... tokens that holds `pending_p99`; None if `num_ctx` is no larger."""
-    found = SMALLEST_CONTEXT
-    while found < pending_p99:
-        found *= 2
-    return found if found < num_ctx else None
 
 
 def _refused(trouble: Trouble, history: History, ladder: Ladder) -> Action:

@@ -6,8 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from math import ceil
 from typing import Any, Final
 
@@ -15,8 +14,8 @@ import httpx
 import orjson
 
 from ollama_batch.engines._address import parse_ollama_host
-from ollama_batch.engines._http import HttpClient, Reply
-from ollama_batch.engines._ollama_wire import full_name
+from ollama_batch.engines._http import HttpClient
+from ollama_batch.engines._ollama_wire import clock, full_name, left_s
 from ollama_batch.engines._replies import classify
 from ollama_batch.engines.ollama import OllamaEngine
 from ollama_batch.errors import InvalidReplyError
@@ -123,7 +122,7 @@ class Server:
                 _number(entry.get("size")) or None,
                 _number(entry.get("size_vram")) if _number(entry.get("size")) else None,
                 _number(entry.get("context_length")) or None,
-                _left(entry.get("expires_at"), now),
+                left_s(entry.get("expires_at"), now),
                 digest if isinstance(digest := entry.get("digest"), str) and digest else None,
             )
             for entry in (entries if isinstance(entries, list) else ())
@@ -153,27 +152,7 @@ class Server:
             raise InvalidReplyError(f"the answer to {path} is not JSON ({exc})", status=200) from exc
         if not isinstance(data, dict):
             raise InvalidReplyError(f"the answer to {path} is no JSON object", status=200)
-        return data, _clock(reply)
-
-
-def _clock(reply: Reply) -> datetime:
-    # Clocks of two machines differ: that a model should be gone is said by the server's.
-    try:
-        told = parsedate_to_datetime(reply.headers["date"])
-    except (KeyError, ValueError):
-        return datetime.now(UTC)
-    return told if told.tzinfo is not None else told.replace(tzinfo=UTC)
-
-
-def _left(expires: object, now: datetime) -> float | None:
-    if not isinstance(expires, str):
-        return None
-    try:
-        at = datetime.fromisoformat(expires)
-    except ValueError:
-        return None
-    # The year 1 is what Ollama writes where it does not know.
-    return None if at.tzinfo is None or at.year < 2000 else (at - now).total_seconds()
+        return data, clock(reply)
 
 
 def _number(value: object) -> int | None:

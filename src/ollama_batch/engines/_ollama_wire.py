@@ -9,10 +9,13 @@ import itertools
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import orjson
 
+from ollama_batch.engines._http import Reply
 from ollama_batch.errors import InvalidReplyError
 from ollama_batch.types import ChatRequest, Completion, Timings, Usage
 
@@ -281,3 +284,24 @@ def _timings(reply: Mapping[str, Any]) -> Timings:
     # What is left of the total is the wait for a free slot: the only sign of the server's real parallelism.
     queue = max(0.0, total - load - prompt - generate)
     return Timings(queue_s=queue, load_s=load, prompt_s=prompt, generate_s=generate)
+
+
+def clock(reply: Reply) -> datetime:
+    """What time it is for the server: that a model should be gone is said by its clock."""
+    try:
+        told = parsedate_to_datetime(reply.headers["date"])
+    except (KeyError, ValueError):
+        return datetime.now(UTC)
+    return told if told.tzinfo is not None else told.replace(tzinfo=UTC)
+
+
+def left_s(expires: object, now: datetime) -> float | None:
+    """Seconds until an `expires_at`, below 0 if it is past; None if that is not told."""
+    if not isinstance(expires, str):
+        return None
+    try:
+        at = datetime.fromisoformat(expires)
+    except ValueError:
+        return None
+    # The year 1 is what Ollama writes where it does not know.
+    return None if at.tzinfo is None or at.year < 2000 else (at - now).total_seconds()

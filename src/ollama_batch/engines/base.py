@@ -89,6 +89,15 @@ class Listing(Protocol):
 
 
 @runtime_checkable
+class Identifying(Protocol):
+    """An engine that can be asked again and again which weights the name of a model stands for."""
+
+    async def digest(self, model: str) -> str | None:
+        """What `describe` would tell as the digest now; None if that is not known. Raises EngineError."""
+        ...
+
+
+@runtime_checkable
 class QueueReporting(Protocol):
     """An engine that may tell how many requests wait, where its answers do not tell for how long they did."""
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import socket
 import sys
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from ollama_batch.engines import _managed_server
-from ollama_batch.engines._http import HttpClient
+from ollama_batch.engines._http import HttpClient, Reply
 from ollama_batch.engines._owned import OwnedServer
 from ollama_batch.engines._server_process import ServerProcess
 from ollama_batch.engines.base import ONE_SLOT
@@ -39,11 +41,13 @@ STOP_S: Final = 2 * GRACE_S
 ANSWER_S: Final = 5.0
 LOG_BYTES: Final = 8 * 1024 * 1024
 LOGS: Final = 10
-"""So many logs of managed servers are kept in the state folder, the newest."""
+"""So many logs of managed servers are kept in the state folder, the newest, and those still written to."""
 
 _BROKEN: Final = (EngineConnectionError, EngineUnreachableError)
 
 _numbers = itertools.count(1)
+_here: Final[weakref.WeakSet[ManagedOllama]] = weakref.WeakSet()
+"""The engines of this process, whose logs are theirs."""
 
 
 class ManagedOllama(OllamaEngine):
@@ -104,6 +108,7 @@ class ManagedOllama(OllamaEngine):
         }
         super().__init__(f"http://{HOST}:{port}", options=options, keep_alive=keep_alive)
         self._log = _default_log() if log is None else Path(log).absolute()
+        _here.add(self)
         settings = {
             "command": command,
             "env": self._env,
@@ -179,12 +184,10 @@ class ManagedOllama(OllamaEngine):
         self._reserved.close()
         await super().aclose()
 
-    async def _ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None, model: str, deadline: float
-    ) -> dict[str, Any]:
+    async def _reply(self, method: str, path: str, body: Mapping[str, Any] | None, deadline: float) -> Reply:
         child = await self._server.running()
         try:
-            return await super()._ask(method, path, body, model, deadline)
+            return await super()._reply(method, path, body, deadline)
         except _BROKEN as error:
             await self._server.raise_if_ended(child, error)
             raise
@@ -235,9 +238,33 @@ def _reserve_port() -> socket.socket:
 
 
 def _default_log() -> Path:
-    """A new file in the state folder; of the older ones a few are kept."""
+    """A new file in the state folder; of the older ones a few are kept, and all that may be written to."""
     folder = user_state_dir() / "managed"
-    old = sorted(folder.glob("ollama-*.log*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in old[2 * LOGS :]:
-        path.unlink(missing_ok=True)
+    newest_first = sorted(folder.glob("ollama-*.log*"), key=_changed_at, reverse=True)
+    for path in newest_first[2 * LOGS :]:
+        if not _in_use(path):
+            with suppress(OSError):  # another process clears up as well, or has it open (Windows)
+                path.unlink()
     return folder / f"ollama-{os.getpid()}-{next(_numbers)}.log"
+
+
+def _changed_at(path: Path) -> float:
+    """When a file last changed; one that is gone by now comes last."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _in_use(path: Path) -> bool:
+    """Whether a server may still write to this log, however long it has been quiet: it lives no longer than
+    the process whose id is in the name.
+    """
+    named = re.match(r"ollama-(\d+)-", path.name)
+    if named is None:
+        return False
+    if int(named[1]) == os.getpid():
+        return any(path.name.startswith(engine.log.name) for engine in _here)
+    import psutil
+
+    return psutil.pid_exists(int(named[1]))

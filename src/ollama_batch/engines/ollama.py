@@ -236,12 +236,12 @@ class OllamaEngine:
 
         Its sizes are those of the load: the context of every slot is allocated then, and does not grow.
         """
-        running = await self._ask("GET", "/api/ps", None, model, time.monotonic() + ASK_S)
-        entry = _find(running, model)
+        reply = await self._reply("GET", "/api/ps", None, time.monotonic() + ASK_S)
+        entry = _find(self._decode(reply, model), model)
         if entry is None:
             return None
         size, vram, context = (_size(entry.get(name)) for name in ("size", "size_vram", "context_length"))
-        digest = entry.get("digest")
+        digest, left_s = entry.get("digest"), wire.left_s(entry.get("expires_at"), wire.clock(reply))
         return LoadedModel(
             model=model,
             # A loaded model that takes nothing is one whose size is not told.
@@ -249,6 +249,7 @@ class OllamaEngine:
             vram_bytes=vram if size else None,
             context_length=context or None,
             digest=digest if isinstance(digest, str) and digest else None,
+            overdue_s=None if left_s is None or left_s > 0 else -left_s,
         )
 
     async def metadata(self, model: str) -> Mapping[str, Any]:
@@ -279,6 +280,10 @@ class OllamaEngine:
             "digest": _digest(tags, model),
         }
 
+    async def digest(self, model: str) -> str | None:
+        """The digest of what answers `model` from now on, which a pull changes; None if it is gone."""
+        return _digest(await self._ask("GET", "/api/tags", None, model, time.monotonic() + ASK_S), model)
+
     async def models(self) -> Sequence[str]:
         """The names of the models that were pulled, sorted."""
         tags = await self._ask("GET", "/api/tags", None, "", time.monotonic() + ASK_S)
@@ -303,9 +308,11 @@ class OllamaEngine:
     async def _ask(
         self, method: str, path: str, body: Mapping[str, Any] | None, model: str, deadline: float
     ) -> dict[str, Any]:
+        return self._decode(await self._reply(method, path, body, deadline), model)
+
+    async def _reply(self, method: str, path: str, body: Mapping[str, Any] | None, deadline: float) -> Reply:
         content = None if body is None else dump_json(body)
-        reply = await self._http.send(method, path, content, deadline=deadline)
-        return self._decode(reply, model)
+        return await self._http.send(method, path, content, deadline=deadline)
 
     def _decode(self, reply: Reply, model: str) -> dict[str, Any]:
         if reply.status != 200:

@@ -54,7 +54,8 @@ class Runner:
         if task is not None:
             self._users.pop(task, None)
         self.keep_s = keep_s
-        self.expires = monotonic() + keep_s
+        if not self.stuck:
+            self.expires = monotonic() + keep_s
         if self.active == 0 and self.drained is not None:
             self.drained.set()
 

@@ -30,7 +30,6 @@ from ollama_batch.control import (
     kind_of,
     probed,
     smaller_num_batch,
-    smaller_num_ctx,
     undo,
 )
 from ollama_batch.control.history import BREAKER_ANSWERS
@@ -431,7 +430,7 @@ def test_a_pause_ends_with_an_answer_or_with_patience(
     [
         (History(clean=9999), None),
         (History(clean=499, rungs=ALL_RUNGS[:2]), None),
-        (History(clean=500, rungs=ALL_RUNGS[:2]), Rung.NUM_CTX),
+        (History(clean=500, rungs=ALL_RUNGS[:2]), Rung.UNLOAD_OTHERS),
         (History(clean=500, rungs=ALL_RUNGS[:2], down_since=NOW), None),
         (History(clean=999, rungs=(Rung.NUM_BATCH,), taken={Rung.NUM_BATCH: 2}), None),
         (History(clean=1000, rungs=(Rung.NUM_BATCH,), taken={Rung.NUM_BATCH: 2}), Rung.NUM_BATCH),
@@ -460,7 +459,7 @@ def test_rungs_are_taken_back_one_at_a_time() -> None:
         if (action := undo(history)) is not None:
             undone.append((answer + 1, action.rung))
             history = history.undone()
-    assert undone == [(500, Rung.NUM_CTX), (1000, Rung.NUM_BATCH)]
+    assert undone == [(500, Rung.UNLOAD_OTHERS), (1000, Rung.NUM_BATCH)]
 
 
 def test_the_design_note_says_after_how_many_answers_rungs_are_taken_back_and_by_whom() -> None:
@@ -562,15 +561,6 @@ def test_the_smaller_batch(num_batch: int | None, smaller: int | None) -> None:
     assert smaller_num_batch(num_batch) == smaller
 
 
-@pytest.mark.parametrize(
-    ("num_ctx", "p99", "smaller"),
-    [(32_768, 5000, 8192), (32_768, 8192, 8192), (32_768, 8193, 16_384), (32_768, 20_000, None),
-     (4096, 10, None), (6000, 10, 4096)],
-)  # fmt: skip
-def test_the_smaller_context_holds_what_is_pending(num_ctx: int, p99: int, smaller: int | None) -> None:
-    assert smaller_num_ctx(num_ctx, p99) == smaller
-
-
 # Every error has its kind
 
 
@@ -626,7 +616,7 @@ def anything(draw: st.DrawFn) -> tuple[Trouble, History]:
             for at in sorted(draw(st.lists(when, max_size=5)))
         ),
         suspicions=draw(st.dictionaries(rows, st.builds(Suspicion, st.integers(1, 3), st.integers(0, 60)))),
-        rungs=ALL_RUNGS[: draw(st.integers(0, 4))],
+        rungs=ALL_RUNGS[: draw(st.integers(0, 3))],
         down_since=draw(st.none() | when),
         crashed=draw(st.booleans()),
         probes=draw(st.integers(0, 2000)),

@@ -137,10 +137,10 @@ def test_where_not_even_one_request_fits_the_rungs_are_taken_in_turn_and_back() 
     assert len(run.answered) == 5000
     rungs = [action.rung for action in run.actions if action.rung is not None and action.do is Do.PAUSE]
     others = [rung for rung in rungs if rung is not Rung.CONCURRENCY]
-    assert others[:2] == [Rung.NUM_BATCH, Rung.NUM_CTX]
+    assert others[:2] == [Rung.NUM_BATCH, Rung.UNLOAD_OTHERS]
     # Both are needed: going without the last is tried in vain after 500, 1,000 and 2,000 answers.
     undone = [action.rung for action in run.actions if action.do is Do.UNDO]
-    assert undone == others[2:] == [Rung.NUM_CTX] * len(undone)
+    assert undone == others[2:] == [Rung.UNLOAD_OTHERS] * len(undone)
     assert 2 <= len(undone) <= 3
 
 

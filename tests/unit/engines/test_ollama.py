@@ -1,3 +1,4 @@
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -5,7 +6,9 @@ from openai.types.chat import ChatCompletion
 
 from engines_support import HELLO, OLLAMA_ANSWER, Canned, request, soon
 from ollama_batch import errors as e
-from ollama_batch.engines.base import Loadable, Probed
+from ollama_batch.engines._http import Reply
+from ollama_batch.engines._ollama_wire import clock
+from ollama_batch.engines.base import Identifying, Loadable, Probed
 from ollama_batch.engines.ollama import OllamaEngine
 from ollama_batch.types import Timings
 
@@ -294,6 +297,44 @@ async def test_unloading_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch)
         await engine(server()).release("m:1b", num_ctx=None, unload=True)
 
 
+@pytest.mark.parametrize(
+    ("expires", "overdue"),
+    [
+        ("2026-11-29T02:00:30.25Z", 29.75),
+        ("2026-11-29T03:01:30+01:00", None),  # in half a minute
+        ("2318-03-10T00:00:00Z", None),
+        ("0001-01-01T00:00:00Z", None),
+        ("soon", None),
+        (None, None),
+    ],
+)
+async def test_a_model_is_overdue_by_the_clock_of_its_server(
+    monkeypatch: pytest.MonkeyPatch, expires: str | None, overdue: float | None
+) -> None:
+    now = datetime(2026, 11, 29, 2, 1, tzinfo=UTC)
+    monkeypatch.setattr("ollama_batch.engines._ollama_wire.clock", lambda reply: now)
+    listed = {"models": [{"name": "m:1b", "model": "m:1b", "expires_at": expires}]}
+    loaded = await engine(server(ps=listed)).loaded("m:1b")
+    assert loaded is not None
+    assert loaded.overdue_s == overdue
+
+
+def test_the_clock_of_a_server_is_in_its_replies() -> None:
+    from httpx import Headers
+
+    told = clock(Reply(200, Headers({"date": "Sun, 29 Nov 2026 02:01:00 GMT"}), b""))
+    assert told == datetime(2026, 11, 29, 2, 1, tzinfo=UTC)
+    ours = datetime.now(UTC)
+    for headers in (Headers(), Headers({"date": "yesterday"})):
+        assert abs((clock(Reply(200, headers, b"")) - ours).total_seconds()) < 60
+
+
+async def test_the_digest_is_that_of_the_name_as_it_stands_now() -> None:
+    swapped = {"models": [{"name": "m:1b", "digest": "c" * 64}]}
+    subject = engine(server(tags=[TAGS, swapped, NONE_LOADED]))
+    assert [await subject.digest("m:1b") for _ in range(3)] == ["a" * 64, "c" * 64, None]
+
+
 async def test_health_is_whether_the_server_answers() -> None:
     import httpx
 
@@ -310,6 +351,7 @@ def test_the_engine_offers_what_its_protocols_ask() -> None:
     subject = OllamaEngine("host")
     assert isinstance(subject, Loadable)
     assert isinstance(subject, Probed)
+    assert isinstance(subject, Identifying)
 
 
 @pytest.mark.parametrize(
