@@ -35,6 +35,7 @@ from ollama_batch._settings import SendSettings
 from ollama_batch._steering import Steering
 from ollama_batch._stop import Stop
 from ollama_batch._supervision import Supervision
+from ollama_batch._weights import Weights
 from ollama_batch._width import RunWidth
 from ollama_batch._workers import WorkerPool
 from ollama_batch.control import QueueTarget
@@ -191,9 +192,10 @@ class VirtualRun:
             on_length="fail",
             patience_s=900.0,
         )
+        info = EngineInfo("ollama", engine.address, None, "m")
         steering = Steering(
             limit,
-            info=EngineInfo("ollama", engine.address, None, "m"),
+            info=info,
             emit=emit,
             note=journal.note,
             noticed=lambda *args, **data: None,
@@ -232,6 +234,7 @@ class VirtualRun:
             journal=journal,  # type: ignore[arg-type]  # what the pool asks of one
             settings=settings,
             recovery=recovery,
+            weights=Weights(engine, info=info, stop=self.stop, decide=journal.note),
             limit=limit,
             room=DiskRoom(gate=gate, stop=self.stop, patience_s=900.0),
             stop=self.stop,

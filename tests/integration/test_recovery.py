@@ -241,7 +241,8 @@ def test_connections_that_break_for_another_reason_are_no_deaths(
     cable = Fault("reset", every=5)
     fake = fake_ollama_factory(faults=[cable, gone] if displaced else [cable])
     recorder = Recorder()
-    report = quick_runner(fake, concurrency=1, hooks=[recorder], guards=()).run(rows(60))
+    quiet = {"guards": (), "state_dir": None}  # nobody else asks what is loaded
+    report = quick_runner(fake, concurrency=1, hooks=[recorder], **quiet).run(rows(60))
     assert (report.counts.ok, report.counts.failed) == (60, 0)
     lost = [event.code for event in recorder.all(RowRetried)]
     assert lost == ["connection_lost"] * len(lost)
