@@ -95,9 +95,10 @@ class EngineCheck:
             answered.cancel()
             await asyncio.gather(asking, answered, return_exceptions=True)
 
-    async def kept(self, row: int, *, within_s: float) -> bool:
+    async def kept(self, row: int, *, suspected: bool, within_s: float) -> bool | None:
         """Whether the engine is well and still has the model, now that the connection of `row`, which was
-        alone, has broken; True if that cannot be told.
+        alone, has broken; None if it is well, and that is all that can be told. A row that is `suspected` of
+        deaths may be cleared by this.
 
         An engine that died may be back before it is asked, but it has lost what the run had it load. That
         counts if the engine is known to list the model (it is asked a question first, of `within_s` seconds
@@ -107,13 +108,18 @@ class EngineCheck:
         """
         if not await self.healthy():
             return False
-        if not self._gone_tells or await self._listed() is not False:
+        if not self._gone_tells and not suspected:
+            return None
+        listed = await self._listed()
+        if listed is not False:
             self._gone_tells = False
-            return True
+            return listed
+        if not self._gone_tells:
+            return None
         if self._lists is None and await self.replies(within_s, of_use=True):
             self._lists = await self._listed()
         self._accused = row
-        return not self._lists
+        return False if self._lists else None
 
     async def _listed(self) -> bool | None:
         """Whether the engine says that it has the model that the run had it load; None if it does not say."""

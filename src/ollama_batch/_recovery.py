@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import NoReturn
 
 from ollama_batch._check import EngineCheck
@@ -135,11 +134,11 @@ class Recovery:
         """
         if self._stop.draining.is_set() and not error.row_caused:
             raise Abandoned from error
-        self.turns.free(job.index)
         trouble = self._trouble(job, error)
         rungs = () if self._relief is None else self._relief.rungs
         ladder = replace(self._ladders.get(error.budget, self._ladder), rungs=rungs)
         trouble, action = await self._decided(trouble, ladder, error)
+        self.turns.free(job.index)  # not before: what others sent might have the model loaded again
         crashes = self._history.suspicion_after(job.index).crashes
         self._history = self._history.after(trouble, action)
         if action.do is Do.STOP:
@@ -219,11 +218,12 @@ class Recovery:
         if action.do is Do.PROBE:
             if trouble.kind is Kind.LOST:
                 await self._stop.sleep(SETTLE_S)
-            healthy = await self._healthy(trouble)
+            kept = await self._kept(trouble)
             lost = frozenset(row for row in trouble.in_flight if self._lost.get(row, 0.0) >= trouble.at)
             trouble = replace(
                 trouble,
-                healthy=healthy,
+                healthy=kept is not False,
+                kept=kept is True and self.turns.sent_last <= trouble.at,
                 lost_too=lost - {trouble.row},
                 others_lost=self._limit.others_lost(trouble.at - SETTLE_S, self),
             )
@@ -234,15 +234,17 @@ class Recovery:
             action = decide(trouble, self._history, ladder)
         return trouble, action
 
-    async def _healthy(self, trouble: Trouble) -> bool:
-        """What the engine says of itself. Raises Abandoned, with the run ending, if it is gone or the check
-        is broken.
+    async def _kept(self, trouble: Trouble) -> bool | None:
+        """False if the engine is not well, or has lost its model; True if it has it; None: no more is known.
+        Raises Abandoned, with the run ending, if it is gone or the check is broken.
         """
-        question = self._check.healthy
-        if trouble.kind is Kind.LOST and trouble.alone and self._gate.open:
-            question = partial(self._check.kept, trouble.row, within_s=self._ladder.patience_s)
+        row, check = trouble.row, self._check
+        patience_s, suspected = self._ladder.patience_s, row in self._history.suspicions
         try:
-            return await self._stop.unless_draining(question())
+            if trouble.kind is Kind.LOST and trouble.alone and self._gate.open:
+                kept = check.kept(row, suspected=suspected, within_s=patience_s)
+                return await self._stop.unless_draining(kept)
+            return None if await self._stop.unless_draining(check.healthy()) else False
         except EngineExitedError as gone:
             if self._supervision.revives(gone):
                 return False
@@ -259,7 +261,7 @@ class Recovery:
 
     async def _replies(self, *, of_use: bool = False) -> bool:
         """Whether the engine answers a question, or a row meanwhile (`of_use`: not with a refusal). Raises as
-        `_healthy` does.
+        `_kept` does.
         """
         try:
             return await self._stop.unless_draining(

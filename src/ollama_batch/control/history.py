@@ -116,8 +116,8 @@ class History:
         """Whether the trouble means that the engine died: it says so, is not well, or dropped its requests.
 
         An engine may be back before it is asked. So a row that was out at a crash and is alone when its
-        connection breaks is believed to have broken it, and so are many that lose theirs together, of one run
-        or several.
+        connection breaks is believed to have broken it, unless the engine still has its model; and so are
+        many that lose theirs together, of one run or several.
         """
         if trouble.kind in (Kind.CRASH, Kind.OUT_OF_MEMORY):
             return True
@@ -130,7 +130,7 @@ class History:
         lost = len(trouble.lost_too | {trouble.row}) + trouble.others_lost
         if lost > 1:
             return 2 * lost >= len(trouble.out) + trouble.others
-        return trouble.alone and trouble.row in self.suspicions
+        return trouble.alone and trouble.row in self.suspicions and not trouble.kept
 
     def others_answered(self, row: int) -> bool:
         """Whether anything was answered since the row was first out at a crash.

@@ -82,9 +82,10 @@ class Trouble:
     rows of the run that were out, `row` among them, `others` counts what else was out at the address. `spent`
     is how many times this row has been sent again for this kind of trouble already, `refused_since` when it
     was first refused (busy, loading) without anything else having come of it since, `retry_after_s` what the
-    server asked to wait. After a `PROBE`, the same trouble is told again with `healthy`, the answer,
-    `lost_too`: other rows of `in_flight` whose connection has broken meanwhile, and `others_lost`: how many
-    of other runs have, at about the same time; after an `ASK`, with `replied`.
+    server asked to wait. After a `PROBE`, the same trouble is told again with `healthy`, the answer, `kept`:
+    whether the engine is known to be the one it was, with its model loaded, and `lost_too`: other rows of
+    `in_flight` whose connection has broken meanwhile, and `others_lost`: how many of other runs have, at
+    about the same time; after an `ASK`, with `replied`.
     """
 
     kind: Kind
@@ -97,6 +98,7 @@ class Trouble:
     refused_since: float | None = None
     retry_after_s: float | None = None
     healthy: bool | None = None
+    kept: bool = False
     lost_too: frozenset[int] = frozenset()
     others_lost: int = 0
     replied: bool | None = None

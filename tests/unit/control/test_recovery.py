@@ -191,6 +191,12 @@ TABLE = [
         {"alone": ONE},
     ),
     Case(
+        "lost alone, a suspect, and the engine still has the model: no crash",
+        alone(Kind.LOST, healthy=True, kept=True),
+        replace(FRESH, suspicions=suspected(2)),
+        Do.AGAIN,
+    ),
+    Case(
         "lost alone, a suspect, well, and requests of other runs go on: no crash",
         alone(Kind.LOST, healthy=True, others=3),
         replace(FRESH, suspicions=suspected(1)),
