@@ -59,6 +59,8 @@ class AddressLimit:
         self.batch = SmallBatch()
         self._out = 0
         self._taken_alone = False
+        self.taken_at = float("-inf")
+        """When a place was last taken, by any run (`time.monotonic()`)."""
         self._lost: deque[tuple[float, object]] = deque(maxlen=256)
         self._queue: deque[tuple[asyncio.Future[None], bool]] = deque()
 
@@ -277,6 +279,7 @@ class AddressLimit:
     def _take(self, alone: bool) -> None:
         self._out += 1
         self._taken_alone = alone
+        self.taken_at = time.monotonic()
 
     def _leave_place(self) -> None:
         self._out -= 1

@@ -20,8 +20,6 @@ class Turns:
         self._waiting = 0
         self._out: dict[int, float] = {}
         self._alone: int | None = None
-        self.sent_last = float("-inf")
-        """When a row was last sent (`time.monotonic()`)."""
 
     @property
     def out(self) -> frozenset[int]:
@@ -61,7 +59,7 @@ class Turns:
 
     def sent(self, row: int) -> None:
         """`row` is out."""
-        self._out[row] = self.sent_last = time.monotonic()
+        self._out[row] = time.monotonic()
 
     def sent_at(self, row: int) -> float | None:
         """Since when `row` is out; None if it is not."""

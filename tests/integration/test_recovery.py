@@ -73,10 +73,11 @@ def test_a_run_settles_at_what_memory_holds_soon_and_no_row_fails_for_it(
     assert max(Counter(r.custom_id for r in report.results()).values()) == 1
     assert fake.ledger.answered() - fake.ledger.answered(TEST_QUESTION) == count
 
-    # In the end no more may be out than fit, and no more are.
+    # In the end no more may be out than fit, and no more are; if the number is fixed, but for a late try.
     assert report.metrics.concurrency is not None
     assert report.metrics.concurrency <= fits
-    assert max(each.in_flight for each in fake.ledger.completions()[-40:]) <= fits
+    most = fits if concurrency == "auto" else fits + 1
+    assert max(each.in_flight for each in fake.ledger.completions()[-40:]) <= most
 
     # Failures end soon after the first: measured, in 60 runs, within 48 requests, the first 32 at once.
     found = searches(fake)

@@ -65,7 +65,15 @@ def check_of(engine: Any) -> EngineCheck:
 
 
 async def kept(check: EngineCheck, row: int = 1) -> bool:
-    return await check.kept(row, within_s=5.0)
+    return await check.kept(row, suspected=False, within_s=5.0) is not False
+
+
+async def test_a_suspect_is_cleared_where_the_model_is_still_there_and_not_where_that_is_unknown() -> None:
+    for there, told in ((True, True), (EngineConnectionError("broke"), None)):
+        check = check_of(Lister(there))
+        for _ in range(2):
+            assert await check.kept(1, suspected=True, within_s=5.0) is told
+        assert await check.kept(2, suspected=False, within_s=5.0) is None
 
 
 async def test_a_model_that_is_gone_means_a_death_once_it_is_seen_that_the_engine_lists_it() -> None:
