@@ -223,7 +223,7 @@ class Recovery:
             trouble = replace(
                 trouble,
                 healthy=kept is not False,
-                kept=kept is True and self._limit.taken_at <= trouble.at,
+                kept=kept is True and self._limit.taken_at <= (trouble.sent_at or 0.0),
                 lost_too=lost - {trouble.row},
                 others_lost=self._limit.others_lost(trouble.at - SETTLE_S, self),
             )
