@@ -1,4 +1,4 @@
-"""What can be said on the command line, and the engine it asks for."""
+"""What can be said on the command line."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from ollama_batch._aris_back_command import add_options as add_aris_back_options
 from ollama_batch._aris_command import ARIS_CODES
 from ollama_batch._aris_command import add_options as add_aris_options
 from ollama_batch._doctor_command import DOCTOR_CODES, add_options
+from ollama_batch._engine_options import add_engine_options
+from ollama_batch._option_values import concurrency, count, number_or_auto, port
 from ollama_batch._parser import Parser
 from ollama_batch._serve_command import SERVE_CODES
 from ollama_batch._serve_command import add_options as add_serve_options
 from ollama_batch._submit_command import SUBMIT_CODES
 from ollama_batch._submit_command import add_options as add_submit_options
+from ollama_batch._trouble_options import add_trouble_options
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -79,10 +82,18 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
 
 
 def _add(
-    subparsers: Any, name: str, command: Command, short: str, long: str = "", *, codes: str = EXIT_CODES
+    subparsers: Any,
+    name: str,
+    command: Command,
+    short: str,
+    long: str = "",
+    *,
+    codes: str = EXIT_CODES,
+    usage: str | None = None,
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
+        usage=usage,
         help=short,
         description=f"{short[0].upper()}{short[1:]}.{long and ' ' + long}",
         epilog=codes,
@@ -99,6 +110,7 @@ def _add_run(subparsers: Any, command: Command) -> None:
         command,
         "run OpenAI batch files through an engine",
         "After a stop or a crash, the same line goes on.",
+        usage="%(prog)s IN [IN ...] -o OUT [options]",
     )
     run.add_argument("inputs", nargs="+", metavar="IN", help="files or glob patterns; - reads standard input")
     run.add_argument(
@@ -124,23 +136,17 @@ def _add_run(subparsers: Any, command: Command) -> None:
         action="store_true",
         help="send every row to --model, whatever it names (--toy does so by itself)",
     )
-    engine.add_argument("--base-url", metavar="URL", help="default: OLLAMA_HOST, else this machine")
-    engine.add_argument(
-        "--api",
-        choices=("ollama", "openai"),
-        help="ollama (default), or openai: vLLM, llama.cpp, LM Studio; needs --base-url",
+    add_engine_options(
+        run,
+        engine,
+        key_option="--api-key-env",
+        key_help="environment variable that holds the API key",
     )
-    engine.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the API key")
-    engine.add_argument(
-        "--embedded", action="store_true", help="a llama.cpp of our own, no server needed; with --gguf"
-    )
-    engine.add_argument("--gguf", metavar="F", help="the model file of --embedded")
-    engine.add_argument("--toy", action="store_true", help="embedded, with random weights: to try things out")
 
     asking = run.add_argument_group("requests")
     asking.add_argument(
         "--num-ctx",
-        type=_number_or_auto,
+        type=number_or_auto,
         default="auto",
         metavar="N|auto",
         help="context length in tokens; of a server that sets its own (--api openai): not sent, told to us",
@@ -181,9 +187,9 @@ def _add_run(subparsers: Any, command: Command) -> None:
         choices=tuple(STRATEGIES),
         help="shorten prompts that do not fit (default: their rows fail; in a conversation: hybrid)",
     )
-    context.add_argument("--lanes", type=_count, metavar="N", help="conversations side by side (default: 4)")
+    context.add_argument("--lanes", type=count, metavar="N", help="conversations side by side (default: 4)")
     context.add_argument(
-        "--trim-every", type=_count, metavar="N", help="trim a conversation also after every N answers"
+        "--trim-every", type=count, metavar="N", help="trim a conversation also after every N answers"
     )
     context.add_argument(
         "--high",
@@ -193,28 +199,25 @@ def _add_run(subparsers: Any, command: Command) -> None:
     )
     context.add_argument("--low", type=float, metavar="X", help="down to this share (default: 0.5)")
     context.add_argument(
-        "--keep-messages", type=_count, metavar="N", help="keep the last N messages instead of --low"
+        "--keep-messages", type=count, metavar="N", help="keep the last N messages instead of --low"
     )
     context.add_argument(
         "--conversation-limit",
-        type=_count,
+        type=count,
         metavar="N",
         help="the limit in tokens (default: --num-ctx less the answer)",
     )
 
     going = run.add_argument_group("the run")
     going.add_argument(
-        "--concurrency", type=_number_or_auto, default="auto", metavar="N|auto", help="requests out at a time"
+        "--concurrency",
+        type=concurrency,
+        default="auto",
+        metavar="N|auto|MIN-MAX",
+        help="requests out at a time: a number, or one that is found (default), between MIN and MAX if said",
     )
     going.add_argument(
         "--timeout", type=float, default=600.0, metavar="S", help="seconds for one attempt (default: 600)"
-    )
-    going.add_argument(
-        "--recover-timeout",
-        type=float,
-        default=900.0,
-        metavar="S",
-        help="seconds to wait for an engine that is down or answers with errors (default: 900)",
     )
     going.add_argument(
         "--order",
@@ -250,10 +253,11 @@ def _add_run(subparsers: Any, command: Command) -> None:
     )
     going.add_argument(
         "--metrics-port",
-        type=_port,
+        type=port,
         metavar="N",
         help="serve figures for Prometheus on this port of 127.0.0.1 while the run goes on",
     )
+    add_trouble_options(run)
 
 
 def _add_status(subparsers: Any, command: Command) -> None:
@@ -349,6 +353,7 @@ def _add_serve(subparsers: Any, command: Command) -> None:
             "serve OpenAI's files and batches on your own engine",
             "The `openai` SDK works unchanged with base_url set.",
             codes=SERVE_CODES,
+            usage="%(prog)s [options]",
         )
     )
 
@@ -392,25 +397,4 @@ def _add_demo(subparsers: Any, command: Command) -> None:
         "evaluate invented candidates on a real engine with a toy model, no GPU needed",
     )
     demo.add_argument("--folder", default="demo-out", metavar="DIR", help="for its files (default: demo-out)")
-    demo.add_argument("--rows", type=_count, default=200, metavar="N", help="candidates (default: 200)")
-
-
-def _number_or_auto(text: str) -> Any:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor auto") from None
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: a whole number from 1 to 65,535")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
+    demo.add_argument("--rows", type=count, default=200, metavar="N", help="candidates (default: 200)")

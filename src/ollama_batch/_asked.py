@@ -1,4 +1,4 @@
-"""What the options of `ollama-batch run` stand for: its engine, its policy, its inputs."""
+"""What the options of `ollama-batch run` stand for: its policy, its inputs, its hooks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from ollama_batch.errors import ConfigError
 
 if TYPE_CHECKING:
     from ollama_batch.conversation import ConversationPolicy
-    from ollama_batch.engines.base import Engine
     from ollama_batch.hooks.prometheus import PrometheusHook
     from ollama_batch.structured import JsonSchema
     from ollama_batch.trim import TrimStrategy
@@ -65,42 +64,6 @@ def conversation_policy(arguments: argparse.Namespace) -> ConversationPolicy | N
     from ollama_batch.conversation import ConversationPolicy
 
     return ConversationPolicy(**given)
-
-
-def make_engine(arguments: argparse.Namespace, model: str | None) -> Engine:
-    """The engine that is asked for; `model` is the name an embedded one answers to.
-
-    Raises ConfigError for options that do not go together, and what the engine's own constructor raises.
-    """
-    if arguments.toy or arguments.gguf is not None or arguments.embedded:
-        return _embedded(arguments, model)
-    if arguments.api == "openai":
-        from ollama_batch.engines.openai import OpenAIEngine
-
-        if arguments.base_url is None:
-            raise ConfigError("--api openai needs --base-url URL, as in http://127.0.0.1:8000/v1")
-        return OpenAIEngine(arguments.base_url, api_key=api_key(arguments))
-    from ollama_batch.engines.ollama import OllamaEngine
-
-    return OllamaEngine(arguments.base_url, api_key=api_key(arguments))
-
-
-def _embedded(arguments: argparse.Namespace, model: str | None) -> Engine:
-    for option in ("base_url", "api", "api_key_env"):
-        if getattr(arguments, option) is not None:
-            name = option.replace("_", "-")
-            raise ConfigError(f"--{name} is for servers; --embedded, --gguf and --toy bring an engine along")
-    if arguments.toy and arguments.gguf is not None:
-        raise ConfigError("--toy has a model of its own: leave --gguf or --toy out")
-    if not arguments.toy and arguments.gguf is None:
-        raise ConfigError("--embedded needs --gguf FILE, or use --toy")
-    from ollama_batch.engines.embedded import EmbeddedEngine
-
-    # An embedded engine takes memory for its whole context when it starts, so it is told before.
-    room = {} if arguments.num_ctx == "auto" else {"num_ctx": arguments.num_ctx}
-    if arguments.toy:
-        return EmbeddedEngine.toy(alias=model, **room)
-    return EmbeddedEngine(gguf=Path(arguments.gguf), alias=model, **room)
 
 
 def row_models(arguments: argparse.Namespace) -> Literal["check", "ignore"]:
@@ -223,13 +186,3 @@ def input_paths(paths: Sequence[str]) -> list[Path]:
     if "-" in paths:
         raise ConfigError("- (standard input) cannot be used here, or beside other inputs")
     return [Path(path) for path in paths]
-
-
-def api_key(arguments: argparse.Namespace) -> str | None:
-    name = arguments.api_key_env
-    if name is None:
-        return None
-    key = os.environ.get(name)
-    if not key:
-        raise ConfigError(f"--api-key-env {name}: the environment variable {name} is not set")
-    return key

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from ollama_batch._gate import Gate
+from ollama_batch._guard_plan import GuardPlan
 from ollama_batch._guard_post import GuardPost
 from ollama_batch._stop import Stop
 from ollama_batch._summary import NEW_RUN
@@ -44,6 +45,9 @@ NO_RELOAD: Final = (
     f"{NEW_RUN} with a smaller num_ctx= does"
 )
 
+USUAL: Final = (GuardPlan(VramGuard), GuardPlan(RamGuard))
+"""The guards of a run that was not told which to have."""
+
 SILENT_S: Final = 10.0
 """A run that stops for memory says so where that was not read for so long."""
 
@@ -71,10 +75,10 @@ class Guarding:
     """Shows each sample to the guards, does what they say, and then tells it and notes it.
 
     `guards` None: the usual two. Nobody has asked for those: memory that was in use when the run began, which
-    the engine reserves as it loads, is no reason for them to slow the run down. `answers` counts what the
-    model has answered. `reload` has the model loaded with smaller buffers (to be awaited; None: there are
-    none). A pause of more than `patience_s` seconds ends the run, resumably, whether memory can be read
-    meanwhile or not. `keep` is shown every sample, too.
+    the engine reserves as it loads, is no reason for them to slow the run down. Of a GuardPlan it makes a
+    guard of its own. `answers` counts what the model has answered. `reload` has the model loaded with smaller
+    buffers (to be awaited; None: there are none). A pause of more than `patience_s` seconds ends the run,
+    resumably, whether memory can be read meanwhile or not. `keep` is shown every sample, too.
 
     A guard that fails is a matter of its own, and a note that cannot be kept no reason to stop.
     """
@@ -95,8 +99,10 @@ class Guarding:
         keep: Callable[[MemorySample], Awaitable[None]] | None = None,
     ) -> None:
         self._initial = InitialUse()
-        chosen = usual_guards(self._initial) if guards is None else guards
-        self._posts = [GuardPost(each) for each in chosen]
+        chosen = USUAL if guards is None else guards
+        self._posts = [
+            GuardPost(each.made(self._initial) if isinstance(each, GuardPlan) else each) for each in chosen
+        ]
         self._throttle = throttle
         self._gate = gate
         self._stop = stop
@@ -261,11 +267,6 @@ class _Silent:
 
     async def loaded(self, model: str) -> LoadedModel | None:
         raise EngineError(f"the engine at {self.address} does not tell what memory {model} takes")
-
-
-def usual_guards(initial: InitialUse) -> tuple[Guard, ...]:
-    """The guards of a run that was not told which to have; they let be what `initial` says was in use."""
-    return VramGuard()._sparing(initial), RamGuard()._sparing(initial)
 
 
 @asynccontextmanager

@@ -9,10 +9,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from ollama_batch._engine_options import add_engine_options, make_engine
+from ollama_batch._guard_options import guards_asked
+from ollama_batch._option_values import concurrency
+from ollama_batch._restart_option import supervisor_asked
 from ollama_batch._spelling import StandardError
+from ollama_batch._trouble_options import add_trouble_options
 from ollama_batch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ollama_batch.engines.base import Engine
 
 SERVE_CODES: Final = (
     "exit codes: 0 asked to stop, and did; 2 wrong usage, an address or a data folder that is taken.\n"
@@ -36,18 +44,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "that others reach",
     )
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--base-url", metavar="URL", help="default: OLLAMA_HOST, else this machine")
-    engine.add_argument(
-        "--api", choices=("ollama", "openai"), help="ollama (default), or openai: vLLM, llama.cpp, LM Studio"
-    )
-    engine.add_argument(
-        "--engine-key-env", metavar="VAR", help="environment variable that holds the key of the engine"
-    )
-    engine.add_argument("--embedded", action="store_true", help="a llama.cpp of our own; with --gguf")
-    engine.add_argument("--gguf", metavar="F", help="the model file of --embedded")
-    engine.add_argument("--toy", action="store_true", help="embedded, with random weights: to try things out")
     engine.add_argument(
         "--model", metavar="M", help="answers lines that name no model; an embedded one answers to this name"
+    )
+    add_engine_options(
+        parser,
+        engine,
+        key_option="--engine-key-env",
+        key_help="environment variable that holds the key of the engine",
     )
     batches = parser.add_argument_group("batches")
     batches.add_argument(
@@ -59,7 +63,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     batches.add_argument(
         "--max-tokens", type=int, default=1024, metavar="N", help="answer limit of lines that set none"
     )
-    batches.add_argument("--concurrency", default="auto", metavar="N|auto", help="requests out at a time")
+    batches.add_argument(
+        "--concurrency",
+        type=concurrency,
+        default="auto",
+        metavar="N|auto|MIN-MAX",
+        help="requests out at a time: a number, or one that is found (default), between MIN and MAX if said",
+    )
     batches.add_argument(
         "--timeout", type=float, default=600.0, metavar="S", help="seconds for one attempt (default: 600)"
     )
@@ -70,11 +80,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     batches.add_argument(
         "--max-file-mb", type=int, default=200, metavar="N", help="of a file, in MiB (default: 200)"
     )
+    add_trouble_options(parser)
 
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serve until stopped, and return the exit code."""
-    from ollama_batch._asked import fallback_model, make_engine
+    from ollama_batch._asked import fallback_model
+    from ollama_batch._portal import portal
     from ollama_batch.server import ServerSettings, create_app
     from ollama_batch.server.keys import parse_keys
 
@@ -83,30 +95,44 @@ def serve(arguments: argparse.Namespace) -> int:
         keys = parse_keys(os.environ.get(arguments.api_key_env, ""))
         if not keys:
             raise ConfigError(f"--api-key-env {arguments.api_key_env}: the environment variable holds no key")
-    asked = argparse.Namespace(**{**vars(arguments), "api_key_env": arguments.engine_key_env})
-    asked.num_ctx = _number_or_auto(arguments, "num_ctx")
+    num_ctx = arguments.num_ctx = _number_or_auto(arguments, "num_ctx")
     own = arguments.toy or arguments.gguf is not None
-    model = (arguments.model or fallback_model(asked)) if own else arguments.model
-    settings = ServerSettings(
-        num_ctx=asked.num_ctx,
-        default_model=model,
-        max_lines=arguments.max_lines,
-        max_file_bytes=arguments.max_file_mb * 2**20,
-        mixed_models=arguments.mixed_models,
-        runner={
-            "max_tokens": arguments.max_tokens,
-            "concurrency": _number_or_auto(arguments, "concurrency"),
-            "timeout": arguments.timeout,
-        },
-    )
-    engine = make_engine(asked, model)
-    app = create_app(Path(arguments.data), engine=engine, keys=keys, settings=settings)
-    _serve(app, engine, arguments)
+    model = (arguments.model or fallback_model(arguments)) if own else arguments.model
+    engine = make_engine(arguments, model)
+    try:
+        settings = ServerSettings(
+            num_ctx=num_ctx,
+            default_model=model,
+            max_lines=arguments.max_lines,
+            max_file_bytes=arguments.max_file_mb * 2**20,
+            mixed_models=arguments.mixed_models,
+            runner=_runner_options(arguments, engine),
+        )
+        app = create_app(Path(arguments.data), engine=engine, keys=keys, settings=settings)
+        _serve(app, engine, arguments)
+    finally:
+        portal().call(engine.aclose())
     return 0
 
 
+def _runner_options(arguments: argparse.Namespace, engine: Engine) -> dict[str, Any]:
+    """What the run of every batch is made with. Raises ConfigError, before any batch meets it."""
+    from ollama_batch.runner import BatchRunner
+
+    options = {
+        "max_tokens": arguments.max_tokens,
+        "concurrency": arguments.concurrency,
+        "timeout": arguments.timeout,
+        "load_timeout": arguments.load_timeout,
+        "recover_timeout": arguments.recover_timeout,
+        "guards": guards_asked(arguments),
+        "supervisor": supervisor_asked(arguments, address=engine.address),
+    }
+    BatchRunner(model="any", engine=engine, num_ctx=arguments.num_ctx, **options)
+    return options
+
+
 def _serve(app: Any, engine: Any, arguments: argparse.Namespace) -> None:
-    from ollama_batch._portal import portal
     from ollama_batch.server.serving import serve as serve_app
 
     def announce(port: int) -> None:
@@ -114,11 +140,8 @@ def _serve(app: Any, engine: Any, arguments: argparse.Namespace) -> None:
         sys.stdout.write(f"serving http://{where}:{port}/v1 from {arguments.data}, engine {engine.address}\n")
         sys.stdout.flush()
 
-    try:
-        with _logged():
-            serve_app(app, host=arguments.host, port=arguments.port, announce=announce)
-    finally:
-        portal().call(engine.aclose())
+    with _logged():
+        serve_app(app, host=arguments.host, port=arguments.port, announce=announce)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ async def told_while_loading(load: Awaitable[T], engine: Engine, model: str, *, 
     except EngineTimeoutError as error:
         why = await stuck(engine, model)
         if why is None:
-            raise
+            why = f"{model} is not loaded yet, and the run waits no longer (load_timeout)"
         raise EngineTimeoutError(f"{error.message}: {why}") from error
     finally:
         telling.cancel()

@@ -26,12 +26,10 @@ from ollama_batch._aris_back_command import write_back
 from ollama_batch._aris_command import convert
 from ollama_batch._asked import (
     StandardInput,
-    api_key,
     body_defaults,
     conversation_policy,
     fallback_model,
     input_paths,
-    make_engine,
     metrics_hooks,
     model_of_first_row,
     response_model,
@@ -39,6 +37,9 @@ from ollama_batch._asked import (
     trim_strategy,
 )
 from ollama_batch._doctor_command import doctor
+from ollama_batch._engine_options import api_key, make_engine
+from ollama_batch._guard_options import guards_asked
+from ollama_batch._restart_option import supervisor_asked
 from ollama_batch._serve_command import serve
 from ollama_batch._spelling import StandardError, as_options
 from ollama_batch._submit_command import submit
@@ -147,8 +148,11 @@ def _run_with(arguments: Namespace, policy: ConversationPolicy | None, stdin: St
             row_models=row_models(arguments),
             order=arguments.order,
             concurrency=arguments.concurrency,
+            guards=guards_asked(arguments),
             timeout=arguments.timeout,
+            load_timeout=arguments.load_timeout,
             recover_timeout=arguments.recover_timeout,
+            supervisor=supervisor_asked(arguments, address=engine.address),
             on_length=arguments.on_length,
             hooks=hooks,
             progress=arguments.progress,
@@ -293,7 +297,7 @@ def _verify(arguments: Namespace) -> int:
 
 
 def _doctor(arguments: Namespace) -> int:
-    return doctor(arguments, api_key=api_key(arguments))
+    return doctor(arguments, api_key=api_key("--api-key-env", arguments.api_key_env))
 
 
 def _demo(arguments: Namespace) -> int:

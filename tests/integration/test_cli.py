@@ -24,6 +24,7 @@ from analysis_support import Row, write_journal
 from ollama_batch import (
     AggressiveTrim,
     BatchRunner,
+    Concurrency,
     ConversationPolicy,
     HybridTrim,
     ImportanceTrim,
@@ -116,7 +117,10 @@ OPTIONS: list[tuple[list[str], str, str, Any]] = [
     (["--think", "off"], "made", "think", False),
     (["--think", "high"], "made", "think", "high"),
     (["--concurrency", "7"], "made", "concurrency", 7),
+    (["--concurrency", "auto"], "made", "concurrency", "auto"),
+    (["--concurrency", "2-16"], "made", "concurrency", Concurrency(min=2, max=16)),
     (["--timeout", "2.5"], "made", "timeout", 2.5),
+    (["--load-timeout", "70"], "made", "load_timeout", 70.0),
     (["--recover-timeout", "60"], "made", "recover_timeout", 60.0),
     (["--on-length", "keep"], "made", "on_length", "keep"),
     (["--progress", "none"], "made", "progress", "none"),
@@ -158,6 +162,8 @@ OPTIONS: list[tuple[list[str], str, str, Any]] = [
 ]
 ELSEWHERE = {"--help", "--base-url", "--api", "--api-key-env", "--embedded", "--gguf", "--toy", "--schema"}
 ELSEWHERE |= {"--metrics-port"}  # in test_monitoring.py
+ELSEWHERE |= {"--managed", "--slots", "--kv-cache-type", "--restart"}  # in test_night_options.py, as these:
+ELSEWHERE |= {"--vram-limit", "--vram-warn", "--ram-limit", "--ram-warn"}
 
 
 class Seen:
@@ -220,8 +226,11 @@ def test_without_options_the_library_gets_its_own_defaults(
         "row_models": own.options.row_models,
         "order": own.options.order,
         "concurrency": own.options.concurrency,
+        "guards": own.options.guards,
         "timeout": own.options.timeout,
+        "load_timeout": own.options.load_timeout,
         "recover_timeout": own.options.recover_timeout,
+        "supervisor": None,
         "on_length": own.options.on_length,
         "hooks": (),
         "progress": "auto",
@@ -294,9 +303,18 @@ def test_several_inputs_are_files_whatever_they_are_called(
         (["runn"], "invalid choice"),
         (["run", "IN"], "-o/--output"),
         (["run", "IN", "-o", "OUT", "--num-ctx", "much"], "'much' is neither a whole number nor auto"),
-        (["run", "IN", "-o", "OUT", "--concurrency", "1.5"], "'1.5' is neither a whole number nor auto"),
+        (
+            ["run", "IN", "-o", "OUT", "--concurrency", "1.5"],
+            "'1.5' is neither a whole number, nor auto, nor MIN-MAX, as in 2-16",
+        ),
+        (["run", "IN", "-o", "OUT", "--concurrency", "x"], "'x' is neither a whole number, nor auto"),
+        (["run", "IN", "-o", "OUT", "--concurrency", "2-"], "'2-' is neither a whole number, nor auto"),
+        (["run", "IN", "-o", "OUT", "--concurrency", "8-2"], "'8-2': MIN is above MAX; 2-8 is a range"),
+        (["run", "IN", "-o", "OUT", "--concurrency", "0-4"], "MIN and MAX must be from 1 to 4,096"),
+        (["run", "IN", "-o", "OUT", "--concurrency", "1-9999"], "MIN and MAX must be from 1 to 4,096"),
         (["run", "IN", "-o", "OUT", "--concurrency", "0"], "--concurrency 0: must be"),
         (["run", "IN", "-o", "OUT", "--timeout", "-1"], "--timeout -1.0: must be"),
+        (["run", "IN", "-o", "OUT", "--load-timeout", "0"], "--load-timeout 0.0: must be"),
         (["run", "IN", "-o", "OUT", "--deadline", "nan"], "--deadline nan: must be"),
         (["run", "IN", "-o", "OUT", "--recover-timeout", "-1"], "--recover-timeout -1.0: must be"),
         (["run", "IN", "-o", "OUT", "--limit", "0"], "--limit 0: must be"),

@@ -12,6 +12,7 @@ import pytest
 
 from memory_support import GIB, device, engine, host, sample
 from ollama_batch._gate import Gate
+from ollama_batch._guard_plan import GuardPlan
 from ollama_batch._guarding import Guarding, _watch, guarded
 from ollama_batch._portal import AddressLimit
 from ollama_batch._stop import Stop
@@ -189,6 +190,27 @@ async def test_usual_guards_act_on_what_comes_after_the_first_request() -> None:
     await run.see(2)
     await run.see(0.3)
     assert run.paused
+
+
+async def test_a_planned_guard_is_the_usual_one_unless_it_has_options() -> None:
+    run = Watched(GuardPlan(VramGuard))
+    await run.see(0.3, seconds=40)
+    assert not run.paused
+    await run.see(0.05)
+    assert run.paused
+    asked_for = Watched(GuardPlan(VramGuard, {"warn": 0.5, "limit": 0.75}))
+    await asked_for.see(5)
+    assert not asked_for.paused
+    await asked_for.see(3.9)
+    assert asked_for.paused
+
+
+async def test_runs_side_by_side_do_not_share_a_planned_guard() -> None:
+    plan = GuardPlan(VramGuard, {"limit": 0.9})
+    runs = [Watched(plan), Watched(plan)]
+    for run in runs:
+        await run.see(0.3)
+    assert [run.paused for run in runs] == [True, True]
 
 
 async def test_what_was_in_use_of_one_card_excuses_no_other() -> None:

@@ -1,0 +1,160 @@
+"""The option `--restart`: what may restart an engine that somebody else runs."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import shlex
+import shutil
+import signal
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
+
+from ollama_batch._engine_options import own_engine
+from ollama_batch._text import plain
+from ollama_batch.errors import ConfigError, RestartError
+
+if TYPE_CHECKING:
+    from ollama_batch.control import Supervisor
+
+UNIT: Final = "unit:"
+
+_OPERATORS: Final = frozenset("();<>|&")
+_KILL_S: Final = 1.0
+_SAID_BYTES: Final = 2000
+_SAID_CHARS: Final = 400
+
+_log = logging.getLogger("ollama_batch.restart")
+
+
+def add_restart_option(group: argparse._ArgumentGroup) -> None:
+    """`--restart`."""
+    group.add_argument(
+        "--restart",
+        metavar="HOW",
+        help="restart an engine that is down or hangs, 5 times in 10 minutes at the most, by unit:NAME, a "
+        "unit of systemd, or a command, as in 'docker restart ollama' (default: only one of its own)",
+    )
+
+
+def supervisor_asked(arguments: argparse.Namespace, *, address: str) -> Supervisor | None:
+    """What `--restart` asks for, of the engine at `address`. Raises ConfigError for what could not work."""
+    how: str | None = arguments.restart
+    if how is None:
+        return None
+    own = own_engine(arguments)
+    if own is not None:
+        raise ConfigError(
+            f"--restart is for an engine that somebody else runs, and {own} starts one that is restarted "
+            "anyway: leave one of them out"
+        )
+    from ollama_batch.control import Supervisor, SystemdUnit
+
+    if not how.startswith(UNIT):
+        return Supervisor(RestartCommand(_words(how)))
+    from ollama_batch.memory.engine import is_local
+
+    name = how.removeprefix(UNIT)
+    try:
+        unit = SystemdUnit(name)
+    except ConfigError as error:
+        raise ConfigError(f"--restart {how}: {name!r} is no name of a unit, as in unit:ollama") from error
+    if shutil.which("systemctl") is None:
+        raise ConfigError(f"--restart {how}: this machine has no systemctl; a command may do it")
+    if not is_local(address):
+        raise ConfigError(
+            f"--restart {how} restarts a unit of this machine, and the engine is at {address}: give a "
+            f"command, as in 'ssh HOST sudo -n systemctl restart {name}'"
+        )
+    return Supervisor(unit)
+
+
+def _words(how: str) -> tuple[str, ...]:
+    """The program and its arguments. Raises ConfigError where they need a shell, or there is no program."""
+    lexer = shlex.shlex(how, posix=True, punctuation_chars=True)
+    lexer.commenters, lexer.whitespace_split = "", True
+    try:
+        words, parts = shlex.split(how), list(lexer)
+    except ValueError as error:
+        raise ConfigError(f"--restart {how}: cannot be read as a command: {error}") from error
+    operators = [part for part in parts if part and _OPERATORS.issuperset(part)]
+    if operators:
+        raise ConfigError(
+            f"--restart {how}: no shell reads {operators[0]} here; put it into a script, or give sh -c '...'"
+        )
+    if not words or not words[0]:
+        raise ConfigError("--restart is empty: give unit:NAME, or a command")
+    program = str(Path(words[0]).expanduser()) if words[0].startswith("~") else words[0]
+    if shutil.which(program) is None:
+        raise ConfigError(
+            f"--restart {how}: there is no program {words[0]!r}, or it may not be run; a unit of systemd is "
+            "given as unit:NAME"
+        )
+    if words == ["ollama"]:
+        raise ConfigError("--restart ollama: that program restarts nothing; a unit is given as unit:ollama")
+    return program, *words[1:]
+
+
+class RestartCommand:
+    """The way to restart an engine by a command, as a callable for Supervisor.
+
+    It has no shell, no terminal and nothing to read. It has worked if it ends with 0; what it leaves running
+    is left alone then. Cancelled, it is killed, and whatever it has started. The end of what it prints is
+    logged, or is in the error.
+
+    Called, it raises RestartError: "refused" if it cannot be run, "failed" if it ends with another code.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = tuple(words)
+
+    async def __call__(self) -> None:
+        """Run it; see the class for what is raised."""
+        # A file, not a pipe: a server that it leaves in the background keeps writing, and must not die of it.
+        with tempfile.TemporaryFile() as output:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *self.words,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=asyncio.subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise RestartError(f"{self.words[0]} cannot be run: {error}", "refused") from error
+            try:
+                code = await process.wait()
+            finally:
+                said = _end_of(output)
+                if process.returncode is None:
+                    await _kill(process)
+                    self._tell(said)
+        if code:
+            raise RestartError(f"{self.words[0]} ended with {code}" + (f": {said}" if said else ""))
+        self._tell(said)
+
+    def _tell(self, said: str) -> None:
+        if said:
+            _log.warning("%s said: %s", self.words[0], said)
+
+
+def _end_of(output: IO[bytes]) -> str:
+    """The last of what was printed, on one line."""
+    size = output.seek(0, os.SEEK_END)
+    output.seek(max(0, size - _SAID_BYTES))
+    text = " ".join(output.read(_SAID_BYTES).decode(errors="replace").split())
+    return plain(text if len(text) <= _SAID_CHARS else f"...{text[-_SAID_CHARS:]}", 2 * _SAID_CHARS)
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    with suppress(OSError, TimeoutError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)  # it leads a session, and a group, of its own
+        else:
+            process.kill()
+        await asyncio.wait_for(process.wait(), _KILL_S)
