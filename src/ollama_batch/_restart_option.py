@@ -116,7 +116,7 @@ class RestartCommand:
     async def __call__(self) -> None:
         """Run it; see the class for what is raised."""
         # A file, not a pipe: a server that it leaves in the background keeps writing, and must not die of it.
-        with tempfile.TemporaryFile() as output:
+        with tempfile.TemporaryFile("a+b") as output:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *self.words,

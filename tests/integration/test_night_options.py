@@ -10,7 +10,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -20,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
-from ollama_batch import OllamaEngine, RamGuard, Supervisor, SystemdUnit, VramGuard, control
+from ollama_batch import OllamaEngine, RamGuard, Supervisor, SystemdUnit, VramGuard, cli, control
 from ollama_batch._arguments import make_parser
 from ollama_batch._guard_options import guards_asked
 from ollama_batch._guard_plan import GuardPlan
@@ -34,6 +32,7 @@ from ollama_batch.cli import main
 from ollama_batch.concurrency import Concurrency
 from ollama_batch.engines import managed
 from ollama_batch.errors import ConfigError, RestartError
+from ollama_batch.events import RowFinished
 from ollama_batch.testing import CostModel, FakeOllama
 from ollama_batch.testing.ledger import FileLedger
 from runner_support import write_lines
@@ -44,7 +43,6 @@ from supervisor_support import (
     end_all,
     none_left,
     pids,
-    runs,
     stand_in_ollama,
     stand_in_systemctl,
 )
@@ -118,9 +116,9 @@ def test_a_managed_ollama_is_started_as_asked_answers_every_row_and_leaves_nothi
     assert alive(folder) == []
 
 
+@pytest.mark.usefixtures("killed")
 def test_a_managed_ollama_that_is_killed_is_restarted(folder: Path) -> None:
-    with killing_after(20, folder):
-        assert main(ask(60, "--managed", "--concurrency", 4)) == 0
+    assert main(ask(60, "--managed", "--concurrency", 4)) == 0
     assert answered() == expected(60)
     assert len(pids(folder)) == 2
     assert alive(folder) == []
@@ -180,25 +178,28 @@ def test_a_machine_without_ollama_is_told_so_in_words_of_the_command_line(
 # Restarts
 
 
-@contextmanager
-def killing_after(count: int, folder: Path) -> Iterator[None]:
-    """Kills the server that stand-ins have started, once it has been asked so many rows."""
-    over = threading.Event()
+class Killer:
+    """A hook that kills the server of the stand-ins when 20 rows have ended."""
 
-    def kill() -> None:
-        while not over.wait(0.005):
-            ledger = folder / "ledger.jsonl"
-            if ledger.exists() and len(FileLedger(ledger, readonly=True).counts()) > count:
-                os.kill(pids(folder)[-1][0], signal.SIGKILL)
-                return
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ended = 0
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        yield
-    finally:
-        over.set()
-        killer.join()
+    def on_event(self, event: object) -> None:
+        self._ended += isinstance(event, RowFinished)
+        if isinstance(event, RowFinished) and self._ended == 20:
+            os.kill(pids(self._folder)[-1][0], signal.SIGKILL)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server dies in the middle of the run; an engine gets a moment to come back, not half a minute."""
+    monkeypatch.setattr(cli, "metrics_hooks", lambda _: [Killer(folder)])
+    quick_ladder(monkeypatch)
+    monkeypatch.setattr(control, "Supervisor", partial(Supervisor, after_s=0.2, wait_s=0.01))
 
 
 @contextmanager
@@ -224,20 +225,13 @@ def is_up(url: str) -> bool:
         return False
 
 
-@pytest.fixture
-def quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine gets a moment to come back by itself, not half a minute."""
-    quick_ladder(monkeypatch)
-    monkeypatch.setattr(control, "Supervisor", partial(Supervisor, after_s=0.2, wait_s=0.01))
-
-
 @pytest.mark.parametrize("how", ["unit:ollama", "{systemctl} restart it"])
-@pytest.mark.usefixtures("quick_restarts")
+@pytest.mark.usefixtures("killed")
 def test_a_server_that_died_is_restarted_as_asked_and_every_row_is_ok(
     folder: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     asked = how.format(systemctl=shlex.quote(str(folder / "systemctl")))
-    with served(folder, "ok") as url, killing_after(20, folder):
+    with served(folder, "ok") as url:
         assert main(ask(60, "--base-url", url, "--concurrency", 4, "--restart", asked)) == 0
     assert answered() == expected(60)
     words = ["--no-ask-password", "restart", "ollama"] if how == "unit:ollama" else ["restart", "it"]
@@ -247,20 +241,21 @@ def test_a_server_that_died_is_restarted_as_asked_and_every_row_is_ok(
     assert counts.keys() - {TEST_QUESTION} == set(expected(60))
 
 
-@pytest.mark.usefixtures("quick_restarts")
+@pytest.mark.usefixtures("killed")
 def test_what_a_restart_that_failed_printed_is_in_the_log(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = f"{shlex.quote(str(folder / 'systemctl'))} restart it"
-    with served(folder, "failed", "ok") as url, killing_after(20, folder):
+    with served(folder, "failed", "ok") as url:
         assert main(ask(60, "--base-url", url, "--concurrency", 4, "--restart", asked)) == 0
     told = [each for each in caplog.messages if each.startswith("restarted the engine: failed")]
     assert "ended with 1: Job for ollama.service failed because the control process" in told[0]
     assert answered() == expected(60)
 
 
+@pytest.mark.usefixtures("killed")
 def test_without_the_option_a_server_is_restarted_by_nobody(folder: Path) -> None:
-    with served(folder, "ok") as url, killing_after(20, folder):
+    with served(folder, "ok") as url:
         line = ask(60, "--base-url", url, "--concurrency", 4, "--recover-timeout", 1)
         assert main(line) == 3
     assert len(calls(folder)) == 1
@@ -335,8 +330,6 @@ async def test_a_command_has_worked_if_it_ends_with_0_and_what_it_said_is_logged
         ("echo no such container >&2; exit 7", "sh ended with 7: no such container"),
         ("exit 1", "sh ended with 1"),
         ("kill -9 $$", "sh ended with -9"),
-        ("read line || exit 4", "sh ended with 4"),  # nothing to read, and nobody to ask
-        (": < /dev/tty || exit 5", "sh ended with"),
         (r"printf 'a\033[2Jb'; exit 3", r"sh ended with 3: a\x1b[2Jb"),
     ],
 )
@@ -345,6 +338,15 @@ async def test_a_command_that_ends_otherwise_has_failed_with_what_it_said(script
         await restarted(script)
     assert str(raised.value).startswith(said)
     assert raised.value.outcome == "failed"
+
+
+async def test_a_command_has_nothing_to_read_and_no_terminal_to_ask_at() -> None:
+    script = (
+        "import os\n"
+        "assert os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev\n"
+        "assert os.getsid(0) == os.getpid()"
+    )
+    await RestartCommand([sys.executable, "-c", script])()
 
 
 async def test_of_a_command_that_says_much_the_end_is_told() -> None:
@@ -360,12 +362,18 @@ async def test_a_program_that_is_gone_by_then_is_a_refusal(tmp_path: Path) -> No
     assert raised.value.outcome == "refused"
 
 
-async def test_a_server_that_the_command_leaves_behind_is_not_waited_for_and_lives_on(tmp_path: Path) -> None:
-    async with asyncio.timeout(20):
-        await restarted(f"sleep 600 & echo $! > {shlex.quote(str(tmp_path / 'pid'))}; echo up")
-    left = psutil.Process(int((tmp_path / "pid").read_text()))
-    assert left.is_running()
-    left.kill()
+async def test_a_server_that_the_command_leaves_behind_is_not_waited_for_and_goes_on_writing(
+    tmp_path: Path,
+) -> None:
+    said, pid = (shlex.quote(str(tmp_path / name)) for name in ("said", "pids"))
+    try:
+        async with asyncio.timeout(20):
+            await restarted(f"(while echo a; do echo b >> {said}; sleep 0.01; done) & echo $! > {pid}")
+        before = len((tmp_path / "said").read_text()) if (tmp_path / "said").exists() else 0
+        until(lambda: len((tmp_path / "said").read_text()) > before + 6)
+        assert len(alive(tmp_path)) == 1
+    finally:
+        end_all(tmp_path)
 
 
 async def test_a_command_that_takes_too_long_is_killed_with_what_it_has_started(
@@ -377,8 +385,11 @@ async def test_a_command_that_takes_too_long_is_killed_with_what_it_has_started(
     assert restart is not None
     assert restart.outcome == "slow"
     assert "sh said: begun" in caplog.messages
-    assert none_left(tmp_path)
-    assert not any(runs(pid) for line in pids(tmp_path) for pid in line)
+    assert len(pids(tmp_path)[0]) == 2
+    try:
+        assert none_left(tmp_path)
+    finally:
+        end_all(tmp_path)
 
 
 # Memory
