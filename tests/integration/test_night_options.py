@@ -346,7 +346,15 @@ async def test_a_command_has_nothing_to_read_and_no_terminal_to_ask_at() -> None
         "assert os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev\n"
         "assert os.getsid(0) == os.getpid()"
     )
-    await RestartCommand([sys.executable, "-c", script])()
+    read, write = os.pipe()
+    own = os.dup(0)
+    os.dup2(read, 0)  # what a terminal would be
+    try:
+        await RestartCommand([sys.executable, "-c", script])()
+    finally:
+        os.dup2(own, 0)
+        for each in (read, write, own):
+            os.close(each)
 
 
 async def test_of_a_command_that_says_much_the_end_is_told() -> None:
