@@ -37,8 +37,8 @@ class Job:
         """Say in `mismatch` why overwrite=True does not help, where it was given and does not."""
         if self.options.overwrite and self.streams:
             mismatch.message += (
-                ". Here overwrite=True does not do that, since rows that do not come from files are read only "
-                "once: give another output"
+                ". Here overwrite=True does not do that, since rows that do not come from files are read "
+                "only once: give another output"
             )
 
     @property

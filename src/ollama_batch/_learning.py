@@ -18,19 +18,19 @@ ASK_S: Final = 5.0
 
 
 async def learn_memory(engine: Engine, info: EngineInfo, *, folder: Path | None) -> LoadedModel | None:
-    """Keep in `folder` what the engine says the model takes that it has just loaded (None: nowhere), and
-    return that; None if it does not say.
+    """Keep in `folder` what the engine says the model takes that it has just loaded, and return that; None if
+    it does not say, or without a `folder`, when it is not asked.
 
     Costs the run nothing that matters: an engine that does not tell, and a file that cannot be read or
     written, leave it unlearned.
     """
-    if not isinstance(engine, MemoryReporting):
+    if folder is None or not isinstance(engine, MemoryReporting):
         return None
     loaded: LoadedModel | None = None
     try:
         async with asyncio.timeout(ASK_S):
             loaded = await engine.loaded(info.model)
-            if folder is None or loaded is None or loaded.size_bytes is None:
+            if loaded is None or loaded.size_bytes is None:
                 return loaded
             shape = ModelShape.from_metadata(info.model, await engine.metadata(info.model))
         num_batch = engine.num_batch if isinstance(engine, BatchSized) else None

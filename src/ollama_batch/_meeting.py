@@ -77,7 +77,7 @@ class Meeting:
     num_ctx_why: str | None = None
     """Why num_ctx="auto" is what it is; None where it was given."""
     loaded: LoadedModel | None = None
-    """What the model takes, as far as the engine tells."""
+    """What the model takes, where that was asked and told."""
 
     def to_note(self, model: str) -> dict[str, Any]:
         """What the journal keeps about a session, beside the identity of the run."""

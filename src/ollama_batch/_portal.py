@@ -345,7 +345,7 @@ class Portal:
         """As the process ends, close what engines that nobody has closed have open: else the HTTP library
         complains of it. Not while a run goes on, which would take that for trouble.
         """
-        if self.pid == os.getpid() and not self._under_way:
+        if self.pid == os.getpid() and not self._under_way and self.loop.is_running():
             with suppress(TimeoutError, RuntimeError):  # the process ends all the same
                 asyncio.run_coroutine_threadsafe(self.loop.shutdown_asyncgens(), self.loop).result(EXIT_S)
 

@@ -28,7 +28,7 @@ def both_ends(text: str, limit: int) -> str:
     """
     if len(text) <= 4 * limit and len(shown := plain(text, 4 * limit)) <= limit:
         return shown
-    last = plain(text[-limit:], 4 * limit)[-(limit // 3) :].partition(" ")[2] or plain(text[-(limit // 3) :])
+    last = plain(text[-limit:], 4 * limit)[-(limit // 3) :].partition(" ")[2]
     room = limit - len(last) - len(" ... ")
     first = plain(text, limit + 3).removesuffix("...")[:room]
     return f"{first.rpartition(' ')[0] or first} ... {last}"

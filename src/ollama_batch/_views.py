@@ -113,9 +113,10 @@ def _memory(m: BatchMetrics) -> Figures:
 
     What was never known comes last, under its reason. Before the first sample there is nothing to say.
     """
+    spilled = [] if m.spilled_share is None else [("model on the CPU", share(m.spilled_share))]
     if not measured(m):
-        return []
-    known, never = [], {}
+        return spilled
+    known, never = [*spilled], {}
     for label, field, now, ever in (
         ("VRAM", "vram_used_bytes", amount(m.vram_used_bytes, m.vram_total_bytes), m.vram_peak_bytes),
         ("RAM", "ram_used_bytes", amount(m.ram_used_bytes), m.ram_peak_bytes),
