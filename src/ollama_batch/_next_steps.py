@@ -57,8 +57,8 @@ def _steps(
             )
             yield f"or {anew} with the model as it is now: the same call is refused with that"
         case InputChangedError():
-            yield f"give the input as it was and run {again}"
-            yield f"or {anew} with the input as it is now: the same call is refused with that"
+            yield f"if rows were only added, or the input is as it was, run {again}"
+            yield f"or {anew} with the input as it is now: rows that have changed are refused by the same call"
         case InputError():
             yield f'mend the input where the reason says (or say on_invalid="skip") and run {again}'
         case MemoryShortError():

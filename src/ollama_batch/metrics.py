@@ -69,8 +69,9 @@ class BatchMetrics:
     so far; `concurrency_changes` counts the run's own decisions about it, `concurrency_decisions` has the
     latest 10 in words. `queue_reported` answers told how long they waited for a slot: `queue_mean_s` seconds
     on average, `queue_share` of their time. `served_mean` requests were in work at once on average, by the
-    times that answers tell. `engine_idle_share` is the share (0 to 1) of the time, pauses left out, in which
-    none was with the engine between one and the next; a slot that is idle beside others is not in it.
+    times that answers tell. `engine_idle_share` is the share (0 to 1) of the time in which none was with the
+    engine between one and the next; a slot that is idle beside others is not in it. For both, pauses are left
+    out as far as nothing was out in them.
 
     Trouble: `recoveries` counts the engine's deaths and failures of memory that the run has recovered from or
     does now, `restarts` how often it was restarted for it, `quarantined` the rows that killed it. `lost_s` is
