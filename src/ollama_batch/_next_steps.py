@@ -58,7 +58,7 @@ def _steps(
             yield f"or {anew} with the model as it is now: the same call is refused with that"
         case InputChangedError():
             yield f"if rows were only added, or the input is as it was, run {again}"
-            yield f"or {anew} with the input as it is now: rows that have changed are refused by the same call"
+            yield f"or {anew} with the input as it is now: the same call refuses rows that have changed"
         case InputError():
             yield f'mend the input where the reason says (or say on_invalid="skip") and run {again}'
         case MemoryShortError():
