@@ -221,7 +221,7 @@ class Guarding:
         if self._giving_up is None:
             self._paused_at = loop.time()
             self._giving_up = loop.call_later(self._patience_s, self._give_up)
-        left_s = self._paused_at + self._patience_s - loop.time()
+        left_s = max(0.0, self._paused_at + self._patience_s - loop.time())
         self._gate.hold(MEMORY, why, stops_in_s=left_s)
         log.warning(
             "paused since %s by the memory guard %s. Nothing is sent until there is room, what is out "
