@@ -241,6 +241,7 @@ class VirtualRun:
             emit=emit,
             failures=FailureWatch(None),
             total=lambda: None,
+            names=["virtual"],
         )
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
 from ollama_batch.errors import JournalError
-from ollama_batch.events import EngineRestarted, Event, RunPaused, RunResumed
+from ollama_batch.events import EngineRestarted, Event, RunFinished, RunPaused, RunResumed
 from ollama_batch.journal import RunJournal
 
 log = logging.getLogger("ollama_batch.run")
 
 ACTIVITY = "activity"
-"""The journal's key: an object with `reason` and `message` while the run is paused, else null."""
+"""The journal's key: while the run is paused an object with `reason`, `message`, `since` (Unix time) and
+`stops_at` (the same, null: it waits as long as it takes), else null."""
 
 RESTART = "restart"
 """The kind of the journal's notes about restarts of the engine: the fields of EngineRestarted."""
@@ -43,8 +45,8 @@ class Activity:
     def on_event(self, event: Event) -> None:
         """Take note of `event`."""
         if isinstance(event, RunPaused):
-            self._now = {"reason": event.reason, "message": event.message}
-        elif isinstance(event, RunResumed):
+            self._now = self._paused(event)
+        elif isinstance(event, RunResumed) or (isinstance(event, RunFinished) and self._now is not None):
             self._now = None
         else:
             if isinstance(event, EngineRestarted):
@@ -61,6 +63,13 @@ class Activity:
         ends = ", ".join(f"{count} {outcome}" for outcome, count in self._restarts.most_common())
         times = "once" if self._restarts.total() == 1 else f"{self._restarts.total()} times"
         return f"the engine was restarted {times} ({ends}), which took {self._restarts_s:.1f} s in all"
+
+    def _paused(self, event: RunPaused) -> dict[str, Any]:
+        now = time.time()
+        stops_at = None if event.stops_in_s is None else now + event.stops_in_s
+        if self._now is not None:  # for another reason: nothing is sent since then
+            now = self._now["since"]
+        return {"reason": event.reason, "message": event.message, "since": now, "stops_at": stops_at}
 
     def _restarted(self, event: EngineRestarted) -> None:
         self._restarts[event.outcome] += 1

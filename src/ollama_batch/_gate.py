@@ -41,15 +41,17 @@ class Gate:
         """Whether something else than `reason` holds the gate as well."""
         return bool(self._held - {reason})
 
-    def hold(self, reason: str, message: str) -> None:
-        """Send nothing until `release(reason)`; a second hold for the same reason changes nothing."""
+    def hold(self, reason: str, message: str, *, stops_in_s: float | None = None) -> None:
+        """Send nothing until `release(reason)`; a second hold for the same reason changes nothing. Whoever
+        holds it ends the run after `stops_in_s` seconds (None: never).
+        """
         self.shut(reason)
         if reason not in self._told:
             self._told.add(reason)
-            self._emit(RunPaused(reason=reason, message=message))
+            self._emit(RunPaused(reason=reason, message=message, stops_in_s=stops_in_s))
 
     def release(self, reason: str) -> None:
-        """Take back a hold; sending goes on once nothing else holds the gate."""
+        """Take back a hold; sending goes on once nothing else holds the gate, unless the run is to end."""
         if reason not in self._held:
             return
         self._held.discard(reason)
@@ -59,8 +61,9 @@ class Gate:
         if self._held:
             return
         self.opened_at = now
-        if self._told:
-            self._told.clear()
+        told = bool(self._told)
+        self._told.clear()
+        if told and not self._stop.draining.is_set():  # else nothing is sent any more
             self._emit(RunResumed(reason=reason, paused_s=now - self._closed_at))
         self._opened.set()
 

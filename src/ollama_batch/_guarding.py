@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from ollama_batch._guard_plan import GuardPlan
 from ollama_batch._guard_post import GuardPost
 from ollama_batch._stop import Stop
 from ollama_batch._summary import NEW_RUN
+from ollama_batch._text import duration
 from ollama_batch.engines.base import Engine, MemoryReporting
 from ollama_batch.errors import EngineError, JournalError, MemoryShortError
 from ollama_batch.events import Decision, Event, MemoryMeasured
@@ -188,7 +190,15 @@ class Guarding:
             case "resume" if post.pausing is not None:
                 post.pausing = None
                 if not any(each.pausing for each in self._posts):
+                    short_s = asyncio.get_running_loop().time() - self._paused_at
                     self._go_on()
+                    if not self._stop.draining.is_set():
+                        log.warning(
+                            "the memory guard %s lets the run go on after %s: %s",
+                            decision.guard,
+                            duration(short_s),
+                            decision.reason,
+                        )
             case "stop_growth" if not post.capped:
                 self._cap(post, self._throttle.width)
             case "halve":
@@ -213,11 +223,19 @@ class Guarding:
 
     def _pause(self, post: GuardPost, why: str) -> None:
         post.pausing = why
-        self._gate.hold(MEMORY, why)
+        loop = asyncio.get_running_loop()
         if self._giving_up is None:
-            loop = asyncio.get_running_loop()
             self._paused_at = loop.time()
             self._giving_up = loop.call_later(self._patience_s, self._give_up)
+        left_s = max(0.0, self._paused_at + self._patience_s - loop.time())
+        self._gate.hold(MEMORY, why, stops_in_s=left_s)
+        log.warning(
+            "paused since %s by the memory guard %s. Nothing is sent until there is room, what is out "
+            "finishes; if it lasts, the run stops in %s (recover_timeout) and can be resumed",
+            time.strftime("%H:%M:%S"),
+            why,
+            duration(left_s),
+        )
 
     def _go_on(self) -> None:
         if self._giving_up is not None:

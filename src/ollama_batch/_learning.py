@@ -17,24 +17,27 @@ ASK_S: Final = 5.0
 """Rows wait meanwhile: an engine that takes longer to tell is not asked again."""
 
 
-async def learn_memory(engine: Engine, info: EngineInfo, *, folder: Path | None) -> None:
-    """Keep in `folder` what the engine says the model takes that it has just loaded; None: nowhere.
+async def learn_memory(engine: Engine, info: EngineInfo, *, folder: Path | None) -> LoadedModel | None:
+    """Keep in `folder` what the engine says the model takes that it has just loaded, and return that; None if
+    it does not say, or without a `folder`, when it is not asked.
 
     Costs the run nothing that matters: an engine that does not tell, and a file that cannot be read or
     written, leave it unlearned.
     """
     if folder is None or not isinstance(engine, MemoryReporting):
-        return
+        return None
+    loaded: LoadedModel | None = None
     try:
         async with asyncio.timeout(ASK_S):
             loaded = await engine.loaded(info.model)
             if loaded is None or loaded.size_bytes is None:
-                return
+                return loaded
             shape = ModelShape.from_metadata(info.model, await engine.metadata(info.model))
         num_batch = engine.num_batch if isinstance(engine, BatchSized) else None
         await asyncio.to_thread(_keep, shape, loaded, info, num_batch=num_batch, folder=folder)
     except Exception as error:  # whatever an engine tells, and whosever it is: no run ends for that
         log.debug("what %s takes was not learned: %s: %s", info.model, type(error).__name__, error)
+    return loaded
 
 
 def _keep(

@@ -49,9 +49,11 @@ class LoadTally:
             if each.prompt_s is not None and each.generate_s is not None:
                 self._served_s = (self._served_s or 0.0) + each.prompt_s + each.generate_s
 
-    def fields(self, elapsed_s: float, paused_s: float) -> dict[str, Any]:
-        """What `BatchMetrics` says of it, by field."""
-        active_s = elapsed_s - paused_s
+    def fields(self, elapsed_s: float, quiet_s: float) -> dict[str, Any]:
+        """What `BatchMetrics` says of it, by field. `quiet_s` of the time was paused with nothing out: what a
+        pause finds in work is finished in it, so that this time counts.
+        """
+        active_s = elapsed_s - quiet_s
         share = self._queue_s / self._queue_of_s if self._queue_of_s > 0 else None
         known = active_s > 0
         return {
@@ -64,5 +66,5 @@ class LoadTally:
             "queue_mean_s": self._queue_s / self._queued if self._queued else None,
             "queue_share": share,
             "served_mean": self._served_s / active_s if self._served_s is not None and known else None,
-            "engine_idle_share": min(1.0, max(0.0, self._idle_s - paused_s) / active_s) if known else None,
+            "engine_idle_share": min(1.0, max(0.0, self._idle_s - quiet_s) / active_s) if known else None,
         }

@@ -35,7 +35,7 @@ from ollama_batch.engines.base import Engine, Loadable
 from ollama_batch.errors import ConfigError, EngineBusyError, EngineError, EngineLoadingError
 from ollama_batch.journal import RunJournal
 from ollama_batch.tokens.state import state_folder
-from ollama_batch.types import EngineInfo
+from ollama_batch.types import EngineInfo, LoadedModel
 
 T = TypeVar("T")
 Sleep: TypeAlias = Callable[[float], Awaitable[None]]
@@ -76,6 +76,8 @@ class Meeting:
     """What prompt and answer may have together."""
     num_ctx_why: str | None = None
     """Why num_ctx="auto" is what it is; None where it was given."""
+    loaded: LoadedModel | None = None
+    """What the model takes, where that was asked and told."""
 
     def to_note(self, model: str) -> dict[str, Any]:
         """What the journal keeps about a session, beside the identity of the run."""
@@ -181,8 +183,8 @@ async def load_model(
         meeting = dataclasses.replace(meeting, width=_within(options.concurrency, meeting.info.slots))
     journal.put("engine", dataclasses.asdict(meeting.info))
     await journal.note("session", meeting.to_note(model))
-    await learn_memory(engine, meeting.info, folder=state_folder(options.state_dir))
-    return meeting
+    loaded = await learn_memory(engine, meeting.info, folder=state_folder(options.state_dir))
+    return dataclasses.replace(meeting, loaded=loaded)
 
 
 def _refuse_no_thinker(info: EngineInfo, options: RunnerOptions) -> None:

@@ -46,9 +46,13 @@ def by_reason(m: BatchMetrics, names: Mapping[str, str], *, limit: int) -> list[
 
 
 def memory_in_words(m: BatchMetrics) -> str:
-    """The most that was in use and how busy the GPU was, then what is unknown."""
+    """The most that was in use, how busy the GPU was, what is unknown, and what of the model has spilled."""
+    spilled = []
+    if m.spilled_bytes is not None:
+        spilled.append(f"{show(m.spilled_bytes)} of the model ({share(m.spilled_share)}) on the CPU: slow")
     if not measured(m):
-        return "unknown: not measured (a run measures while it sends, if it has guards)"
+        unknown_all = "unknown: not measured (a run measures while it sends, if it has guards)"
+        return "; ".join([unknown_all, *spilled])
     most, unknown = [], {}
     if m.vram_peak_bytes is None:
         unknown["vram_used_bytes"] = "VRAM"
@@ -69,4 +73,5 @@ def memory_in_words(m: BatchMetrics) -> str:
     if unknown:
         reasons = by_reason(m, unknown, limit=_REASON)
         parts.append("unknown: " + ", ".join(f"{', '.join(names)} ({why})" for why, names in reasons))
+    parts += spilled
     return "; ".join(parts)

@@ -25,6 +25,7 @@ from ollama_batch._relief import Relief
 from ollama_batch._room import DiskRoom
 from ollama_batch._sender import Sender
 from ollama_batch._settings import SendSettings
+from ollama_batch._spill import Spill
 from ollama_batch._steering import Steering
 from ollama_batch._watch import watched
 from ollama_batch._weights import Weights
@@ -32,6 +33,7 @@ from ollama_batch._workers import WorkerPool
 from ollama_batch.events import Decision
 from ollama_batch.journal import RunJournal
 from ollama_batch.journal.data import Note
+from ollama_batch.memory import MemorySample
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.tokens.state import state_folder
 
@@ -143,7 +145,16 @@ async def send_rows(
         emit=run._emit,
         failures=failures,
         total=total,
+        names=[source.name for source in job.sources],
     )
+    spill = Spill(model, num_ctx=meeting.num_ctx, note=journal.note, noticed=noticed)
+    await spill.see_loaded(meeting.loaded)
+    notes = MemoryNotes(journal.note)
+
+    async def keep(sample: MemorySample) -> None:
+        await spill.see(sample)
+        await notes.see(sample)
+
     guarding = Guarding(
         options.guards,
         throttle=limit,
@@ -155,7 +166,7 @@ async def send_rows(
         note=journal.note,
         answers=lambda: steering.answers,
         patience_s=settings.patience_s,
-        keep=MemoryNotes(journal.note).see,
+        keep=keep,
     )
     try:
         async with (

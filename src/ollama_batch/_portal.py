@@ -7,13 +7,14 @@ without patching it, an engine is used from one loop only, and runs on one serve
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from ollama_batch._restraint import Restraint
@@ -25,6 +26,9 @@ T = TypeVar("T")
 
 
 WAKE_S = 0.5
+
+EXIT_S = 1.0
+"""Longest wait of a process that ends for the connections of engines that nobody has closed."""
 
 
 def result_of(future: concurrent.futures.Future[T]) -> T:
@@ -157,14 +161,15 @@ class AddressLimit:
         self._restraint.ran_out(in_flight)
         self._restrain("the engine ran out of memory", before)
 
-    def crashed(self) -> None:
-        """The engine was gone and is back: one request, and then more again."""
+    def crashed(self, *, memory: bool = False) -> None:
+        """The engine was gone (`memory`: for want of that) and is back: one request, and then more again."""
+        why = "the engine ran out of memory" if memory else "the engine crashed"
         if self._target is not None:
-            self._target.on_crash()
+            self._target.on_crash(why)
             self.follow()
         before = self._restraint.limit
         self._restraint.crashed()
-        self._restrain("the engine crashed", before)
+        self._restrain(why, before)
 
     def lost(self, at: float, run: object) -> None:
         """A connection of `run` broke in mid-answer, at this moment of the monotonic clock."""
@@ -306,6 +311,8 @@ class Portal:
         self.limits: dict[str, AddressLimit] = {}
         self._thread = threading.Thread(target=self._serve, name="ollama-batch", daemon=True)
         self._thread.start()
+        self._under_way: set[concurrent.futures.Future[Any]] = set()
+        atexit.register(self._close_connections)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -325,11 +332,22 @@ class Portal:
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run `work` on the loop; its result or error arrives in the future."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` on the loop and wait for it; not to be called on the loop itself."""
         return result_of(self.submit(work))
+
+    def _close_connections(self) -> None:
+        """As the process ends, close what engines that nobody has closed have open: else the HTTP library
+        complains of it. Not while a run goes on, which would take that for trouble.
+        """
+        if self.pid == os.getpid() and not self._under_way and self.loop.is_running():
+            with suppress(TimeoutError, RuntimeError):  # the process ends all the same
+                asyncio.run_coroutine_threadsafe(self.loop.shutdown_asyncgens(), self.loop).result(EXIT_S)
 
     def limit(self, address: str) -> AddressLimit:
         """The limit that all runs on `address` share."""

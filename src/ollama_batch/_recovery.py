@@ -147,7 +147,7 @@ class Recovery:
             self._paused(action, job, trouble, error)
             if job.index in action.quarantined:
                 self._alone.discard(job.index)
-                raise poison(error, crashes) from error
+                raise poison(job, error, crashes) from error
         if action.do is Do.FAIL:
             self._history = self._history.failed(job.index)
             self._alone.discard(job.index)
@@ -384,12 +384,14 @@ class Recovery:
         self._history = self._history.probed(then)
         self._outage.rest()  # whether it is over the rows will tell
         if then.limit is not None:
-            self._limit.crashed()
+            self._limit.crashed(memory=self._history.lacked_memory)
         self._gate.release(ENGINE)
 
     def _tell(self, error: EngineError, since: float) -> None:
-        self._gate.hold(ENGINE, str(error))
-        self._outage.met(error, at=self._history.down_since or since)
+        since = self._history.down_since or since
+        left_s = since + self._ladder.patience_s - time.monotonic()
+        self._gate.hold(ENGINE, str(error), stops_in_s=max(0.0, left_s))
+        self._outage.met(error, at=since)
 
     def _accepted(self, sent_at: float) -> None:
         """The engine has taken a request again, after refusals."""

@@ -17,8 +17,9 @@ from ollama_batch._error_examples import error_examples
 from ollama_batch._intake import Intake
 from ollama_batch._load_note import LOAD, load_note
 from ollama_batch._meeting import NUM_CTX, TOLD, Meeting, context_of
+from ollama_batch._next_steps import next_steps
 from ollama_batch._opening import discard_if_new
-from ollama_batch._options import RunnerOptions
+from ollama_batch._options import RunnerOptions, RunOptions
 from ollama_batch._outputs import Place, Places
 from ollama_batch._reading import with_parsed
 from ollama_batch.errors import (
@@ -50,15 +51,17 @@ class Reporter:
         *,
         names: Sequence[str],
         places: Places,
-        retry: frozenset[str] | Literal[True] | None,
+        arguments: RunOptions,
+        streams: bool,
         activity: Activity,
     ) -> None:
         self._run = run
+        self._arguments = arguments
+        self._streams = streams
         self._activity = activity
         self._options = options
         self._names = names
         self._places = places
-        self._retry = retry
         self._began = time.monotonic()
         self._began_at = datetime.now(UTC)
         self._intake = Intake()
@@ -75,7 +78,7 @@ class Reporter:
         """The journal is open: what it has was done in earlier sessions."""
         self._journal = journal
         self._before = journal.counts()
-        self._again = journal.count_again(self._retry)
+        self._again = journal.count_again(self._arguments.retry)
         self._activity.follow(journal)
 
     def took_in(self, intake: Intake) -> None:
@@ -210,6 +213,12 @@ class Reporter:
         return BatchReport(
             outcome=outcome,
             reason=None if error is None else str(error),
+            next_steps=next_steps(
+                error,
+                left=counts.rows - counts.ok - counts.failed if self._complete else None,
+                streams=self._streams,
+                deadline=self._arguments.deadline,
+            ),
             hopeless=isinstance(error, TooManyFailuresError) and error.hopeless,
             run_id=journal.run_id,
             model=self._options.model,

@@ -46,7 +46,8 @@ class DiskRoom:
     async def _keep_trying(self, write: Callable[[], Awaitable[T]], full: DiskFullError) -> T:
         gives_up_at = time.monotonic() + self._patience_s
         while True:
-            self._gate.hold(FULL_DISK, f"{full}; waiting for room")
+            left_s = max(0.0, gives_up_at - time.monotonic())
+            self._gate.hold(FULL_DISK, f"{full}; waiting for room", stops_in_s=left_s)
             if time.monotonic() >= gives_up_at:
                 self._stop.now(full)
                 raise Abandoned from full

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter
 from typing import Any
 
@@ -12,10 +13,12 @@ from ollama_batch.errors import EngineError, OutputUnparsedError
 from ollama_batch.structured.reading import Answer
 from ollama_batch.types import Completion
 
+log = logging.getLogger("ollama_batch.run")
+
 
 class Job:
     """One row on its way: how often it was handed to the engine, how the last attempt went, and what trouble
-    has cost it.
+    has cost it. `where` is its place in the input, for people.
 
     `unsent` of the `attempts` never left, because nothing listened. `beside` are the rows that were out when
     the last attempt ended, this one included, `out` all requests at the address. `spent` counts how often it
@@ -49,10 +52,12 @@ class Job:
         "spent",
         "unparsed",
         "unsent",
+        "where",
     )
 
-    def __init__(self, index: int, custom_id: str) -> None:
+    def __init__(self, index: int, custom_id: str, *, where: str = "") -> None:
         self.index = index
+        self.where = where
         self.custom_id = custom_id
         self.prompt: Prompt | None = None
         self.attempts = 0
@@ -73,11 +78,19 @@ class Job:
         self.first: Prompt | None = None
 
 
-def poison(error: EngineError, crashes: int) -> EngineError:
-    """The error of a row that is quarantined: what it met, and why it is not sent any more."""
-    said = copy.copy(error)
-    said.message = (
-        f"{error.message}; the engine has died {crashes} times with this row, the last time with it alone, "
-        "and answered others between"
+def poison(job: Job, error: EngineError, crashes: int) -> EngineError:
+    """The error of a row that is quarantined: what it met, and why it is not sent any more. Says so in the
+    log, with its place.
+    """
+    said, deaths = copy.copy(error), f"the engine has died {crashes} times with"
+    last = "the last time with it alone, and answered others between"
+    said.message = f"{error.message}; {deaths} this row, {last}"
+    log.warning(
+        "row %s%s is quarantined: %s it, %s. This run does not send it again; its error is in the error "
+        "file, and ollama-batch export-failed writes its request from the journal (.run.db) of the run",
+        job.custom_id,
+        f" ({job.where})" if job.where else "",
+        deaths,
+        last,
     )
     return said

@@ -8,8 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ollama_batch._error_groups import ErrorKind
+from ollama_batch._layout import MOST, WIDTH, Line, laid_out
 from ollama_batch._memory_words import memory_in_words
-from ollama_batch._text import count, duration, plain, rate, share
+from ollama_batch._next_steps import same_call
+from ollama_batch._text import both_ends, count, duration, plain, rate, share
+from ollama_batch._trouble_words import trouble_in_words
 from ollama_batch.savings import HEADS_KEPT, HeadUsage
 
 if TYPE_CHECKING:
@@ -57,14 +60,12 @@ _MEND = "{} {}: run the mended lines " + _OWN_FILE
 
 _NO_REQUEST = ("row is no valid request", "rows are no valid requests")
 
-Line = tuple[str, str]
-
 
 def summary_text(report: BatchReport[Any]) -> str:
     """The report in at most 25 lines, values aligned."""
     lines = [_head(report)]
     last = ""
-    for label, text in _lines(report):
+    for label, text in laid_out(_lines(report), most=_LINES - 1):
         lines.append(f"  {'' if label == last else label:<{_LABEL_WIDTH}}{text}")
         last = label
     return "\n".join(lines)
@@ -74,7 +75,7 @@ def summary_html(report: BatchReport[Any]) -> str:
     """The report as a table that inherits its colours; everything in it is escaped."""
     rows = []
     last = ""
-    for label, text in _lines(report):
+    for label, text in ((each.label, both_ends(each.text, MOST * WIDTH)) for each in _lines(report)):
         name = "" if label == last else html.escape(label)
         last = label
         rows.append(
@@ -109,18 +110,18 @@ def _what(report: BatchReport[Any]) -> list[Line]:
     counts, m = report.counts, report.metrics
     lines = []
     if report.reason is not None:
-        lines.append(("reason", plain(report.reason, 200)))
+        lines.append(Line("reason", report.reason, wrapped=True))
     tries = f" ({count(m.retried)} more tries)" if m.retried else ""
     told = (("asked again", m.asked_again), ("repaired", m.repaired))
     mended = "".join(f", {count(number)} {what}" for what, number in told if number)
     sent = f"{count(counts.sent)} sent{tries}, {count(counts.resumed)} from the journal{mended}"
-    lines.append(("rows", sent))
+    lines.append(Line("rows", sent))
     engine = report.engine
     who = ""
     if engine is not None:
         version = "" if engine.version is None else f" {engine.version}"
         who = f" on {engine.engine}{version} at {engine.address}"
-    lines.append(("model", plain(f"{report.model}{who}", 120)))
+    lines.append(Line("model", plain(f"{report.model}{who}", 120)))
     auto = "" if report.num_ctx_why is None else f" (auto: {plain(report.num_ctx_why, 80)})"
     whose = f" ({_CONTEXT_WHY[report.context_by]})" if report.context_by in _CONTEXT_WHY else ""
     settings = [
@@ -139,7 +140,7 @@ def _what(report: BatchReport[Any]) -> list[Line]:
             f" at the end (from {count(m.concurrency_min or 0)} to {count(m.concurrency_max or 0)})"
         )
     if settings:
-        lines.append(("settings", ", ".join(settings)))
+        lines.append(Line("settings", ", ".join(settings)))
     spent = f"{duration(report.duration_s)} in all"
     if m.requests_per_s:
         # One clock for the pace: checking the input and loading the model come before it starts.
@@ -151,23 +152,10 @@ def _what(report: BatchReport[Any]) -> list[Line]:
             spent += f" ({rate(m.rows_per_s)} rows/s)"
     elif m.paused_s:
         spent += f", {duration(m.paused_s)} of it paused"
-    lines.append(("time", spent))
+    lines.append(Line("time", spent))
     if counts.sent:
-        lines.append(("memory", memory_in_words(m)))
-    if m.recoveries or m.restarts or m.quarantined or m.lost_s:
-        lines.append(("trouble", _trouble(m)))
-    return lines
-
-
-def _trouble(m: BatchMetrics) -> str:
-    """What the engine's trouble came to."""
-    named = [
-        (m.recoveries, "recovery", "recoveries"),
-        (m.restarts, "restart", "restarts"),
-        *([(m.quarantined, "row quarantined", "rows quarantined")] if m.quarantined else []),
-    ]
-    told = ", ".join(f"{count(number)} {one if number == 1 else more}" for number, one, more in named)
-    return f"{told}; {duration(m.lost_s)} lost, in which the engine kept the run from sending"
+        lines.append(Line("memory", memory_in_words(m)))
+    return [*lines, *(Line("trouble", each, wrapped=True) for each in trouble_in_words(m))]
 
 
 def _own_limits(report: BatchReport[Any]) -> str:
@@ -191,15 +179,15 @@ def _figures(report: BatchReport[Any]) -> list[Line]:
         answer = f"{count(m.completion_tokens)} answer ({rate(m.completion_tokens_mean)} a {of})"
         pace = f"{rate(m.completion_tokens_per_s)} answer tokens/s"
         again = f"; with {count(m.earlier_answers)} asked for again" if m.earlier_answers else ""
-        lines.append(("tokens", f"{prompt}, {answer}, {pace}{session}{again}{estimated}"))
-        lines.append(("cached", _cached(m)))
+        lines.append(Line("tokens", f"{prompt}, {answer}, {pace}{session}{again}{estimated}"))
+        lines.append(Line("cached", _cached(m)))
         if m.heads_total > 1:
-            lines.append(("heads", _heads(m)))
+            lines.append(Line("heads", _heads(m)))
         limit = "" if m.context_limit is None else f" of {count(m.context_limit)}"
         cuts = "1 trim" if m.trims == 1 else f"{count(m.trims)} trims"
         saved = "" if m.trim_saved_tokens is None else f" saved {count(m.trim_saved_tokens)} tokens"
         trims = f"; {cuts}{saved}" if m.trims else ""
-        lines.append(("context", f"{count(m.context_peak or 0)}{limit} tokens at most{trims}"))
+        lines.append(Line("context", f"{count(m.context_peak or 0)}{limit} tokens at most{trims}"))
     if m.latency_mean_s is not None:
         parts = (
             ("mean", m.latency_mean_s),
@@ -210,9 +198,9 @@ def _figures(report: BatchReport[Any]) -> list[Line]:
             ("max", m.latency_max_s),
         )
         told = ", ".join(f"{name} {duration(value)}" for name, value in parts)
-        lines.append(("latency", f"{told}; percentiles to 1 %"))
+        lines.append(Line("latency", f"{told}; percentiles to 1 %"))
     if m.answers:
-        lines.append(("waits", _waits(m)))
+        lines.append(Line("waits", _waits(m)))
     return lines
 
 
@@ -278,21 +266,21 @@ def _errors(report: BatchReport[Any]) -> list[Line]:
         kinds = example.kinds or (ErrorKind(example.message, example.count, tuple(example.custom_ids)),)
         shown = kinds[: 1 + room]
         room -= len(shown) - 1
-        lines += [("failed", _kind(example.code, kind)) for kind in shown]
+        lines += [Line("failed", _kind(example.code, kind), wrapped=True) for kind in shown]
         rest += example.count - sum(kind.count for kind in shown)
     others = examples[_ERRORS_SHOWN:]
     left = [
         *([f"{count(rest)} more with these codes"] if rest else []),
         *([f"{count(sum(e.count for e in others))} with {len(others)} other codes"] if others else []),
     ]
-    return [*lines, *([("failed", ", ".join(left))] if left else [])]
+    return [*lines, *([Line("failed", ", ".join(left))] if left else [])]
 
 
 def _kind(code: str, kind: ErrorKind) -> str:
     ids = ", ".join(plain(custom_id, 30) for custom_id in kind.custom_ids[:3])
     more = ", ..." if kind.count > len(kind.custom_ids[:3]) else ""
     where = f" ({ids}{more})" if ids else ""
-    why = f": {plain(kind.message, 175)}" if kind.message else ""
+    why = f": {both_ends(kind.message, 600)}" if kind.message else ""
     return f"{count(kind.count)} {plain(code, 40)}{where}{why}"
 
 
@@ -302,9 +290,9 @@ def _places(report: BatchReport[Any]) -> list[Line]:
         paths = [path for path in (getattr(files, label) for files in report.files) if path is not None]
         if paths:
             more = f" and {len(paths) - _FILES_SHOWN} more" if len(paths) > _FILES_SHOWN else ""
-            lines.append((label, ", ".join(plain(path, 200) for path in paths[:_FILES_SHOWN]) + more))
+            lines.append(Line(label, ", ".join(plain(path, 200) for path in paths[:_FILES_SHOWN]) + more))
     if report.journal is not None:
-        lines.append(("journal", plain(report.journal, 200)))
+        lines.append(Line("journal", plain(report.journal, 200)))
     return lines
 
 
@@ -313,10 +301,10 @@ def _notes(report: BatchReport[Any], most: int) -> list[Line]:
     if not report.durable and not any("not durable" in note for note in notes):
         notes = ["not durable: results are in memory only", *notes]
     room = most if len(notes) <= most else most - 1
-    lines = [("note", plain(note, 160)) for note in notes[:room]]
+    lines = [Line("note", note, wrapped=True) for note in notes[:room]]
     if len(notes) > room:
         more = f"and {len(notes) - room} more" if room else f"{len(notes)}"
-        lines.append(("note", f"{more} in report.notes"))
+        lines.append(Line("note", f"{more} in report.notes"))
     return lines
 
 
@@ -326,15 +314,16 @@ def _next(report: BatchReport[Any]) -> list[Line]:
     lines = []
     hints = _hints(report)
     if report.hopeless:
-        return [("next", hint) for hint in hints or [f"mend what made them fail and begin {NEW_RUN}"]]
+        return [_step(hint) for hint in hints or [f"mend what made them fail and begin {NEW_RUN}"]]
     if report.outcome != "completed":
-        if report.durable:
-            rows = "the rest" if counts.left is None else f"the {count(counts.left)} rows left"
-            lines.append(("next", f"run the same call again: it sends {rows}, nothing done is sent again"))
+        if report.durable and report.next_steps:
+            lines += [_step(each) for each in report.next_steps]
+        elif report.durable:
+            lines.append(_step(f"run {same_call(counts.left)}"))
         else:
-            lines.append(("next", "start over with output=...: then a stopped run can be resumed"))
+            lines.append(_step("start over with output=...: then a stopped run can be resumed"))
     elif counts.total == 0:
-        lines.append(("next", "the input had no rows: an iterator that was read before is used up"))
+        lines.append(_step("the input had no rows: an iterator that was read before is used up"))
     elif counts.failed and report.durable:
         invalid = sum(example.count for example in report.error_examples if not example.valid)
         same = sum(e.count for e in report.error_examples if e.valid and e.code in _SAME_AGAIN)
@@ -342,12 +331,16 @@ def _next(report: BatchReport[Any]) -> list[Line]:
         if again:
             rows = "failed row" if again == 1 else f"{count(again)} failed rows"
             how = "retry_failed=True"
-            lines.append(("next", f"to send the {rows} again: {how}"))
+            lines.append(_step(f"to send the {rows} again: {how}"))
         if invalid:
-            lines.append(("next", _MEND.format(count(invalid), _NO_REQUEST[invalid != 1])))
+            lines.append(_step(_MEND.format(count(invalid), _NO_REQUEST[invalid != 1])))
     elif counts.failed:
-        lines.append(("next", "give output=... next time: then failed rows can be sent again on their own"))
-    return [*lines, *(("next", hint) for hint in hints)]
+        lines.append(_step("give output=... next time: then failed rows can be sent again on their own"))
+    return [*lines, *(_step(hint) for hint in hints)]
+
+
+def _step(text: str) -> Line:
+    return Line("next", text, wrapped=True)
 
 
 def _hints(report: BatchReport[Any]) -> list[str]:

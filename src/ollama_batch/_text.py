@@ -22,6 +22,18 @@ def plain(text: str, limit: int = 160) -> str:
     return shown[: max(limit - 3, 0)] + "..."
 
 
+def both_ends(text: str, limit: int) -> str:
+    """`text` as `plain` makes it; of a longer one the beginning and the last words, which often say what to
+    do, with "..." between.
+    """
+    if len(text) <= 4 * limit and len(shown := plain(text, 4 * limit)) <= limit:
+        return shown
+    last = plain(text[-limit:], 4 * limit)[-(limit // 3) :].partition(" ")[2]
+    room = limit - len(last) - len(" ... ")
+    first = plain(text, limit + 3).removesuffix("...")[:room]
+    return f"{first.rpartition(' ')[0] or first} ... {last}"
+
+
 def _visible(char: str) -> str:
     return char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from ollama_batch._memory_words import amount, by_reason, measured
-from ollama_batch._text import count, duration, plain, rate, share
+from ollama_batch._text import both_ends, count, duration, plain, rate, share
 from ollama_batch.metrics import BatchMetrics
 
 Figures = list[tuple[str, str]]
@@ -25,6 +25,9 @@ _TIMES: Final = len("eta 12h34m  elapsed 12h34m")
 
 _REASON: Final = 36
 """Of a reason why memory is unknown, the report has the whole."""
+
+_WHY: Final = 160
+"""Of why a run waits or ends: its last words often say what to do, and are kept."""
 
 
 def plain_line(m: BatchMetrics) -> str:
@@ -68,7 +71,7 @@ def _cached(m: BatchMetrics) -> str:
 
 def _why(m: BatchMetrics) -> str | None:
     """What holds a run up, or ended it, in one line of safe text; None if nothing does."""
-    parts = [plain(part) for part in (m.state_reason, m.state_message) if part]
+    parts = [both_ends(part, _WHY) for part in (m.state_reason, m.state_message) if part]
     if not parts:
         return None
     since = "" if m.state_s is None else f" ({duration(m.state_s)})"
@@ -113,9 +116,10 @@ def _memory(m: BatchMetrics) -> Figures:
 
     What was never known comes last, under its reason. Before the first sample there is nothing to say.
     """
+    spilled = [] if m.spilled_share is None else [("model on the CPU", share(m.spilled_share))]
     if not measured(m):
-        return []
-    known, never = [], {}
+        return spilled
+    known, never = [*spilled], {}
     for label, field, now, ever in (
         ("VRAM", "vram_used_bytes", amount(m.vram_used_bytes, m.vram_total_bytes), m.vram_peak_bytes),
         ("RAM", "ram_used_bytes", amount(m.ram_used_bytes), m.ram_peak_bytes),
@@ -166,7 +170,7 @@ class _TerminalView:
         why = _why(m)
         if why is not None or m.state not in ("running", "waiting", "completed"):
             text = f"{m.state}: {why}" if why is not None else m.state
-            yield Text(plain(text, 240), style="yellow")
+            yield Text(both_ends(text, 2 * _WHY), style="yellow")
 
     def _head(self, width: int) -> Iterator[Any]:
         from rich.progress_bar import ProgressBar

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -80,6 +80,7 @@ class WorkerPool:
         emit: Callable[[Event], None],
         failures: FailureWatch,
         total: Callable[[], int | None],
+        names: Sequence[str],
     ) -> None:
         self._width = width
         self._feed = feed
@@ -95,6 +96,7 @@ class WorkerPool:
         self._emit = emit
         self._failures = failures
         self._total = total
+        self._names = names
         self._room = room
         self._workers: list[asyncio.Task[None]] = []
         self._working = 0
@@ -222,7 +224,7 @@ class WorkerPool:
     async def _answer(self, row: RowRecord, request: BatchRequest) -> _Outcome:
         """The row's outcome, good or bad; raises Abandoned if the row is to stay pending."""
         custom_id = row.custom_id if row.custom_id is not None else str(row.index)
-        job = Job(row.index, custom_id)
+        job = Job(row.index, custom_id, where=f"{self._names[row.source]}:{row.line}")
         completion: Completion | None = None
         failure: RowError | None = None
         try:

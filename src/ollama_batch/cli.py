@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import sys
-import time
 import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -42,8 +41,8 @@ from ollama_batch._guard_options import guards_asked
 from ollama_batch._restart_option import supervisor_asked
 from ollama_batch._serve_command import serve
 from ollama_batch._spelling import StandardError, as_options
+from ollama_batch._status_command import state_line, status, watch
 from ollama_batch._submit_command import submit
-from ollama_batch._text import duration, plain
 from ollama_batch.errors import (
     ConfigError,
     DiskFullError,
@@ -60,20 +59,17 @@ from ollama_batch.errors import (
 if TYPE_CHECKING:
     from ollama_batch.conversation import ConversationPolicy
     from ollama_batch.hooks.prometheus import PrometheusHook
-    from ollama_batch.journal import ReadOnlyJournal
     from ollama_batch.sources import Source
 
 OK, SOME_FAILED, REFUSED, STOPPED, FAULT, INTERRUPTED = 0, 1, 2, 3, 70, 130
-
-WATCH_S = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` (the process's own by default) and return its exit code."""
     commands = {
         "run": _run,
-        "status": _status,
-        "watch": _watch,
+        "status": status,
+        "watch": watch,
         "export": _export,
         "export-failed": _export_failed,
         "verify": _verify,
@@ -186,38 +182,6 @@ def _run_with(arguments: Namespace, policy: ConversationPolicy | None, stdin: St
     return OK if report.ok else SOME_FAILED
 
 
-def _status(arguments: Namespace) -> int:
-    from ollama_batch.journal import RunJournal
-
-    with RunJournal.open_readonly(arguments.journal) as journal:
-        print(_state_line(journal))
-        print(f"  {_mode_line(journal)}")
-        for line in _load_lines(journal):
-            print(f"  {line}")
-        codes, pace = journal.counts().codes, journal.pace()
-    if pace.last_at is not None:
-        ago = duration(max(0.0, time.time() - pace.last_at))
-        print(f"  last result {ago} ago, {pace.recent:,} in the last minute")
-    for code, count in sorted(codes.items(), key=lambda item: -item[1]):
-        print(f"  {count:>9,}  {code}")
-    return OK
-
-
-def _watch(arguments: Namespace) -> int:
-    from ollama_batch.journal import RunJournal
-
-    said = ""
-    with RunJournal.open_readonly(arguments.journal) as journal:
-        while True:
-            line = _state_line(journal)
-            if line != said:
-                print(line, flush=True)
-            said = line
-            if not line.startswith("running"):
-                return OK
-            time.sleep(WATCH_S)
-
-
 def _export(arguments: Namespace) -> int:
     from ollama_batch.journal import RunJournal
 
@@ -225,7 +189,7 @@ def _export(arguments: Namespace) -> int:
         if arguments.output is None and journal.state != "finished":
             # A file of ours that the run does not know would be in its way when it goes on.
             raise ConfigError(
-                f"the run has not finished ({_state_line(journal)}), and writes its own output when it has: "
+                f"the run has not finished ({state_line(journal)}), and writes its own output when it has: "
                 "to see what is done so far, say where to with -o"
             )
         for number, (output, errors) in enumerate(_export_places(arguments, journal.get("places") or [{}])):
@@ -313,59 +277,6 @@ def _ids(source: Source) -> Iterator[str | None]:
     if not isinstance(source, FileSource):
         raise ConfigError(f"{source.name} is no regular file: verify reads the input once more")
     return (row.custom_id for row in source.scan())
-
-
-def _state_line(journal: ReadOnlyJournal) -> str:
-    counts, state = journal.counts(), journal.state
-    known = state == "finished" or journal.get("intake") is not None
-    total = f"{counts.rows:,}" if known else f"{counts.rows:,} so far"
-    activity = journal.get("activity") if state == "running" else None
-    paused = f"\n  paused: {_why(**activity)}" if activity else ""
-    return (
-        f"{state}: {counts.done:,} of {total} rows done, {counts.ok:,} ok, "
-        f"{counts.failed:,} failed, {counts.pending:,} left (run {journal.run_id[:8]}){paused}"
-    )
-
-
-def _mode_line(journal: ReadOnlyJournal) -> str:
-    """How rows were sent, and what trimming left out of them."""
-    identity = journal.identity
-    line = f"mode {identity.get('mode')}"
-    policy = identity.get("conversation")
-    if policy is not None:
-        line += ", 1 lane" if policy["lanes"] == 1 else f", {policy['lanes']:,} lanes"
-    if identity.get("trim") is None:
-        return line
-    trims = journal.trims()
-    rows = "1 row" if trims.rows == 1 else f"{trims.rows:,} rows"
-    left_out = "" if trims.tokens is None else f", {trims.tokens:,} tokens left out"
-    return f"{line}; {rows} trimmed{left_out}"
-
-
-def _load_lines(journal: ReadOnlyJournal) -> Iterator[str]:
-    """What memory was in use when that was last noted, and what trouble there was in all sessions."""
-    from ollama_batch._memory_words import amount
-
-    memory = journal.notes("memory")[-1:]
-    for at, data in ((note.at, note.data) for note in memory):
-        vram, ram = data.get("vram_used_bytes"), data.get("ram_used_bytes")
-        told = (
-            *(() if vram is None else (f"{amount(vram, data.get('vram_total_bytes'))} of VRAM",)),
-            *(() if ram is None else (f"{amount(ram)} of RAM",)),
-        )
-        if told:
-            yield f"{', '.join(told)} in use {duration(max(0.0, time.time() - at))} ago"
-    recoveries = sum(note.data.get("do") == "pause" for note in journal.notes("recovery"))
-    restarts = sum(note.data.get("outcome") == "ok" for note in journal.notes("restart"))
-    if recoveries or restarts:
-        yield (
-            f"{'1 recovery' if recoveries == 1 else f'{recoveries:,} recoveries'} of the engine, "
-            f"{'1 restart' if restarts == 1 else f'{restarts:,} restarts'}"
-        )
-
-
-def _why(reason: str, message: str) -> str:
-    return "by the program that runs it" if reason == "user" else plain(message)
 
 
 def _print_report(report: object) -> None:

@@ -107,10 +107,15 @@ class RowLeft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPaused:
-    """Nothing more is sent until `RunResumed`: `reason` is a stable word, `message` for people."""
+    """Nothing more is sent until `RunResumed` or `RunFinished`.
+
+    `reason` is a stable word, `message` for people. If it lasts, the run stops in `stops_in_s` seconds (None:
+    it waits as long as it takes).
+    """
 
     reason: str
     message: str
+    stops_in_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

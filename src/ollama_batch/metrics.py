@@ -69,12 +69,17 @@ class BatchMetrics:
     so far; `concurrency_changes` counts the run's own decisions about it, `concurrency_decisions` has the
     latest 10 in words. `queue_reported` answers told how long they waited for a slot: `queue_mean_s` seconds
     on average, `queue_share` of their time. `served_mean` requests were in work at once on average, by the
-    times that answers tell. `engine_idle_share` is the share (0 to 1) of the time, pauses left out, in which
-    none was with the engine between one and the next; a slot that is idle beside others is not in it.
+    times that answers tell. `engine_idle_share` is the share (0 to 1) of the time in which none was with the
+    engine between one and the next; a slot that is idle beside others is not in it. For both, pauses are left
+    out as far as nothing was out in them.
 
     Trouble: `recoveries` counts the engine's deaths and failures of memory that the run has recovered from or
     does now, `restarts` how often it was restarted for it, `quarantined` the rows that killed it. `lost_s` is
     for how many seconds it kept the run from sending, which is part of `paused_s`, pauses of any kind.
+    `memory_pauses` and `memory_paused_s` are those of memory guards, `memory_pause_why` what the latest said.
+    `refused` counts requests that the engine was too busy to take (429, 503), `refused_s` the seconds after
+    that in which nothing was answered. `spilled_bytes` of the model are not on the GPU (`spilled_share`, 0 to
+    1) and computed by the CPU; None if the engine has not told of any.
 
     Latency, in seconds, is the last attempt of answered rows: mean and max are exact, percentiles (nearest
     rank) within 1 %. Rates are per second of `elapsed_s`, pauses included; those that end in `_1m` cover
@@ -148,6 +153,13 @@ class BatchMetrics:
     restarts: int = 0
     quarantined: int = 0
     lost_s: float = 0.0
+    memory_pauses: int = 0
+    memory_paused_s: float = 0.0
+    memory_pause_why: str | None = None
+    refused: int = 0
+    refused_s: float = 0.0
+    spilled_bytes: int | None = None
+    spilled_share: float | None = None
 
     latency_mean_s: float | None = None
     latency_p50_s: float | None = None
@@ -237,6 +249,7 @@ class MetricsHook:
                 self._in_flight = event.in_flight
                 self._load.sent(event)
                 self._trouble.sent()
+                self._trouble.out(event.in_flight)
                 if event.attempt > 1:
                     self._retried += 1
             else:
@@ -251,6 +264,7 @@ class MetricsHook:
             elif isinstance(event, RowRetried):
                 if event.in_flight is not None:
                     self._in_flight = event.in_flight
+                    self._trouble.out(event.in_flight)
             elif isinstance(event, RowLeft):
                 self._usage.left(event)
             elif isinstance(event, RunStalled):
@@ -286,6 +300,7 @@ class MetricsHook:
         result = event.result
         self._in_flight = event.in_flight
         self._load.finished(event)
+        self._trouble.out(event.in_flight)
         self._stall = None
         if result.ok:
             self._ok += 1
@@ -294,6 +309,8 @@ class MetricsHook:
             code = result.error.code if result.error is not None else "unknown"
             self._errors[code] = self._errors.get(code, 0) + 1
         prompt, completion = self._usage.add(event)
+        if result.ok or result.usage is not None:
+            self._trouble.answered()
         if result.latency_s is not None and (result.ok or result.usage is not None):
             self._latency.add(result.latency_s)
         self._minute.add(now - self._start, 1 + len(result.earlier_usage), prompt, completion)
@@ -333,7 +350,7 @@ class MetricsHook:
                 errors=dict(self._errors),
                 **usage.fields(),
                 **self._memory.fields(),
-                **self._load.fields(elapsed, paused_s),
+                **self._load.fields(elapsed, self._trouble.quiet_s(now)),
                 **trouble,
                 context_limit=self._context_limit,
                 elapsed_s=elapsed,

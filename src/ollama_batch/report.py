@@ -89,7 +89,8 @@ class BatchReport(Generic[ParsedT]):
     "server". `trim` names the strategy. `lanes` is the number of conversations, `conversation_limit` that of
     their policy, None for independent rows. `counts` are of the whole run, `metrics` and `duration_s`
     (seconds) of this session. `started_at` has a time zone. `notes` are decisions and warnings, one sentence
-    each. `read_results` opens the results in input order; `results()` is the way to call it.
+    each. `next_steps` are the ways to go on after a stop, the first first, where the same call alone is none.
+    `read_results` opens the results in input order; `results()` is the way to call it.
     """
 
     outcome: str
@@ -116,6 +117,7 @@ class BatchReport(Generic[ParsedT]):
     lanes: int | None = None
     conversation_limit: int | None = None
     notes: Sequence[str] = ()
+    next_steps: Sequence[str] = ()
     error_examples: Sequence[ErrorExample] = ()
     read_results: Callable[[], Iterator[BatchResult[ParsedT]]] | None = field(default=None, compare=False)
 

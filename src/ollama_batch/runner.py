@@ -305,7 +305,8 @@ class BatchRunner(Generic[ParsedT]):
             self.options,
             names=[source.name for source in job.sources],
             places=job.places,
-            retry=job.options.retry,
+            arguments=job.options,
+            streams=job.streams,
             activity=job.activity,
         )
         journal: RunJournal | None = None
@@ -316,7 +317,8 @@ class BatchRunner(Generic[ParsedT]):
             reporter.opened(journal)
             try:
                 await self._work(job, journal, reporter)
-            except JournalMismatchError:
+            except JournalMismatchError as mismatch:
+                job.explain(mismatch)
                 if not job.may_begin_anew(journal) or reporter.started:
                     raise
                 journal = await asyncio.to_thread(begin_anew, journal, job.places, identity=identity)

@@ -72,12 +72,15 @@ def test_status_says_why_a_run_is_paused_and_that_it_is_not_any_more(
                 if self.seen == 2:
                     run.pause()
 
-    def noted(value: object) -> bool:
+    def noted(value: dict[str, str] | None) -> bool:
         until = time.monotonic() + 10
         with RunJournal.open_readonly(journal) as reader:
-            while reader.get("activity") != value and time.monotonic() < until:
+            while not (same := told(reader.get("activity")) == value) and time.monotonic() < until:
                 time.sleep(0.01)  # written by another thread, which tells nobody
-            return bool(reader.get("activity") == value)
+            return same
+
+    def told(activity: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if activity is None else {name: activity[name] for name in ("reason", "message")}
 
     fake_ollama.hold()
     runner: BatchRunner = runner_on(fake_ollama, concurrency=1, hooks=[PausesOnce()])
@@ -86,7 +89,8 @@ def test_status_says_why_a_run_is_paused_and_that_it_is_not_any_more(
     fake_ollama.wait_until(lambda ledger: ledger.count() >= 2)
     assert noted({"reason": "user", "message": "paused"})
     assert main(["status", str(journal)]) == 0
-    assert "\n  paused: by the program that runs it\n" in capsys.readouterr().out
+    (paused,) = (line for line in capsys.readouterr().out.splitlines() if "paused: since " in line)
+    assert paused.endswith(": by the program that runs it; it waits until it is told to go on")
     run.resume()
     assert run.wait(30).ok
     assert noted(None)

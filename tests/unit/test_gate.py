@@ -518,3 +518,14 @@ async def test_an_engine_that_answers_makes_the_next_trouble_a_new_one() -> None
         await asyncio.wait_for(at.gate.wait(), 5)
         at.recovery.answered(0)
     assert at.engine.restarted == 2
+
+
+async def test_a_pause_that_ends_with_the_run_is_not_said_to_be_over() -> None:
+    at = Setting()
+    at.gate.hold("memory", "full", stops_in_s=3.0)
+    at.stop.drain(END)
+    at.gate.release("memory")
+    assert at.gate.open
+    assert at.told() == ["RunPaused memory"]
+    (paused,) = (event for event in at.events if isinstance(event, RunPaused))
+    assert paused.stops_in_s == 3.0

@@ -395,7 +395,8 @@ async def test_a_guard_that_fails_is_named_once_and_the_others_go_on(
     await run.see(0.2, seconds=3)
     assert run.paused
     name = type(guard).__name__
-    assert [record.message for record in caplog.records] == [f"the guard {name!r} failed; the run goes on"]
+    failed = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert failed == [f"the guard {name!r} failed; the run goes on"]
 
 
 def test_a_guard_that_fails_in_its_pause_stops_the_run_in_the_end_and_is_named(
@@ -536,3 +537,35 @@ async def test_at_the_end_of_a_phase_nothing_is_left_of_what_guards_did() -> Non
     await run.guarding.end()
     assert not run.paused
     assert run.width.caps[-1] is None
+
+
+async def test_a_pause_and_its_end_are_said_in_the_log_with_reading_threshold_and_what_will_happen(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = Watched(VramGuard(warn="14GiB", limit="15GiB"), patience_s=90.0)
+    await run.see(0.5)
+    (paused,) = caplog.records
+    assert paused.levelname == "WARNING"
+    assert "paused since " in paused.message
+    assert "guard vram: 15.5 GiB of 16.0 GiB in use (GPU0, test), critical from 15.0 GiB on" in paused.message
+    assert "the run stops in 1m30s (recover_timeout)" in paused.message
+    (told,) = (event for event in run.events if isinstance(event, RunPaused))
+    assert told.message in paused.message
+    assert told.stops_in_s == pytest.approx(90.0, abs=1.0)
+    await run.see(8, seconds=12)
+    assert not run.paused
+    assert caplog.records[-1].message.startswith("the memory guard vram lets the run go on after ")
+    assert "8.0 GiB of 16.0 GiB in use" in caplog.records[-1].message
+
+
+async def test_a_pause_that_ends_because_the_run_does_is_not_said_to_be_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = Watched(VramGuard(), patience_s=0.0)
+    await run.see(0.1)
+    async with asyncio.timeout(5):
+        await run.stop.draining.wait()
+    await run.see(8, seconds=12)
+    await run.guarding.end()
+    assert not any(isinstance(event, RunResumed) for event in run.events)
+    assert "go on after" not in caplog.text

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from ollama_batch._histogram import LogHistogram
 from ollama_batch.events import (
     Decision,
+    Noticed,
+    RowFinished,
     RowRetried,
     RowsFound,
     RunEnding,
@@ -469,3 +471,60 @@ def test_what_no_answer_tells_is_unknown() -> None:
     m = metrics.snapshot()
     assert (m.queue_mean_s, m.queue_share, m.served_mean, m.queue_reported) == (None, None, None, 0)
     assert m.engine_idle_share is None
+
+
+def answer(busy_s: float, in_flight: int) -> RowFinished:
+    event = finished(latency_s=busy_s, in_flight=in_flight)
+    return replace(event, timings=Timings(prompt_s=0.25 * busy_s, generate_s=0.75 * busy_s))
+
+
+@pytest.mark.parametrize("pause_s", [10.0, 300.0])
+def test_what_is_out_as_a_pause_begins_is_finished_in_it_and_no_more_is_in_work_than_was_out(
+    pause_s: float,
+) -> None:
+    """Four requests of 10 s each: sent at once, paused after 1 s, answered at 10 s, and nothing else."""
+    clock = FakeClock()
+    metrics = hook(clock)
+    for number in range(4):
+        metrics.on_event(sent(in_flight=number + 1))
+    clock.tick(1)
+    metrics.on_event(RunPaused(reason="memory", message="vram: full"))
+    clock.tick(9)
+    for left in (3, 2, 1, 0):
+        metrics.on_event(answer(10.0, left))
+    assert metrics.snapshot().served_mean == pytest.approx(4.0)
+    clock.tick(pause_s - 9)
+    metrics.on_event(RunResumed(reason="memory", paused_s=pause_s))
+    m = metrics.snapshot()
+    assert m.served_mean == pytest.approx(4.0)
+    assert m.engine_idle_share == pytest.approx(0.0)
+    assert (m.paused_s, m.memory_pauses, m.memory_paused_s) == (pause_s, 1, pause_s)
+    assert m.memory_pause_why == "vram: full"
+    metrics.on_event(replace(sent(in_flight=1), idle_s=pause_s - 9))
+    clock.tick(10)
+    metrics.on_event(answer(10.0, 0))
+    assert metrics.snapshot().served_mean == pytest.approx(2.5), "50 s of work in 20 s"
+
+
+def test_refusals_are_counted_and_last_until_something_is_answered() -> None:
+    clock = FakeClock()
+    metrics = hook(clock)
+    refused = RowRetried(index=0, custom_id="row", attempt=1, code="engine_busy", wait_s=1.0, in_flight=0)
+    metrics.on_event(refused)
+    clock.tick(3)
+    metrics.on_event(refused)
+    clock.tick(2)
+    metrics.on_event(finished(ok=False, usage=False, latency_s=None))
+    assert (metrics.snapshot().refused, metrics.snapshot().refused_s) == (2, 5.0), "a failure is no answer"
+    metrics.on_event(finished())
+    clock.tick(60)
+    metrics.on_event(replace(refused, code="engine_crashed"))
+    assert (metrics.snapshot().refused, metrics.snapshot().refused_s) == (2, 5.0)
+
+
+def test_what_of_the_model_has_spilled_is_in_the_metrics_without_any_guard() -> None:
+    metrics = hook(FakeClock())
+    assert metrics.snapshot().spilled_bytes is None
+    data = {"spilled_bytes": 3 * 2**30, "size_bytes": 12 * 2**30}
+    metrics.on_event(Noticed(kind="spilled", message="", data=data))
+    assert (metrics.snapshot().spilled_bytes, metrics.snapshot().spilled_share) == (3 * 2**30, 0.25)

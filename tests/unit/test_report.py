@@ -15,7 +15,18 @@ import pytest
 
 from memory_support import GIB, device, engine, host, sample
 from ollama_batch._error_groups import ErrorKind
-from ollama_batch.errors import JournalError, MissingExtraError
+from ollama_batch._next_steps import next_steps
+from ollama_batch.errors import (
+    DeadlineReachedError,
+    EngineDownError,
+    JournalError,
+    MemoryShortError,
+    MissingExtraError,
+    ModelChangedError,
+    OllamaBatchError,
+    RunCancelledError,
+    TooManyFailuresError,
+)
 from ollama_batch.events import Decision, EngineRestarted, MemoryMeasured, RunPaused, RunResumed
 from ollama_batch.memory import MemorySample
 from ollama_batch.metrics import BatchMetrics, MetricsHook
@@ -608,3 +619,87 @@ def test_without_pandas_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=r"pip install \"\.\[report\]\".*pip install pandas"):
         report(journal=None, read_results=rows).to_pandas()
+
+
+def test_what_is_long_is_wrapped_to_its_last_word_where_there_is_room() -> None:
+    why = "the engine did not come back " + "and was asked again " * 20 + "so look at its log"
+    note = "it answers one request at a time; " + "several share each reading " * 9 + "restart it with 4"
+    lines = str(report(outcome="stopped", reason=why, notes=[note])).splitlines()
+    shown = " ".join(line.strip() for line in lines)
+    assert why in shown
+    assert note in shown
+    assert max(map(len, lines)) <= 213
+    assert 13 < len(lines) <= 25
+
+
+def test_where_there_is_no_room_what_is_long_keeps_its_last_words() -> None:
+    text = str(replace(worst(), reason="it broke " * 100 + "so mend it"))
+    assert len(text.splitlines()) == 25
+    (line,) = (line for line in text.splitlines() if "  reason " in line)
+    assert " ... " in line
+    assert line.endswith(" so mend it")
+
+
+def test_the_report_says_what_a_guard_and_a_full_queue_have_cost() -> None:
+    m = replace(
+        measured(9, 0),
+        memory_pauses=2,
+        memory_paused_s=65.0,
+        memory_pause_why="vram: 15.5 GiB of 16.0 GiB in use (gpu0, nvml), critical from 15.4 GiB on",
+        refused=1_200,
+        refused_s=90.0,
+        spilled_bytes=3 * GIB,
+        spilled_share=0.25,
+    )
+    text = str(report(metrics=m))
+    assert (
+        "  trouble    paused 2 times by a memory guard, 1m05s in all (the latest: vram: 15.5 GiB of 16.0 GiB "
+        "in use (gpu0, nvml), critical from 15.4 GiB on)\n"
+        "             1,200 requests refused, as the engine was busy (429, 503), after which nothing was "
+        "answered for 1m30s: its queue was full."
+    ) in text
+    assert "; 3.0 GiB of the model (25.0%) on the CPU: slow\n" in text
+
+
+PUT_BACK = (
+    "put the model that the run began with back under its name (ollama cp, or ollama pull of the tag that "
+    "has its digest)"
+)
+ANEW = "or begin a new run (another output=, or overwrite=True)"
+AGAIN = "the same call again: it sends the 7 rows left, nothing done is sent again"
+
+
+@pytest.mark.parametrize(
+    ("error", "streams", "said"),
+    [
+        (
+            ModelChangedError("x"),
+            False,
+            [
+                f"{PUT_BACK} and run {AGAIN}",
+                f"{ANEW} with the model as it is now: the same call is refused with that",
+            ],
+        ),
+        (MemoryShortError("x"), False, [f"free memory, or give guards= other limits, then run {AGAIN}"]),
+        (EngineDownError("x"), True, [f"mend what the reason says of the engine, then run {AGAIN}"]),
+        (TooManyFailuresError("x"), True, [f"run {AGAIN}; a larger max_failures= bears more"]),
+        (DeadlineReachedError("x"), True, [f"with a later deadline=, run {AGAIN}"]),
+        (RunCancelledError("x"), True, [f"run {AGAIN}"]),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_stopped_run_says_what_comes_before_the_same_call(
+    error: OllamaBatchError, streams: bool, said: list[str]
+) -> None:
+    steps = next_steps(error, left=7, streams=streams, deadline=datetime(2026, 1, 2, tzinfo=UTC))
+    counts = RowCounts(total=17, ok=10, failed=0, sent=10)
+    lines = str(report(outcome="stopped", reason="x", counts=counts, next_steps=steps)).splitlines()
+    shown = [line[13:] for line in lines]
+    assert shown[-len(said) :] == said
+    assert lines[-len(said)].startswith("  next ")
+
+
+def test_a_new_run_of_rows_that_are_read_only_once_is_one_with_another_output() -> None:
+    steps = next_steps(ModelChangedError("x"), left=7, streams=True, deadline=None)
+    assert "(another output=)" in steps[1]
+    assert next_steps(DeadlineReachedError("x"), left=7, streams=True, deadline=30.0) == ()

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_batch._text import duration, plain, rate, share
+from ollama_batch._text import both_ends, duration, plain, rate, share
+from visible_support import HOSTILE
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,19 @@ def test_foreign_text_is_one_printable_line_of_bounded_length(text: str, limit: 
     shown = plain(text, limit)
     assert len(shown) <= limit
     assert shown.isprintable()
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, *(each * 500 for each in HOSTILE), "word " * 300, "x" * 5000])
+@pytest.mark.parametrize("limit", [40, 200])
+def test_both_ends_of_foreign_text_are_printable_and_of_bounded_length(text: str, limit: int) -> None:
+    shown = both_ends(text, limit)
+    assert shown.isprintable()
+    assert len(shown) <= limit
+
+
+def test_a_text_that_is_cut_in_its_middle_keeps_its_first_and_last_words() -> None:
+    told = both_ends(f"it broke {'because ' * 100}so run it again", 60)
+    assert told.startswith("it broke because")
+    assert told.endswith(" so run it again")
+    assert " ... " in told
+    assert both_ends("it broke,  so run it again", 60) == "it broke, so run it again"

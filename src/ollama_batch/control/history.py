@@ -46,7 +46,8 @@ class History:
     `suspicions` the rows still pending that were out at a crash, `rungs` those that are taken, in order, and
     `taken` how often each ever was. `down_since` is when the present pause began, None while requests are
     sent; `crashed` says whether it is for a crash, `probes` how many in it were in vain. `pauses` counts
-    those since the last answer to a row, the first of which began at `silent_since`.
+    those since the last answer to a row, the first of which began at `silent_since`. `lacked_memory` says of
+    the latest crash, explained or not, that it was for want of memory.
     """
 
     answers: int = 0
@@ -62,6 +63,7 @@ class History:
     probes: int = 0
     pauses: int = 0
     silent_since: float | None = None
+    lacked_memory: bool = False
 
     def answered(self, row: int | None, at: float) -> History:
         """An answer came: to a row, or (None) to a question of the run's own when no other row can tell."""
@@ -163,6 +165,7 @@ class History:
             self,
             clean=0,
             crashed=True,
+            lacked_memory=crash.memory,
             crashes=(*recent, crash)[-BREAKER_CRASHES:],
             suspicions={**self.suspicions, **suspected},
         )
@@ -171,7 +174,8 @@ class History:
         """The last crash turns out to have been for want of memory."""
         if not self.crashes:
             return self
-        return replace(self, crashes=(*self.crashes[:-1], replace(self.crashes[-1], memory=True)))
+        crash = replace(self.crashes[-1], memory=True)
+        return replace(self, crashes=(*self.crashes[:-1], crash), lacked_memory=True)
 
     def _without(self, rows: Iterable[int | None]) -> Mapping[int, Suspicion]:
         gone = set(rows)

@@ -246,12 +246,12 @@ class QueueTarget:
         self._before = None
         self._set(min(self._limit // 2, self._proven), "the engine ran out of memory", now)
 
-    def on_crash(self) -> None:
-        """The engine was gone and is back: begin with one request, and double."""
+    def on_crash(self, why: str = "the engine crashed") -> None:
+        """The engine was gone and is back: begin with one request, and double; `why` is told with it."""
         self._doubling = True
         self._climb.restart()
         self._before = None
-        self._set(1, "the engine crashed", self._clock())
+        self._set(1, why, self._clock())
 
     def cap(self, limit: int | None, reason: str) -> None:
         """Never more than `limit` until told otherwise for the same `reason`; None takes the cap back."""

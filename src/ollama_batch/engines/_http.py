@@ -270,7 +270,18 @@ def translate(exc: BaseException, where: str) -> EngineError | None:
         return kind(f"{where}: no complete answer in time ({told})")
     if kind is InvalidReplyError:
         return kind(f"{where}: the answer is no valid HTTP ({told})")
+    if _unsent(exc):
+        return kind(f"{where}: the connection to the engine broke while the request was being sent")
     return kind(f"{where}: the connection broke before the answer was complete ({told})")
+
+
+def _unsent(exc: BaseException | None) -> bool:
+    """Whether it was the request that did not get through: aiohttp says that in words which help nobody
+    ("[Errno None] Can not write request body").
+    """
+    while exc is not None and "write request body" not in str(exc):
+        exc = exc.__cause__
+    return exc is not None
 
 
 def _origin(url: str) -> str:

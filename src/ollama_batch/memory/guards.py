@@ -12,7 +12,7 @@ from ollama_batch.memory._judge import ActionState
 from ollama_batch.memory.amounts import parse_bytes, show
 from ollama_batch.memory.decision import Action, GuardDecision
 from ollama_batch.memory.initial_use import InitialUse
-from ollama_batch.memory.levels import HOLD_S, Level, LevelState
+from ollama_batch.memory.levels import HOLD_S, Bounds, Level, LevelState
 from ollama_batch.memory.probe import LocalProbe
 from ollama_batch.memory.sample import MemorySample, Reading, Room
 from ollama_batch.memory.sampler import MemorySampler
@@ -85,7 +85,7 @@ class _LevelGuard:
     def _judge(self, rooms: Sequence[Room], missing: str, at: float, notes: Sequence[str]) -> GuardDecision:
         """The decision on `rooms`; `missing` says why, if there is none that can be judged."""
         used: dict[str, int] = {}
-        judged: list[tuple[Room, int]] = []
+        judged: list[tuple[Room, Bounds]] = []
         said = list(notes)
         for room in rooms:
             bounds = self._thresholds.bounds(room.total.value)
@@ -99,7 +99,7 @@ class _LevelGuard:
             used[room.id] = room.used.value
             state = self._levels.get(room.id, LevelState())
             self._levels[room.id] = state.step(room.used.value, bounds, at, self._hold_s)
-            judged.append((room, bounds.margin))
+            judged.append((room, bounds))
             beyond = self._thresholds.beyond(room.total.value)
             said += [beyond] if beyond is not None else []
         if not judged:
@@ -118,16 +118,16 @@ class _LevelGuard:
                 used,
                 at,
                 # Of the largest: what is judged together rises and falls together.
-                margin=max(margin for _, margin in judged),
+                margin=max(bounds.margin for _, bounds in judged),
                 trim_from=self._trim_from,
                 reload_after_s=self._reload_after_s,
             )
-        tightest = max((room for room, _ in judged), key=self._tightness)
+        tightest, bounds = max(judged, key=lambda each: self._tightness(each[0]))
         return GuardDecision(
             self.name,
             level,
             actions,
-            _reason(tightest, level, before),
+            _reason(tightest, bounds, level, before),
             tightest.name,
             tightest.used.value,
             tightest.total.value,
@@ -141,9 +141,11 @@ class _LevelGuard:
         return self._levels[room.id].level, used / total if total else float(used)
 
 
-def _reason(room: Room, level: Level, before: Level) -> str:
+def _reason(room: Room, bounds: Bounds, level: Level, before: Level) -> str:
     total = "" if room.total.value is None else f" of {show(room.total.value)}"
     text = f"{show(room.used.get())}{total} in use ({room.name}, {room.used.source})"
+    if level is not Level.OK:
+        text += f", {level} from {show(bounds.least(level))} on"
     return text if level == before else f"{text}; {before} before"
 
 

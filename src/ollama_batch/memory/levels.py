@@ -35,6 +35,10 @@ class Bounds:
     margin: int
     spared: int = -1
 
+    def least(self, level: Level) -> int:
+        """From how many bytes in use on `level` holds."""
+        return (0, self.warn, self.high, self.critical)[level]
+
     def level(self, used: int) -> Level:
         """The level of so many bytes in use, without regard to what was before."""
         return Level.OK if used <= self.spared else self._level(used)
