@@ -4,7 +4,8 @@ PYTHON ?= $(shell command -v python3.11 2>/dev/null || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-JOBS ?= 2
+# One more than the cores of a small machine: half of what the tests take is waiting.
+JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check format crash faults scale conversations concurrency server bench clean
