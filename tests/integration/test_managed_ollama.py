@@ -239,7 +239,7 @@ def test_a_machine_without_ollama_is_told_how_to_get_it(
         ({"kv_cache_type": "q5"}, "kv_cache_type is 'q5'; there are f32, f16, .*, q8_0"),
         ({"models": "/nope"}, "models is '/nope', and there is no such folder"),
         ({"env": {"OLLAMA_HOST": "0.0.0.0"}}, r"env has OLLAMA_HOST='0.0.0.0'.*OllamaEngine\(base_url="),
-        ({"env": {"OLLAMA_NUM_PARALLEL": "8"}}, "env has OLLAMA_NUM_PARALLEL='8': give num_parallel= instead"),
+        ({"env": {"OLLAMA_NUM_PARALLEL": "8"}}, "OLLAMA_NUM_PARALLEL='8': give num_parallel= instead"),
         ({"kv_cache_type": "q4_0", "flash_attention": False}, "needs flash attention"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -61,11 +61,12 @@ class ManagedOllama(OllamaEngine):
     It starts on first use and ends with `aclose`, with this object or with this process, however that
     ends (Linux: whatever it has started ends with it); a run restarts it when it dies. `num_parallel` is
     the slots of each model. `kv_cache_type`: "f16", "q8_0", "q4_0" or another that llama.cpp has; those
-    with a q need flash attention and turn it on. `context_length`, in tokens, is for requests that carry none; those of a run do. `models` is
-    the folder of the models, which must be there, `max_loaded_models` how many stay in memory, `env` any
-    variable that no parameter is for; what is not given is as in the environment. `binary` is the program. `log` is the file of its log, 8
-    MiB at most and as much of before (None: in the user's state folder). It must answer within
-    `start_timeout` seconds. `options` and `keep_alive` as with any OllamaEngine.
+    with a q need flash attention and turn it on. `context_length`, in tokens, is for requests that carry
+    none; those of a run do. `models` is the folder of the models, which must be there, `max_loaded_models`
+    how many stay in memory, `env` any variable that no parameter is for; what is not given is as in the
+    environment. `binary` is the program. `log` is the file of its log, 8 MiB at most and as much of before
+    (None: in the user's state folder). It must answer within `start_timeout` seconds. `options` and
+    `keep_alive` as with any OllamaEngine.
 
     Raises ConfigError for a wrong setting, and where there is no such program.
     """

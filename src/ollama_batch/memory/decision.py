@@ -63,12 +63,13 @@ class GuardDecision:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        many = isinstance(self.actions, Sequence) and not isinstance(self.actions, str)
+        actions: object = self.actions
+        many = isinstance(actions, Sequence) and not isinstance(actions, str)
         wrong = [each for each in self.actions if each not in ACTIONS] if many else [self.actions]
         if wrong:
             raise ConfigError(
-                f"the guard {self.guard!r} decided on {wrong[0]!r} (actions={self.actions!r}): give a tuple of "
-                f"{', '.join(ACTIONS)}"
+                f"the guard {self.guard!r} decided on {wrong[0]!r} (actions={self.actions!r}): give a tuple "
+                f"of {', '.join(ACTIONS)}"
             )
 
     def __str__(self) -> str:
