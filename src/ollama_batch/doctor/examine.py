@@ -20,7 +20,7 @@ from ollama_batch.doctor.load_checks import Card
 from ollama_batch.doctor.machine import Machine
 from ollama_batch.doctor.measure import Parallel, measure_parallel
 from ollama_batch.doctor.night import Pace, Sample, made_up_sample, measure_pace, read_sample
-from ollama_batch.doctor.place import PARALLEL, Place
+from ollama_batch.doctor.place import Place
 from ollama_batch.doctor.run_line import RunLine
 from ollama_batch.doctor.server import Running, Server
 from ollama_batch.engines._ollama_wire import full_name
@@ -144,8 +144,8 @@ async def diagnose(
         told=told,
     )
     own_place = await asyncio.to_thread(Place.of, server.address) if place is None else place
-    night = None if hours == NIGHT_H else f"{hours:g}"
-    asked = {"--model": model, "--num-ctx": num_ctx, "--for": rows_asked, "-o": output, "--hours": night}
+    asked = {"--model": model, "--num-ctx": num_ctx, "--for": rows_asked, "-o": output}
+    asked |= {} if hours == NIGHT_H else {"--hours": f"{hours:g}"}
     own_place = own_place.asking(wish.run.inputs, asked)
     try:
         examination = _Examination(server, own_machine, own_place, wish)
@@ -383,8 +383,7 @@ class _Examination:
         seen = self._seen
         if seen.parallel is not None and seen.parallel.slots is not None:
             return seen.parallel.slots
-        told = self._place.kept.get(PARALLEL, "")
-        return seen.slots_loaded or (int(told) if told.isdecimal() else 0) or None
+        return seen.slots_loaded or self._place.slots
 
     def _this_machine(self, sample: Sample) -> None:
         wish, seen, place = self._wish, self._seen, self._place

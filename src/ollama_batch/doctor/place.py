@@ -58,6 +58,12 @@ class Place:
         unit = sys.platform.startswith("linux") and any(each.exists() for each in UNITS)
         return cls(address, None, sys.platform, unit, {} if unit else settings_now())
 
+    @property
+    def slots(self) -> int | None:
+        """The slots that a server started by hand was told to have; None: not known."""
+        told = self.kept.get(PARALLEL, "")
+        return int(told) or None if told.isdecimal() else None
+
     def asking(self, inputs: Sequence[str], asked: Mapping[str, object]) -> Place:
         """This place, where the doctor is asked that (None: not said)."""
         given = {name: str(value) for name, value in asked.items() if value is not None}
