@@ -411,6 +411,46 @@ async def test_settings_of_several_findings_are_set_by_every_command_and_fit_the
     assert 'Environment="OLLAMA_CONTEXT_LENGTH=32768" "OLLAMA_NUM_PARALLEL=2"' in slots.mend[1]
 
 
+async def test_where_no_card_can_be_read_only_the_context_is_raised_and_sizes_are_named() -> None:
+    """32,768 tokens take 4 GiB a slot: four slots beside 5 GiB of weights were too much for most cards."""
+    unread = FakeMachine(found=sample(0.0))
+    with FakeOllama(models=(LLAMA,), slots=1, num_ctx=4096, speed=CostModel(decode_tps=200)) as fake:
+        found = await at(fake, "llama:8b", machine=unread)
+        asked = one(await at(fake, "llama:8b", num_ctx=4096, machine=unread), "slots")
+    shape = ModelShape.from_metadata("llama:8b", metadata_of(LLAMA))
+    assert found.settings == {"OLLAMA_CONTEXT_LENGTH": "32768"}
+    context, slots = one(found, "context"), one(found, "slots")
+    assert "about " in context.assumed[0]
+    assert "with 1 slot" in context.assumed[0]
+    assert (context.numbers or {})["needs_bytes"] > shape.weights_bytes + 4 * GIB
+    assert slots.mend == ()
+    assert "2 slots take about" in str(slots.costs)
+    assert "not advised beside a longer context" in str(slots.costs)
+    assert asked.sets == {"OLLAMA_NUM_PARALLEL": "4"}
+    assert "4 slots take about" in asked.assumed[0]
+
+
+async def test_another_model_on_the_card_is_to_be_stopped_before_one_that_spilled_is_looked_at_again() -> (
+    None
+):
+    models = (FakeModel("other:1b"), FakeModel("toy:1b", gpu_share=0.5))
+    with FakeOllama(models=models, speed=FAST) as fake:
+        load(fake, "other:1b", keep_alive=-1)
+        found = one(await at(fake, num_ctx=4096, rows=20), "load")
+        stops = [f"OLLAMA_HOST={fake.url} ollama stop {name}" for name in ("other:1b", "toy:1b")]
+    again = f"ollama-batch doctor --base-url {fake.url} --model toy:1b --num-ctx 4096 --for 20"
+    assert found.mend == (*stops, again)
+    assert "beside other:1b" in found.seen
+
+
+async def test_the_doctor_to_be_called_again_is_asked_the_same(tmp_path: Path) -> None:
+    source = requests_file(tmp_path / "in.jsonl", 3)
+    with FakeOllama(faults=[Fault("oom", route="preload")]) as fake:
+        found = one(await at(fake, num_ctx=65536, inputs=[source], rows=500), "load")
+    line = f"ollama-batch doctor {source} --base-url {fake.url} --model toy:1b --num-ctx 4096 --for 500"
+    assert found.mend == (line,)
+
+
 async def test_a_card_that_has_no_room_for_more_slots_is_not_told_to_have_them() -> None:
     # 7.5 GiB of weights and 3 GiB a slot in f16, half of that in q8_0.
     with FakeOllama(models=(GEMMA,), slots=1, speed=CostModel(decode_tps=200)) as fake:
@@ -598,7 +638,7 @@ async def test_rows_that_take_longer_than_the_night_are_a_problem_with_the_way_t
     with FakeOllama(slots=4, speed=CostModel(latency_s=0.05)) as fake:
         found = one(await at(fake, rows=170_000, hours=0.1), "night")
     assert found.level == "problem"
-    line = f"ollama-batch run IN -o OUT --model toy:1b --base-url {fake.url} --deadline 360"
+    line = f"ollama-batch run IN -o OUT --model toy:1b --base-url {fake.url} --concurrency 4 --deadline 360"
     assert found.mend == (line,)
     assert "made-up" in found.assumed[0]
 

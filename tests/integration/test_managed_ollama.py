@@ -107,11 +107,13 @@ async def test_first_uses_at_the_same_time_start_one_server(
 
 
 async def test_the_settings_reach_the_server_as_environment(folder: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
     engine = OllamaEngine.managed(
         num_parallel=3,
         kv_cache_type="q8_0",
         context_length=8192,
-        models=tmp_path / "models",
+        models=models,
         max_loaded_models=1,
         env={"OLLAMA_DEBUG": "1"},
     )
@@ -234,6 +236,10 @@ def test_a_machine_without_ollama_is_told_how_to_get_it(
         ({"start_timeout": 0}, "start_timeout is 0"),
         ({"kv_cache_type": ""}, "kv_cache_type is ''"),
         ({"kv_cache_type": 8}, "kv_cache_type is 8"),
+        ({"kv_cache_type": "q5"}, "kv_cache_type is 'q5'; there are f32, f16, .*, q8_0"),
+        ({"models": "/nope"}, "models is '/nope', and there is no such folder"),
+        ({"env": {"OLLAMA_HOST": "0.0.0.0"}}, r"env has OLLAMA_HOST='0.0.0.0'.*OllamaEngine\(base_url="),
+        ({"env": {"OLLAMA_NUM_PARALLEL": "8"}}, "OLLAMA_NUM_PARALLEL='8': give num_parallel= instead"),
         ({"kv_cache_type": "q4_0", "flash_attention": False}, "needs flash attention"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -246,6 +252,7 @@ def test_a_wrong_setting_is_named(folder: Path, options: dict[str, Any], message
 async def test_a_model_that_is_not_there_is_told_with_the_folder_that_was_looked_in(
     folder: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "models").mkdir()
     engine = OllamaEngine.managed(models=tmp_path / "models")
     try:
         with pytest.raises(

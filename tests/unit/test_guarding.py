@@ -385,9 +385,17 @@ class Answers:
         return self.answer  # type: ignore[no-any-return]  # that is the point
 
 
-@pytest.mark.parametrize(
-    "guard", [Broken(), Answers(None), Answers("pause"), Answers(GuardDecision("", actions=None))]
-)
+class Decides:
+    """A guard that makes its decision of these actions, whatever they are."""
+
+    def __init__(self, actions: Any) -> None:
+        self.actions = actions
+
+    def decide(self, sample: MemorySample) -> GuardDecision:
+        return GuardDecision("mine", actions=self.actions)
+
+
+@pytest.mark.parametrize("guard", [Broken(), Answers(None), Answers("pause"), Decides(None), Decides(("x",))])
 async def test_a_guard_that_fails_is_named_once_and_the_others_go_on(
     guard: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -397,6 +405,21 @@ async def test_a_guard_that_fails_is_named_once_and_the_others_go_on(
     name = type(guard).__name__
     failed = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert failed == [f"the guard {name!r} failed; the run goes on"]
+
+
+@pytest.mark.parametrize("actions", [("pause", "explode"), "explode", ["explode"]])
+async def test_an_action_that_there_is_not_is_named_with_its_guard_and_those_there_are(
+    actions: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Watched(Decides(actions))
+    await run.see(0.2, seconds=2)
+    assert not run.paused
+    (record,) = caplog.records
+    assert "'Decides'" in record.message
+    assert record.exc_info is not None
+    said = str(record.exc_info[1])
+    assert "the guard 'mine' decided on 'explode'" in said
+    assert "stop_growth, allow_growth, halve, trim, pause, reload_smaller, resume" in said
 
 
 def test_a_guard_that_fails_in_its_pause_stops_the_run_in_the_end_and_is_named(

@@ -15,7 +15,7 @@ import httpx
 
 from ollama_batch.doctor import load_checks, machine_checks, server_checks
 from ollama_batch.doctor.finding import Diagnosis, Finding, set_together, settings_of
-from ollama_batch.doctor.forecast import check_night
+from ollama_batch.doctor.forecast import check_input, check_night
 from ollama_batch.doctor.load_checks import Card
 from ollama_batch.doctor.machine import Machine
 from ollama_batch.doctor.measure import Parallel, measure_parallel
@@ -69,6 +69,7 @@ class Seen:
     shape: ModelShape | None = None
     learned: LearnedMemory = field(default_factory=lambda: LearnedMemory("", folder=None))
     loaded: Running | None = None
+    slots_loaded: int | None = None
     parallel: Parallel | None = None
     pace: Pace | None = None
     card: Card | None = None
@@ -114,7 +115,7 @@ async def diagnose(
     for name, seconds in (("hours", hours), ("patience_s", patience_s), ("measure_s", measure_s)):
         if not seconds > 0:
             raise ConfigError(f"{name}={seconds!r}: give a number above 0")
-    sample = None
+    sample, rows_asked = None, rows
     if inputs:
         told("reading the input")
         sample = await asyncio.to_thread(read_sample, [Path(each) for each in inputs])
@@ -143,6 +144,9 @@ async def diagnose(
         told=told,
     )
     own_place = await asyncio.to_thread(Place.of, server.address) if place is None else place
+    asked = {"--model": model, "--num-ctx": num_ctx, "--for": rows_asked, "-o": output}
+    asked |= {} if hours == NIGHT_H else {"--hours": f"{hours:g}"}
+    own_place = own_place.asking(wish.run.inputs, asked)
     try:
         examination = _Examination(server, own_machine, own_place, wish)
         findings = await examination.run(sample or made_up_sample(), patience_s)
@@ -251,6 +255,7 @@ class _Examination:
         # On a busy machine some of the slots go unseen, but none is seen that is not there.
         seen = 1 if found is None or found.slots is None else found.slots
         if loaded is not None and learned.learn(shape, loaded.told(), at_least=seen):
+            self._seen.slots_loaded = learned.loads[-1].slots
             learned.save()
 
     async def _load(self, engine: OllamaEngine, model: str, num_ctx: int | None) -> bool:
@@ -312,9 +317,13 @@ class _Examination:
                 trained=trained,
                 place=place,
                 fits=lambda longer: False if spilled else self._fits(longer),
+                plan=self._plan,
             )
             self._add(
-                load_checks.check_spill(loaded, place, has_gpu=has_gpu, plan=self._best(num_ctx)), *contexts
+                load_checks.check_spill(
+                    loaded, place, has_gpu=has_gpu, plan=self._best(num_ctx), running=seen.running
+                ),
+                *contexts,
             )
         elif wish.num_ctx is None:
             self._add(
@@ -322,7 +331,8 @@ class _Examination:
             )
         plan = self._plan(num_ctx)
         if plan is not None and (loaded is None or loaded.context != num_ctx):
-            self._add(load_checks.check_fit(plan, seen.card, place, self._best(num_ctx)))
+            single = None if self._slots_seen() else self._plan(num_ctx, 1)
+            self._add(load_checks.check_fit(plan, seen.card, place, self._best(num_ctx), single))
         if found is not None:
             # All settings hold at once: more slots are to fit beside a longer context, if that is advised.
             longer = settings_of(self._findings).get("OLLAMA_CONTEXT_LENGTH")
@@ -338,6 +348,12 @@ class _Examination:
                     best=self._best(num_ctx),
                     quantized=self._best(num_ctx, ("q8_0",)),
                     num_ctx=num_ctx,
+                    choices=[
+                        plan
+                        for slots in (2, load_checks.WANTED_SLOTS)
+                        if (plan := self._plan(num_ctx, slots))
+                    ],
+                    longer=longer is not None,
                 )
             )
         elif not wish.load:
@@ -353,15 +369,21 @@ class _Examination:
             return None
         return load_checks.no_smaller(plan).total_bytes <= card.total - card.others
 
-    def _plan(self, num_ctx: int | None) -> MemoryPlan | None:
-        """What a load will take with the server's slots: those measured, or of the latest load seen."""
-        shape, found, learned = self._seen.shape, self._seen.parallel, self._seen.learned
+    def _plan(self, num_ctx: int | None, slots: int | None = None) -> MemoryPlan | None:
+        """What a load will take with so many slots; None: the server's, or the latest load's."""
+        shape = self._seen.shape
         if shape is None or num_ctx is None:
             return None
-        slots = learned.loads[-1].slots if learned.loads else 1
-        if found is not None and found.slots is not None:
-            slots = found.slots
+        learned = self._seen.learned
+        slots = slots or self._slots_seen() or (learned.loads[-1].slots if learned.loads else 1)
         return learned.correct(plan_memory(shape, num_ctx=num_ctx, slots=slots))
+
+    def _slots_seen(self) -> int | None:
+        """The slots that this server has: measured, reckoned from what it has loaded, or set."""
+        seen = self._seen
+        if seen.parallel is not None and seen.parallel.slots is not None:
+            return seen.parallel.slots
+        return seen.slots_loaded or self._place.slots
 
     def _this_machine(self, sample: Sample) -> None:
         wish, seen, place = self._wish, self._seen, self._place
@@ -382,7 +404,7 @@ class _Examination:
         disk = self._machine.disk(folder_of(wish.output).resolve())
         self._add(machine_checks.check_disk(disk, wish.run, rows=wish.rows, row_bytes=row_bytes))
         if sample.invalid:
-            self._add(_invalid(sample, wish.run))
+            self._add(check_input(sample, wish.run))
         if wish.rows is not None:
             self._add(self._night(sample, wish.rows))
 
@@ -396,13 +418,3 @@ class _Examination:
 def folder_of(output: Path) -> Path:
     """The folder in which a run with that output keeps its journal."""
     return output if output.is_dir() else output.parent
-
-
-def _invalid(sample: Sample, run: RunLine) -> Finding:
-    return Finding(
-        check="input",
-        level="problem",
-        seen=f"{sample.invalid:,} of {sample.invalid + (sample.rows or 0):,} lines are no valid requests",
-        costs="a run refuses the file and names them, or sets them aside",
-        mend=(run.adding("--on-invalid", "skip"),),
-    )

@@ -1,4 +1,4 @@
-"""The finding on the night: how long so many rows will take, and what that rests on."""
+"""Findings on the rows: lines that are none, how long all take in a night, and what that rests on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from ollama_batch.doctor.run_line import RunLine
 def check_night(pace: Pace, sample: Sample, run: RunLine, *, rows: int, hours: float) -> Finding:
     """Whether `rows` rows are done in `hours` hours at the pace that was seen."""
     found = pace.seconds_for(rows)
+    # The estimate holds for a run that has as many out.
+    width = ("--concurrency", str(pace.concurrency))
     share = f"{len(pace.failures)} of {pace.tried}"
     why = ", ".join(sorted(set(pace.failures)))
     if found is None:
@@ -22,12 +24,12 @@ def check_night(pace: Pace, sample: Sample, run: RunLine, *, rows: int, hours: f
             costs=f"were each answered just after that, {count(rows)} rows would take {duration(least)}"
             if "timeout" in why
             else "no row of a run would be answered either",
-            mend=(run.adding("--limit", "10"),),
+            mend=(run.adding(*width, "--limit", "10"),),
             numbers={"rows": rows, "tried": pace.tried, "answered": 0},
         )
     least, most = found
     span = duration(least) if duration(least) == duration(most) else f"{duration(least)} to {duration(most)}"
-    assumed = [_kind(pace, sample), f"{pace.concurrency} out at a time (--concurrency {pace.concurrency})"]
+    assumed = [_kind(pace, sample), f"{pace.concurrency} out at a time ({' '.join(width)})"]
     assumed += ["nobody else uses the engine, and no row is sent twice", "the model is loaded"]
     if pace.failures:
         assumed.append(
@@ -41,11 +43,11 @@ def check_night(pace: Pace, sample: Sample, run: RunLine, *, rows: int, hours: f
     costs, mend = [], []
     if pace.failures:
         costs.append("rows of the run will fail likewise (the first ten say why)")
-        mend.append(run.adding("--limit", "10"))
+        mend.append(run.adding(*width, "--limit", "10"))
     if slow:
         will = "will" if least > 3600 * hours else "may"
         costs.append(f"it {will} not be done by morning; told to stop then, it goes on the next night")
-        mend.append(run.adding("--deadline", str(round(3600 * hours))))
+        mend.append(run.adding(*width, "--deadline", str(round(3600 * hours))))
     failing = f"; {share} sampled rows failed ({why})" if pace.failures else ""
     return Finding(
         check="night",
@@ -78,3 +80,14 @@ def _kind(pace: Pace, sample: Sample) -> str:
     if sample.made_up:
         return f"rows like {pace.done} made-up ones ({sizes}); name the input file to measure with yours"
     return f"all rows are like {pace.done} taken from all over the input ({sizes})"
+
+
+def check_input(sample: Sample, run: RunLine) -> Finding:
+    """Lines that are no requests."""
+    return Finding(
+        check="input",
+        level="problem",
+        seen=f"{sample.invalid:,} of {sample.invalid + (sample.rows or 0):,} lines are no valid requests",
+        costs="a run refuses the file and names them, or sets them aside",
+        mend=(run.adding("--on-invalid", "skip"),),
+    )

@@ -93,8 +93,15 @@ def failed_to_load(error: EngineError, model: str, num_ctx: int | None, place: P
     )
 
 
-def check_spill(loaded: Running, place: Place, *, has_gpu: bool | None, plan: MemoryPlan | None) -> Finding:
-    """Whether all of the model is on the GPU."""
+def check_spill(
+    loaded: Running,
+    place: Place,
+    *,
+    has_gpu: bool | None,
+    plan: MemoryPlan | None,
+    running: Sequence[Running] = (),
+) -> Finding:
+    """Whether all of the model is on the GPU. Where others of those `running` are, they are to go first."""
     numbers = {"size_bytes": loaded.size, "vram_bytes": loaded.vram}
     if loaded.size is None or loaded.vram is None:
         return Finding(check="load", level="unknown", seen="the server does not say how much memory it takes")
@@ -104,6 +111,21 @@ def check_spill(loaded: Running, place: Place, *, has_gpu: bool | None, plan: Me
         return Finding(check="load", level="ok", seen=f"{takes}, all of it on the GPU", numbers=numbers)
     mend = () if plan is None else place.serve_with(plan.environment)
     sets = None if plan is None else plan.environment
+    others = [each.name for each in running if each.vram and not each.is_model(loaded.name)]
+    if others and has_gpu is not False:
+        return Finding(
+            check="load",
+            level="problem",
+            seen=f"{takes}, of which {show(spilled)} ({share(spilled / loaded.size)}) did not fit on the GPU "
+            f"beside {', '.join(others)}",
+            costs="the processor computes those layers, and the GPU waits for it at every token",
+            # It stays where it is until it is loaded again.
+            mend=(
+                *(place.client("stop", name) for name in (*others, loaded.name)),
+                place.doctor("--model", loaded.name),
+            ),
+            numbers=numbers,
+        )
     if loaded.vram == 0:
         return Finding(
             check="load",
@@ -139,11 +161,12 @@ def check_context(
     trained: int | None,
     place: Place,
     fits: Callable[[int], bool | None],
+    plan: Callable[[int], MemoryPlan | None] = lambda _: None,
 ) -> list[Finding]:
     """How long the context is, and what happens to longer prompts.
 
     `fresh`: it was loaded by us; with `asked` None then by the server's own default. `fits`: whether another
-    context length does (None: not known).
+    context length does (None: not known), `plan` what is taken with it.
     """
     context = loaded.context
     findings = []
@@ -193,6 +216,9 @@ def check_context(
         room = fits(better)
         worth = context < better and room is not False
         sets = {"OLLAMA_CONTEXT_LENGTH": str(better)} if worth else None
+        planned = plan(better) if worth else None
+        if planned is not None:
+            numbers["needs_bytes"] = planned.total_bytes
         findings.append(
             Finding(
                 check="context",
@@ -202,7 +228,7 @@ def check_context(
                 "silence; runs of ollama-batch ask for theirs (--num-ctx): rows that do not fit fail by name",
                 mend=() if sets is None else place.serve_with(sets),
                 on=place.remote if worth else None,
-                assumed=("that the card has room for it",) if worth and room is None else (),
+                assumed=(f"that the card has room for it{_size(planned)}",) if worth and room is None else (),
                 numbers=numbers,
                 sets=sets,
             )
@@ -210,13 +236,27 @@ def check_context(
     return findings
 
 
-def check_fit(plan: MemoryPlan, card: Card | None, place: Place, best: MemoryPlan | None) -> Finding:
-    """Whether a load that was not tried would fit."""
+def _size(plan: MemoryPlan | None) -> str:
+    if plan is None:
+        return ""
+    slots = "1 slot" if plan.slots == 1 else f"{plan.slots} slots"
+    return f": about {show(plan.total_bytes)} with {slots}"
+
+
+def check_fit(
+    plan: MemoryPlan, card: Card | None, place: Place, best: MemoryPlan | None, single: MemoryPlan | None
+) -> Finding:
+    """Whether a load that was not tried would fit. `single`: one with one slot, where it is not known how
+    many the server has now, and `plan` has those of the latest load that was seen (None: it is known).
+    """
     about = f"num_ctx {plan.num_ctx:,} x {plan.slots}: about {show(plan.total_bytes)}"
     numbers = {"total_bytes": plan.total_bytes, "num_ctx": plan.num_ctx, "slots": plan.slots}
     assumed = plan.notes if plan.correction == 1.0 else (*plan.notes, "corrected by an earlier load")
     if plan.measured:
         assumed = ("measured in an earlier load",)
+    if single is not None and plan.slots > single.slots:
+        had = f"that there are {plan.slots} slots, as the latest load that was seen had: with one"
+        assumed = (*assumed, f"{had} (Ollama's default) about {show(single.total_bytes)}")
     if card is None:
         return Finding(
             check="load",
@@ -231,7 +271,7 @@ def check_fit(plan: MemoryPlan, card: Card | None, place: Place, best: MemoryPla
         return Finding(check="load", level="ok", seen=seen, assumed=assumed, numbers=numbers)
     return Finding(
         check="load",
-        level="problem",
+        level="problem" if single is None or single.total_bytes > room else "warning",
         seen=f"{about} will not fit: the GPU has {show(room)} for it",
         costs="layers of it will be computed by the processor, or the load fails",
         mend=() if best is None else place.serve_with(best.environment),
@@ -251,13 +291,16 @@ def check_slots(
     best: MemoryPlan | None,
     quantized: MemoryPlan | None,
     num_ctx: int | None,
+    choices: Sequence[MemoryPlan] = (),
+    longer: bool = False,
 ) -> Finding:
     """How many requests the server works on at once.
 
-    `best` and `quantized` are what fits the card with a context of `num_ctx`, with a KV cache as exact as can
-    be and with one of q8_0, if that was `reckoned`.
+    `choices` are plans with more slots, `longer` says that a longer context is advised. `best` and
+    `quantized` are what fits the card with a context of `num_ctx`, with a KV cache as exact as can be and
+    with one of q8_0, if that was `reckoned`.
     """
-    numbers = {
+    numbers: dict[str, float | int | None] = {
         "slots": found.slots,
         "sent": found.sent,
         "tokens_per_s_alone": found.alone,
@@ -299,6 +342,25 @@ def check_slots(
             numbers=numbers,
             sets=None if wider is None else wider.environment,
         )
+    costs = (
+        "the others wait in line; a GPU that answers several at once reads the weights once for all of them "
+        "(1.6 times the tokens with 8 slots, 2.4 times with 16, as one user measured of gpt-oss:120b)"
+    )
+    choices = [each for each in choices if each.slots > found.slots] if best is None else [best]
+    sizes = ", ".join(f"{each.slots} slots take about {show(each.total_bytes)}" for each in choices)
+    if best is None and longer:
+        told = f"{sizes} with a context of {num_ctx:,}" if sizes else "no size is known of more slots"
+        # Both at once are what a card has no room for, and nobody sees this one.
+        return Finding(
+            check="slots",
+            level="warning" if found.slots == 1 else "note",
+            seen=seen,
+            costs=f"{costs}; {told}: not advised beside a longer context, as no card can be read. Where "
+            "yours has so much, set OLLAMA_NUM_PARALLEL too",
+            numbers=numbers,
+        )
+    if choices:
+        numbers["needs_bytes"] = choices[-1].total_bytes
     environment = {"OLLAMA_NUM_PARALLEL": str(slots)}
     if best is not None and best.kv_type != "f16":
         environment = best.environment
@@ -306,11 +368,12 @@ def check_slots(
         check="slots",
         level="warning" if found.slots == 1 else "note",
         seen=seen,
-        costs="the others wait in line; a GPU that answers several at once reads the weights once for all of "
-        "them (1.6 times the tokens with 8 slots, 2.4 times with 16, as one user measured of gpt-oss:120b)",
+        costs=costs,
         mend=place.serve_with(environment),
         on=place.remote,
-        assumed=() if best is not None else (f"that the card has room for {slots} contexts",),
+        assumed=()
+        if best is not None
+        else (f"that the card has room for {slots} contexts" + (f": {sizes}" if sizes else ""),),
         numbers=numbers,
         sets=environment,
     )

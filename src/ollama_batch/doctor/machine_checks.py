@@ -36,7 +36,7 @@ def elsewhere(check: str, place: Place) -> Finding:
         check=check,
         level="unknown",
         seen=f"the engine is on {place.remote}, whose memory cannot be seen from here",
-        mend=("ollama-batch doctor",),
+        mend=(place.doctor_there(),),
         on=place.remote,
     )
 

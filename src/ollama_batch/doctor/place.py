@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -19,9 +19,10 @@ UNITS: Final = tuple(
 )
 STOP: Final = "pkill -x ollama"
 DROP_IN: Final = "/etc/systemd/system/ollama.service.d/ollama-batch.conf"
+PARALLEL: Final = "OLLAMA_NUM_PARALLEL"
 KEPT: Final = (
     "OLLAMA_MODELS",
-    "OLLAMA_NUM_PARALLEL",
+    PARALLEL,
     "OLLAMA_CONTEXT_LENGTH",
     "OLLAMA_KV_CACHE_TYPE",
     "OLLAMA_FLASH_ATTENTION",
@@ -37,7 +38,8 @@ class Place:
     `remote` is the other machine's name (None: this machine). `platform` is that of `sys.platform`; `unit`
     says whether systemd runs the server. Of another machine nothing is known: it is taken for one on which
     Ollama's installer for Linux has set up the unit. `kept` are variables that a server started by hand has
-    now, and is to have again.
+    now, and is to have again. `inputs` and `asked` are the files and options of this call of the doctor,
+    which another one is to have as well.
     """
 
     address: str
@@ -45,6 +47,8 @@ class Place:
     platform: str = "linux"
     unit: bool = False
     kept: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    asked: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, address: str) -> Place:
@@ -54,15 +58,32 @@ class Place:
         unit = sys.platform.startswith("linux") and any(each.exists() for each in UNITS)
         return cls(address, None, sys.platform, unit, {} if unit else settings_now())
 
+    @property
+    def slots(self) -> int | None:
+        """The slots that a server started by hand was told to have; None: not known."""
+        told = self.kept.get(PARALLEL, "")
+        return int(told) or None if told.isdecimal() else None
+
+    def asking(self, inputs: Sequence[str], asked: Mapping[str, object]) -> Place:
+        """This place, where the doctor is asked that (None: not said)."""
+        given = {name: str(value) for name, value in asked.items() if value is not None}
+        return replace(self, inputs=tuple(inputs), asked=given)
+
     def client(self, *words: str) -> str:
         """A call of Ollama's own client, which reaches the server from here."""
         line = shlex.join(("ollama", *words))
         return line if self.address in DEFAULT else f"OLLAMA_HOST={shlex.quote(self.address)} {line}"
 
     def doctor(self, *options: str) -> str:
-        """Another call of the doctor."""
+        """Another call of the doctor, with what this one was asked where `options` (pairs) do not say."""
         where = () if self.address in DEFAULT else ("--base-url", self.address)
-        return shlex.join(("ollama-batch", "doctor", *where, *options))
+        kept = [word for name, value in self.asked.items() if name not in options for word in (name, value)]
+        return shlex.join(("ollama-batch", "doctor", *self.inputs, *where, *options, *kept))
+
+    def doctor_there(self) -> str:
+        """A call of the doctor on the server's own machine, which has no files of this one."""
+        kept = [word for name, value in self.asked.items() if name != "-o" for word in (name, value)]
+        return shlex.join(("ollama-batch", "doctor", *kept))
 
     def start(self) -> tuple[str, ...]:
         """How the server is started."""

@@ -12,6 +12,9 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from ollama_batch.types import ChatRequest, Completion, EngineInfo, LoadedModel
 
+CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+"""What llama.cpp keeps a context in. Ollama passes on whatever it is told; with another no model loads."""
+
 ONE_SLOT: Final = frozenset(
     {
         "mllama", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next", "lfm2", "lfm2moe",

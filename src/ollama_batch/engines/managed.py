@@ -21,7 +21,7 @@ from ollama_batch.engines import _managed_server
 from ollama_batch.engines._http import HttpClient, Reply
 from ollama_batch.engines._owned import OwnedServer
 from ollama_batch.engines._server_process import ServerProcess
-from ollama_batch.engines.base import ONE_SLOT
+from ollama_batch.engines.base import CACHE_TYPES, ONE_SLOT
 from ollama_batch.engines.ollama import OllamaEngine
 from ollama_batch.errors import (
     ConfigError,
@@ -43,6 +43,11 @@ LOG_BYTES: Final = 8 * 1024 * 1024
 LOGS: Final = 10
 """So many logs of managed servers are kept in the state folder, the newest, and those still written to."""
 
+_PARAMETERS: Final = (
+    "num_parallel", "kv_cache_type", "flash_attention", "context_length", "models", "max_loaded_models",
+)  # fmt: skip
+"""Those that stand for the variable of the same name."""
+
 _BROKEN: Final = (EngineConnectionError, EngineUnreachableError)
 
 _numbers = itertools.count(1)
@@ -55,12 +60,13 @@ class ManagedOllama(OllamaEngine):
 
     It starts on first use and ends with `aclose`, with this object or with this process, however that
     ends (Linux: whatever it has started ends with it); a run restarts it when it dies. `num_parallel` is
-    the slots of each model. `kv_cache_type`: "f16", "q8_0" or "q4_0", which need flash attention and turn
-    it on. `context_length`, in tokens, is for requests that carry none; those of a run do. `models` is
-    the folder of the models, `max_loaded_models` how many stay in memory, `env` any other variable;
-    what is not given is as in the environment. `binary` is the program. `log` is the file of its log, 8
-    MiB at most and as much of before (None: in the user's state folder). It must answer within
-    `start_timeout` seconds. `options` and `keep_alive` as with any OllamaEngine.
+    the slots of each model. `kv_cache_type`: "f16", "q8_0", "q4_0" or another that llama.cpp has; those
+    with a q need flash attention and turn it on. `context_length`, in tokens, is for requests that carry
+    none; those of a run do. `models` is the folder of the models, which must be there, `max_loaded_models`
+    how many stay in memory, `env` any variable that no parameter is for; what is not given is as in the
+    environment. `binary` is the program. `log` is the file of its log, 8 MiB at most and as much of before
+    (None: in the user's state folder). It must answer within `start_timeout` seconds. `options` and
+    `keep_alive` as with any OllamaEngine.
 
     Raises ConfigError for a wrong setting, and where there is no such program.
     """
@@ -92,7 +98,14 @@ class ManagedOllama(OllamaEngine):
         if not start_timeout > 0:
             raise ConfigError(f"start_timeout is {start_timeout}; it must be a positive number of seconds")
         self._num_parallel = num_parallel
+        _check_env(env or {})
         given = _settings(kv_cache_type, flash_attention)
+        if models is not None and not Path(models).is_dir():
+            # Ollama would make an empty one, and say of each model that it is not there.
+            raise ConfigError(
+                f"models is {os.fspath(models)!r}, and there is no such folder here: give the one that has "
+                "Ollama's manifests and blobs, or make it for models that are yet to be pulled"
+            )
         command = [_found(binary), "serve"]
         self._reserved = _reserve_port()
         weakref.finalize(self, self._reserved.close)
@@ -193,10 +206,23 @@ class ManagedOllama(OllamaEngine):
             raise
 
 
+def _check_env(env: Mapping[str, str]) -> None:
+    """Refuse variables that would be overwritten, or of which the engine would not know."""
+    if "OLLAMA_HOST" in env:
+        raise ConfigError(
+            f"env has OLLAMA_HOST={env['OLLAMA_HOST']!r}: a managed server listens on a free port of {HOST}, "
+            "see .address; for a server that runs elsewhere give OllamaEngine(base_url=...)"
+        )
+    for name in _PARAMETERS:
+        variable = f"OLLAMA_{name.upper()}"
+        if variable in env:
+            raise ConfigError(f"env has {variable}={env[variable]!r}: give {name}= instead")
+
+
 def _settings(kv_cache_type: str | None, flash_attention: bool | None) -> dict[str, str]:
     given: object = kv_cache_type
-    if given is not None and (not isinstance(given, str) or not given):
-        raise ConfigError(f'kv_cache_type is {kv_cache_type!r}; it must be "f16", "q8_0" or "q4_0"')
+    if given is not None and given not in CACHE_TYPES:
+        raise ConfigError(f"kv_cache_type is {kv_cache_type!r}; there are {', '.join(CACHE_TYPES)}")
     quantized = kv_cache_type not in (None, "f16", "bf16", "f32")
     if quantized and flash_attention is False:
         raise ConfigError(

@@ -16,19 +16,23 @@ _UNITS: Final = {
     **{f"{letter}ib": 2 ** (10 * power) for power, letter in enumerate("kmgt", 1)},
     **{f"{letter}b": 10 ** (3 * power) for power, letter in enumerate("kmgt", 1)},
 }
+LEAST_BYTES: Final = MIB
+"""A number without a unit that is below this, 0 aside, was meant as something else: percent, GiB, a share."""
+
 _TEXT: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*|%)\s*")
+_BYTES: Final = 'bytes as a whole number, or text such as "14GiB" or "14 GB"'
 _ACCEPTED: Final = (
     'bytes as a whole number, text such as "14GiB", "14 GB" or "88%", or a share such as 0.88 of all'
 )
 
 
 def parse_bytes(value: object, name: str) -> int:
-    """Bytes of `value`: a whole number, or text with a unit (KiB, MiB, GiB, TiB are powers of 1024, KB, MB,
-    GB, TB of 1000). Raises ConfigError, which says that it is `name`.
+    """Bytes of `value`: a whole number (0, or 1 MiB at least), or text with a unit (KiB, MiB, GiB, TiB are
+    powers of 1024, KB, MB, GB, TB of 1000). Raises ConfigError, which says that it is `name`.
     """
-    made = Amount.of(value, name)
+    made = Amount.of(value, name, shares=False)
     if made.share is not None:
-        raise ConfigError(f"{name}={value!r}: give bytes, as a whole number or as text such as '14GiB'")
+        raise ConfigError(f"{name}={value!r}: give {_BYTES}")
     return made.bytes
 
 
@@ -40,9 +44,14 @@ class Amount:
     share: float | None = None
 
     @classmethod
-    def of(cls, value: object, name: str) -> Amount:
-        """What `value` says. Raises ConfigError, which says that it is `name`, and what is accepted."""
-        wrong = ConfigError(f"{name}={value!r}: give {_ACCEPTED}")
+    def of(cls, value: object, name: str, *, shares: bool = True) -> Amount:
+        """What `value` says: bytes, text with a unit, or a share above 0 and up to 1.0 (`shares` False: none
+        is wanted, so errors do not speak of them). A number without a unit is bytes only from 1 MiB on, or 0.
+
+        Raises ConfigError, which says that it is `name`, and what is accepted.
+        """
+        accepted = _ACCEPTED if shares else _BYTES
+        wrong = ConfigError(f"{name}={value!r}: give {accepted}")
         if isinstance(value, bool):
             raise wrong
         if isinstance(value, float):
@@ -50,7 +59,7 @@ class Amount:
         if isinstance(value, int):
             if value < 0:
                 raise wrong
-            return cls(value)
+            return cls._plain(value, f"{name}={value!r}", accepted)
         found = _TEXT.fullmatch(value) if isinstance(value, str) else None
         if found is None:
             raise wrong
@@ -63,7 +72,17 @@ class Amount:
             )
         if not unit and "." in found[1]:
             raise wrong
-        return cls(int(found[1]) if not unit else round(number * _UNITS[unit]))
+        if not unit:
+            return cls._plain(int(found[1]), f"{name}={value!r}", accepted)
+        return cls(round(number * _UNITS[unit]))
+
+    @classmethod
+    def _plain(cls, number: int, given: str, accepted: str) -> Amount:
+        """Bytes without a unit. 88 may be percent, 14 GiB, and 1 all of it: none of that is guessed."""
+        if 0 < number < LEAST_BYTES:
+            count = "1 byte" if number == 1 else f"{number:,} bytes"
+            raise ConfigError(f"{given} would be {count}, less than 1 MiB: give {accepted}")
+        return cls(number)
 
     @classmethod
     def _share(cls, value: float, wrong: ConfigError) -> Amount:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, get_args
 
+from ollama_batch.errors import ConfigError
 from ollama_batch.memory.amounts import show
 from ollama_batch.memory.levels import Level
 from ollama_batch.memory.sample import MemorySample
@@ -15,6 +16,8 @@ Action = Literal["stop_growth", "allow_growth", "halve", "trim", "pause", "reloa
 pause: send nothing, let finish what is out. reload_smaller: unload the model and load it with a smaller plan
 (num_ctx, num_batch; fewer slots are the server's to set). resume: end the pause.
 """
+
+ACTIONS: Final[tuple[Action, ...]] = get_args(Action)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,8 @@ class GuardDecision:
     `level` is how tight memory is; `actions` what to do because of this sample, usually nothing. `where`
     names the memory that is tightest, `used_bytes` and `total_bytes` are its figures (None: unknown).
     `unknown` says why this sample could not be judged: then the level is the one before, and nothing is to
-    be done. `effects` say what earlier actions have freed; `notes` what else a person should know.
+    be done. `effects` say what earlier actions have freed; `notes` what else a person should know. Raises
+    ConfigError for an action that there is not.
     """
 
     guard: str
@@ -57,6 +61,16 @@ class GuardDecision:
     unknown: str | None = None
     effects: tuple[Effect, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        actions: object = self.actions
+        many = isinstance(actions, Sequence) and not isinstance(actions, str)
+        wrong = [each for each in self.actions if each not in ACTIONS] if many else [self.actions]
+        if wrong:
+            raise ConfigError(
+                f"the guard {self.guard!r} decided on {wrong[0]!r} (actions={self.actions!r}): give a tuple "
+                f"of {', '.join(ACTIONS)}"
+            )
 
     def __str__(self) -> str:
         parts = [f"{self.guard}: {self.level}"]

@@ -113,8 +113,11 @@ class LearnedMemory:
         return self.observe(min(plans, key=lambda plan: abs(plan.predicted_bytes - size)), loaded)
 
     def correct(self, plan: MemoryPlan) -> MemoryPlan:
-        """`plan` with what was learned: as measured where the same was loaded before, else by the ratio of
-        the load that was most like it (first of the same KV type, then of the nearest size).
+        """`plan` with what was learned: as measured where the same was loaded before, else by the load that
+        was most like it (first of the same KV type, then of as many slots, then of the nearest size).
+
+        Of as many slots its ratio counts. Of another number nobody knows which part of a load was off, that
+        of each slot or that of all: its ratio or its difference in bytes, whichever corrects less.
         """
         settings = (plan.num_ctx, plan.slots, plan.kv_type, plan.num_batch)
         same = self._loads.get(settings)
@@ -123,10 +126,15 @@ class LearnedMemory:
         if not self._loads:
             return plan
 
-        def unlike(load: Load) -> tuple[bool, float]:
-            return load.kv_type != plan.kv_type, abs(math.log(load.predicted / plan.predicted_bytes))
+        def unlike(load: Load) -> tuple[bool, bool, float]:
+            size = abs(math.log(load.predicted / plan.predicted_bytes))
+            return load.kv_type != plan.kv_type, load.slots != plan.slots, size
 
-        return plan.corrected(min(self._loads.values(), key=unlike).ratio)
+        load = min(self._loads.values(), key=unlike)
+        if load.slots == plan.slots:
+            return plan.corrected(load.ratio)
+        by_bytes = 1.0 + (load.actual - load.predicted) / plan.predicted_bytes
+        return plan.corrected(min(load.ratio, by_bytes, key=lambda ratio: abs(ratio - 1.0)))
 
     def save(self) -> bool:
         """Keep it for later runs; returns whether there was anything to keep, and that worked."""

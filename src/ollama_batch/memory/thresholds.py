@@ -41,12 +41,13 @@ class Thresholds:
             Amount.of(limit, "limit"),
             parse_bytes(reserve, "reserve"),
         )
-        named = [("warn", made.warn), ("high", made.high), ("limit", made.limit)]
-        steps = [(name, amount) for name, amount in named if amount is not None]
+        named = [("warn", made.warn, warn), ("high", made.high, high), ("limit", made.limit, limit)]
+        steps = [(f"{name}={given!r}", amount) for name, amount, given in named if amount is not None]
         for (lower, low), (upper, high_) in pairwise(steps):
             alike = (low.share is None) == (high_.share is None)
             if alike and (low.share or low.bytes) > (high_.share or high_.bytes):
-                raise ConfigError(f"{lower}={low} is above {upper}={high_}: give warn <= high <= limit")
+                # As they were written: rounded, 14.01 and 14 GiB look alike.
+                raise ConfigError(f"{lower} is above {upper}: give warn <= high <= limit")
         return made
 
     def bounds(self, total: int | None) -> Bounds | None:

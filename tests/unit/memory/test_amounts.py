@@ -8,6 +8,7 @@ import pytest
 
 from memory_support import GIB, MIB
 from ollama_batch.errors import ConfigError
+from ollama_batch.memory import RamGuard, VramGuard
 from ollama_batch.memory.amounts import Amount, parse_bytes, show
 from ollama_batch.memory.thresholds import Thresholds
 
@@ -64,6 +65,28 @@ def test_what_is_no_amount_is_refused_by_name(value: Any) -> None:
         Amount.of(value, "warn")
 
 
+@pytest.mark.parametrize("value", [1, 14, 88, "1", "14", " 16 ", MIB - 1])
+@pytest.mark.parametrize("name", ["warn", "high", "limit", "reserve", "total"])
+def test_a_number_that_can_hardly_be_bytes_is_refused_by_every_option_of_a_guard(
+    name: str, value: int | str
+) -> None:
+    """88 may be percent, 14 GiB, and 1 all of it."""
+    with pytest.raises(ConfigError, match=rf"^{name}={value!r} would be .* less than 1 MiB: .*14GiB") as told:
+        VramGuard(**{name: value})
+    assert ("0.88" in str(told.value)) == (name not in ("reserve", "total"))
+    if name != "total":
+        with pytest.raises(ConfigError, match=rf"^{name}="):
+            RamGuard(**{name: value})
+
+
+def test_1_is_neither_a_byte_nor_all_of_it_but_1_0_is() -> None:
+    with pytest.raises(ConfigError, match="limit=1 would be 1 byte, less than 1 MiB"):
+        Amount.of(1, "limit")
+    assert Amount.of(1.0, "limit").of_total(16 * GIB) == 16 * GIB
+    assert Amount.of(MIB, "limit").bytes == MIB
+    assert Amount.of("700 B", "limit").bytes == 700  # the unit says that bytes are meant
+
+
 def test_an_unknown_unit_is_named() -> None:
     with pytest.raises(ConfigError, match="'GiBit' is no unit"):
         Amount.of("14 GiBit", "limit")
@@ -74,9 +97,10 @@ def test_an_unknown_unit_is_named() -> None:
 @pytest.mark.parametrize(
     ("warn", "high", "limit", "fault"),
     [
-        ("15GiB", None, "14GiB", "warn=15.0 GiB is above limit"),
-        (0.9, 0.8, 0.96, "warn=90% is above high"),
-        (0.5, 0.99, 0.96, "high=99% is above limit"),
+        ("15GiB", None, "14GiB", "warn='15GiB' is above limit='14GiB': give"),
+        ("14.01GiB", None, "14GiB", "warn='14.01GiB' is above limit='14GiB': give"),  # both are 14.0 GiB
+        (0.9, 0.8, 0.96, "warn=0.9 is above high=0.8: give"),
+        (0.5, 0.99, 0.96, "high=0.99 is above limit=0.96: give"),
     ],
 )
 def test_thresholds_in_the_wrong_order_are_refused(warn: Any, high: Any, limit: Any, fault: str) -> None:

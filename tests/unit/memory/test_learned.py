@@ -50,7 +50,27 @@ def test_other_settings_are_corrected_by_the_load_most_like_them() -> None:
         assert found.correction == pytest.approx(ratio, rel=1e-6)
         assert not found.measured
         assert "corrected" in str(found)
-    assert learned.correct(plan(kv_type="q8_0", slots=3)).correction == pytest.approx(0.9, rel=1e-6)
+    assert learned.correct(plan(kv_type="q8_0", num_ctx=9000)).correction == pytest.approx(0.9, rel=1e-6)
+
+
+def test_a_load_of_as_many_slots_counts_before_one_of_the_nearest_size() -> None:
+    learned = LearnedMemory("d", folder=None)
+    learned.observe(plan(8192, 8), taken(1.4, plan(8192, 8)))
+    learned.observe(plan(4096, 1), taken(1.02, plan(4096, 1)))
+    assert learned.correct(plan(65536, 1)).correction == pytest.approx(1.02, rel=1e-6)
+
+
+@pytest.mark.parametrize(("slots", "share"), [(8, 1.3), (1, 1.3), (8, 0.8), (1, 0.8)])
+def test_of_another_number_of_slots_the_difference_or_the_ratio_counts_whichever_is_less(
+    slots: int, share: float
+) -> None:
+    learned = LearnedMemory("d", folder=None)
+    learned.observe(plan(8192, 2), taken(share, plan(8192, 2)))
+    wanted = plan(8192, slots)
+    off = (share - 1) * plan(8192, 2).predicted_bytes
+    by_ratio = (share - 1) * wanted.predicted_bytes
+    found = learned.correct(wanted).engine_bytes - wanted.predicted_bytes
+    assert found == pytest.approx(min(off, by_ratio, key=abs), abs=4)
 
 
 @pytest.mark.parametrize(

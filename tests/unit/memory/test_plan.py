@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from engines_support import Canned
 from memory_support import GIB
+from ollama_batch.engines.base import CACHE_TYPES
 from ollama_batch.engines.ollama import OllamaEngine
 from ollama_batch.errors import ConfigError, MemoryUnknownError
 from ollama_batch.memory import MemoryPlan, ModelShape, plan_memory, recommend
@@ -353,6 +354,10 @@ def test_all_that_is_recommended_fits_and_nothing_is_worse_than_another(card: in
     assert order == sorted(order)
 
 
+def test_there_is_a_plan_for_each_type_that_a_managed_server_takes_for_its_context() -> None:
+    assert set(KV_BYTES) == set(CACHE_TYPES)
+
+
 def test_nothing_fits_a_card_that_is_too_small() -> None:
     assert recommend(gemma(), "8GB") == ()
     # 9.2 GiB of 10: 7.54 + 0.4 + 0.5, and 0.72 for a slot in f16 or 2 x 0.20 in q4_0.
@@ -382,6 +387,9 @@ def test_what_was_learned_decides_what_fits() -> None:
     ("options", "word"),
     [
         ({"card": "big"}, "card='big'"),
+        ({"card": 16}, "card=16 would be 16 bytes, less than 1 MiB: give .*14GiB"),
+        ({"in_use": 4}, "in_use=4 would be 4 bytes"),
+        ({"free": 1}, "free=1 would be 1 byte"),
         ({"kv_types": ["q7"]}, "'q7'"),
         ({"free": 2.0}, "free=2.0"),
         ({"num_ctx": 0}, "num_ctx=0"),
