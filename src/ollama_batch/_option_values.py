@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 _RANGE: Final = re.compile(r"(\d{1,9})-(\d{1,9})")
 _SHARE: Final = re.compile(r"\d*\.\d+")
-_LEAST_BYTES: Final = 2**20
 """Fewer without a unit are not meant as bytes."""
 
 
@@ -48,18 +47,21 @@ def concurrency(text: str) -> int | Literal["auto"] | Concurrency:
 def amount(text: str) -> Amount:
     """So much memory, or a share of all there is."""
     from ollama_batch.errors import ConfigError
-    from ollama_batch.memory.amounts import Amount
+    from ollama_batch.memory.amounts import LEAST_BYTES, Amount
 
+    small = argparse.ArgumentTypeError(
+        f"{text!r} is less than 1 MiB: give a size with its unit, as in 15GiB, or a share, as in 90%"
+    )
+    if text.isdecimal() and int(text) < LEAST_BYTES:
+        raise small
     try:
         made = Amount.of(float(text) if _SHARE.fullmatch(text) else text, "memory")
     except ConfigError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a size, as in 15GiB or 15GB, nor a share of all, as in 90%"
         ) from None
-    if made.share is None and made.bytes < _LEAST_BYTES:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is less than 1 MiB: give a size with its unit, as in 15GiB, or a share, as in 90%"
-        )
+    if made.share is None and made.bytes < LEAST_BYTES:
+        raise small
     return made
 
 
