@@ -29,6 +29,12 @@ T = TypeVar("T")
 HEALTH_S = 30.0
 """Seconds a health check may take before it counts as failed."""
 
+SOON_S = 5.0
+"""Where several requests had no answer in time, and none has had one since: as long as a row may take, this
+at least; twice as long after each check that was not answered, up to `HEALTH_S`."""
+
+SEVERAL = 2
+
 
 class Reply(Enum):
     """What came of the question."""
@@ -59,6 +65,9 @@ class EngineCheck:
         self._settings = settings
         self._limit = limit
         self._health = _Question(self._ask_health)
+        self._soon_s = max(SOON_S, settings.timeout_s)
+        self._timeouts = 0  # since the last answer
+        self._asked_health: tuple[float, asyncio.Timeout] | None = None
         self._reply = _Question(self._ask)
         self._ask_s = settings.timeout_s
         self._answered = asyncio.Event()
@@ -71,11 +80,21 @@ class EngineCheck:
         if row == self._accused:
             self._gone_tells = False
         self._ask_s = self._settings.timeout_s
+        self._soon_s, self._timeouts = max(SOON_S, self._ask_s), 0
         self._answered.set()
         self._answered = asyncio.Event()
 
+    def timed_out(self) -> None:
+        """A row had no answer in time."""
+        self._timeouts += 1
+        if self._timeouts == SEVERAL and self._asked_health is not None:
+            asked_at, limit = self._asked_health
+            limit.reschedule(asked_at + min(self._soon_s, HEALTH_S))
+
     async def healthy(self) -> bool:
-        """What the engine says of its health, within `HEALTH_S`; True if it cannot be asked."""
+        """What the engine says of its health, within `HEALTH_S`, or sooner where it answers nothing else;
+        True if it cannot be asked.
+        """
         return await self._health.asked()
 
     async def replies(self, within_s: float, *, of_use: bool = False) -> bool:
@@ -144,14 +163,22 @@ class EngineCheck:
     async def _ask_health(self) -> bool:
         if not isinstance(self._engine, Probed):
             return True
+        now, patience_s = asyncio.get_running_loop().time(), HEALTH_S
+        if self._timeouts >= SEVERAL:
+            patience_s = min(HEALTH_S, self._soon_s)
         try:
-            async with asyncio.timeout(HEALTH_S):
+            async with asyncio.timeout_at(now + patience_s) as limit:
+                self._asked_health = now, limit
                 return await self._engine.healthy()
         except EngineStoppedError:
             raise
         except (EngineError, TimeoutError) as error:
+            if limit.expired():
+                self._soon_s = min(2 * self._soon_s, HEALTH_S)
             log.debug("the engine is not healthy yet: %s", type(error).__name__)
             return False
+        finally:
+            self._asked_health = None
 
     async def _ask(self) -> Reply:
         reply = await self._asked()

@@ -161,9 +161,8 @@ class AddressLimit:
         self._restraint.ran_out(in_flight)
         self._restrain("the engine ran out of memory", before)
 
-    def crashed(self, *, memory: bool = False) -> None:
-        """The engine was gone (`memory`: for want of that) and is back: one request, and then more again."""
-        why = "the engine ran out of memory" if memory else "the engine crashed"
+    def crashed(self, why: str = "the engine crashed") -> None:
+        """The engine was gone and is back: one request, and then more again; `why` is told with it."""
         if self._target is not None:
             self._target.on_crash(why)
             self.follow()

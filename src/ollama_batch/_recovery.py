@@ -8,8 +8,10 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
+from ollama_batch._asking import TOLD_S, Asking
 from ollama_batch._check import EngineCheck
 from ollama_batch._gate import ENGINE, Gate
 from ollama_batch._outage import Outage
@@ -55,6 +57,7 @@ class Recovery:
         emit: Callable[[Event], None],
     ) -> None:
         self._check = check
+        self._asking = Asking(check, gate=gate, stop=stop, supervision=supervision, patience_s=patience_s)
         self._gate = gate
         self._stop = stop
         self._limit = limit
@@ -111,7 +114,7 @@ class Recovery:
             await self.turns.wait(row)
             return
         await self.turns.until(lambda: self._history.others_answered(row) or self._at_work <= self._alone)
-        if not self._history.others_answered(row) and await self._replies(of_use=True):
+        if not self._history.others_answered(row) and await self._asking.replies(of_use=True):
             self._history = self._history.answered(None, time.monotonic())
         await self.turns.claim(row)
 
@@ -148,6 +151,8 @@ class Recovery:
             if job.index in action.quarantined:
                 self._alone.discard(job.index)
                 raise poison(job, error, crashes) from error
+        elif trouble.healthy is not None:
+            self._sure()
         if action.do is Do.FAIL:
             self._history = self._history.failed(job.index)
             self._alone.discard(job.index)
@@ -194,6 +199,8 @@ class Recovery:
         else:
             job.refused_since = None
             self._refusals.left(job.index)
+        if kind is Kind.TIMEOUT:
+            self._check.timed_out()
         if kind is Kind.LOST:
             self._lost[job.index] = now
             self._limit.lost(now, self)
@@ -218,7 +225,11 @@ class Recovery:
         if action.do is Do.PROBE:
             if trouble.kind is Kind.LOST:
                 await self._stop.sleep(SETTLE_S)
-            kept = await self._kept(trouble)
+            suspected = trouble.row in self._history.suspicions
+            unsure = partial(self._unsure, error, trouble.at)
+            kept = await self._asking.kept(trouble, suspected=suspected, unsure=unsure)
+            if kept is not False:
+                self._sure()
             lost = frozenset(row for row in trouble.in_flight if self._lost.get(row, 0.0) >= trouble.at)
             trouble = replace(
                 trouble,
@@ -230,50 +241,20 @@ class Recovery:
             action = decide(trouble, self._history, ladder)
         if action.do is Do.ASK:
             await self._gate.wait()
-            trouble = replace(trouble, replied=await self._replies())
+            trouble = replace(trouble, replied=await self._asking.replies())
             action = decide(trouble, self._history, ladder)
         return trouble, action
 
-    async def _kept(self, trouble: Trouble) -> bool | None:
-        """False if the engine is not well, or has lost its model; True if it has it; None: no more is known.
-        Raises Abandoned, with the run ending, if it is gone or the check is broken.
-        """
-        row, check = trouble.row, self._check
-        patience_s, suspected = self._ladder.patience_s, row in self._history.suspicions
-        try:
-            if trouble.kind is Kind.LOST and trouble.alone and self._gate.open:
-                kept = check.kept(row, suspected=suspected, within_s=patience_s)
-                return await self._stop.unless_draining(kept)
-            return None if await self._stop.unless_draining(check.healthy()) else False
-        except EngineExitedError as gone:
-            if self._supervision.revives(gone):
-                return False
-            self._stop.drain(EngineDownError(self._supervision.last_words(gone)))
-        except EngineStoppedError as gone:
-            self._stop.drain(EngineDownError(str(gone)))
-        except EngineError:
-            return False
-        except Abandoned:
-            raise
-        except Exception as bug:  # the row would fail for it, or the pause never end
-            self._broken(bug)
-        raise Abandoned
+    def _unsure(self, error: EngineError, since: float) -> None:
+        """The engine takes long to say whether it is well: if nothing is out, the run pauses for that."""
+        if not self._limit.out:
+            self._tell(error, since)
 
-    async def _replies(self, *, of_use: bool = False) -> bool:
-        """Whether the engine answers a question, or a row meanwhile (`of_use`: not with a refusal). Raises as
-        `_kept` does.
-        """
-        try:
-            return await self._stop.unless_draining(
-                self._check.replies(self._ladder.patience_s, of_use=of_use)
-            )
-        except EngineStoppedError:
-            return False
-        except Abandoned:
-            raise
-        except Exception as bug:
-            self._broken(bug)
-        raise Abandoned
+    def _sure(self) -> None:
+        """Nothing is asked any more: end that pause, unless there is one to wait for."""
+        if not self._gate.open and (self._pause is None or self._pause.done()):
+            self._outage.rest()
+            self._gate.release(ENGINE)
 
     # Doing
 
@@ -333,6 +314,9 @@ class Recovery:
             self._gate.shut(ENGINE)
             self._outage.met(error, at=self._history.down_since or time.monotonic())
             self._pause = asyncio.create_task(self._until_well(action, error))
+            loop, since = asyncio.get_running_loop(), time.monotonic()
+            telling = loop.call_later(TOLD_S, self._tell, error, since)
+            self._pause.add_done_callback(lambda _: telling.cancel())
 
     async def _until_well(self, action: Action, error: EngineError) -> None:
         """Probe until the engine is well, or the run's patience is at its end."""
@@ -379,12 +363,14 @@ class Recovery:
             self._stop.drain(EngineDownError(self._supervision.last_words(gone)))
             return
         except Exception as bug:  # nobody waits for this task: unsaid, the run would hang at the gate
-            self._broken(bug)
+            self._asking.broken(bug)
             return
         self._history = self._history.probed(then)
         self._outage.rest()  # whether it is over the rows will tell
         if then.limit is not None:
-            self._limit.crashed(memory=self._history.lacked_memory)
+            silent = kind_of(error) is Kind.TIMEOUT
+            why = "the engine did not answer" if silent else "the engine crashed"
+            self._limit.crashed("the engine ran out of memory" if self._history.lacked_memory else why)
         self._gate.release(ENGINE)
 
     def _tell(self, error: EngineError, since: float) -> None:
@@ -413,8 +399,6 @@ class Recovery:
     def _down(self, action: Action, error: EngineError) -> EngineDownError:
         less = "" if self._relief is None else self._relief.last_resort(error)
         why = f"{action.reason} ({str(error).rstrip('.')})"
-        return EngineDownError(f"{why}; see the engine's log, then run again to go on{less}")
-
-    def _broken(self, bug: Exception) -> None:
-        log.error("the engine's health check failed", exc_info=bug)
-        self._stop.drain(EngineDownError(f"the engine's health check failed: {bug!r}"))
+        return EngineDownError(
+            f"{why}; see the engine's log, then run again to go on{less}{self._supervision.in_vain()}"
+        )

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-ANSWERS_THERE = 50
-"""After so many answers at the most that memory is thought to hold, one more is tried."""
+import time
+from collections.abc import Callable
+
+from ollama_batch.control import MemoryBound
+
+ROUND = 8
+"""A round of answers under a limit that is to be proven has at least so many, and twice the limit."""
 
 IN_USE = 0.8
 """An answer counts for that only if so large a share of the limit was out: fewer prove nothing."""
@@ -12,48 +17,57 @@ IN_USE = 0.8
 class Restraint:
     """A bound on widths that do not follow what the engine says of its queue. `limit` is None without need.
 
-    After a crash it is 1, and doubles with each round of answers. After memory ran out with n requests it is
-    half of them at the most, and n are not tried again while it lives.
+    After a crash it is 1, and doubles with each round of answers. After memory ran out with n requests it
+    goes back in this way to half of them, which the user's number is trusted to be worth; beyond that, more
+    are tried as `MemoryBound` says, as they are where the number is found.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit: int | None = None
-        self._fits: int | None = None  # what memory is thought to hold
-        self._failed: int | None = None  # what it does not
+        self._clock = clock
+        self._memory = MemoryBound()
         self._answers = 0
+        self._most_out = 0
 
     def ran_out(self, in_flight: int) -> None:
         """Memory did not hold `in_flight` requests."""
-        self._failed = min(in_flight, self._failed or in_flight)
-        self._fits = max(1, min(in_flight // 2, self._fits or in_flight))
-        self.limit, self._answers = min(self._fits, self.limit or self._fits), 0
+        self._memory.failed(in_flight, self._clock(), trusted=in_flight // 2)
+        self._begin(min(self._memory.fits, self.limit or in_flight))
 
     def crashed(self) -> None:
         """The engine is back after a crash: begin with one request."""
-        self.limit, self._answers = 1, 0
+        self._begin(1)
 
     def answered(self, most: int, out: int) -> bool:
         """A request was answered, one of `out`, where `most` are wanted; returns whether the limit has
         changed.
         """
-        if self.limit is None:
+        limit, fits = self.limit, self._memory.fits
+        if limit is None:
             return False
-        if self._fits is not None and self.limit >= self._fits:
-            return out >= IN_USE * self.limit and self._one_more(self._fits)
-        self._answers += 1
-        if self._answers < self.limit:
-            return False
-        self.limit, self._answers = 2 * self.limit, 0
-        if self._fits is not None:
-            self.limit = min(self.limit, self._fits)
-        elif self.limit >= most:
+        without_memory = self._memory.most is None
+        if without_memory or limit < fits:
+            self._answers += 1
+            if self._answers < limit:
+                return False
+            more = 2 * limit if without_memory else min(2 * limit, fits)
+        else:
+            if out < IN_USE * limit:
+                return False
+            self._answers += 1
+            self._most_out = max(self._most_out, out)
+            if self._answers < max(ROUND, 2 * limit):
+                return False
+            more = self._after_round(limit, most)
+        self._begin(more)
+        if without_memory and more >= most:
             self.limit = None
-        return True
+        return self.limit != limit
 
-    def _one_more(self, fits: int) -> bool:
-        self._answers += 1
-        if self._answers < max(ANSWERS_THERE, 2 * fits) or (self._failed or 0) <= fits + 1:
-            return False
-        self._fits = self.limit = fits + 1
-        self._answers = 0
-        return True
+    def _after_round(self, limit: int, most: int) -> int:
+        now = self._clock()
+        self._memory.went_well(self._most_out, limit=limit, answers=self._answers, now=now)
+        return max(limit, min(self._memory.ceiling(now) or limit, 2 * limit, most))
+
+    def _begin(self, limit: int) -> None:
+        self.limit, self._answers, self._most_out = limit, 0, 0

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 from ollama_batch._fitting import Prompt
-from ollama_batch.control import Kind
+from ollama_batch.control import Kind, kind_of
 from ollama_batch.errors import EngineError, OutputUnparsedError
 from ollama_batch.structured.reading import Answer
 from ollama_batch.types import Completion
@@ -82,7 +82,8 @@ def poison(job: Job, error: EngineError, crashes: int) -> EngineError:
     """The error of a row that is quarantined: what it met, and why it is not sent any more. Says so in the
     log, with its place.
     """
-    said, deaths = copy.copy(error), f"the engine has died {crashes} times with"
+    what = "stopped answering" if kind_of(error) is Kind.TIMEOUT else "died"
+    said, deaths = copy.copy(error), f"the engine has {what} {crashes} times with"
     last = "the last time with it alone, and answered others between"
     said.message = f"{error.message}; {deaths} this row, {last}"
     log.warning(

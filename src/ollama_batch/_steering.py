@@ -123,6 +123,8 @@ class Steering:
                 data["work_per_s"] = change.rate
         message = f"concurrency {before} -> {after}: {why}"
         log.info("%s", message)
+        if change is not None and change.given_up is not None:
+            self._name_given_up(change.given_up)
         self._emit(Decision(kind=KIND, message=message, data=data))
         if self._noted < NOTED:
             self._noted += 1
@@ -166,6 +168,15 @@ class Steering:
             await self._note(KIND, data)
         except JournalError as error:  # no room, or closed by now: rows have their own way to say that
             log.debug("a decision could not be noted: %s", type(error).__name__)
+
+    def _name_given_up(self, least: int) -> None:
+        """Say once that memory does not hold what the user wants out at the least."""
+        message = (
+            f"memory does not hold {least} requests at a time, the least that you asked for "
+            f"(Concurrency(min={least})): fewer are out from now on, so that no row fails for it; more are "
+            "tried again later"
+        )
+        self._noticed("memory_below_min", message, min=least)
 
     def _name_one_slot(self, wait_s: float | None) -> None:
         """Say once what a server costs that works on one request at a time."""

@@ -29,6 +29,13 @@ class Supervision:
             return "nobody has allowed to restart it"
         return self._supervisor.refuses(self._own)
 
+    def in_vain(self) -> str:
+        """For the end of a message: why whoever may restart it does not; "" if nobody may, or it does."""
+        if self._supervisor is None or not self._supervisor.allows(self._own):
+            return ""
+        why = self._supervisor.refuses(self._own)
+        return "" if why is None else f"\nThe engine could not be restarted: {why.rstrip('.')}"
+
     def last_words(self, error: EngineError) -> str:
         """What a run ends with when its engine is gone."""
         if isinstance(error, EngineExitedError):

@@ -18,8 +18,8 @@ class Concurrency:
     """How many requests may be out at a time, found by the run between `min` and `max`.
 
     `concurrency="auto"` is this with 1 and 256, or four times the slots of an engine that tells them. For a
-    queue or a refusal the run never goes below `min`; a guard, a lack of memory and a crash take it further
-    down. Raises ConfigError.
+    queue or a refusal the run never goes below `min`, nor for a lack of memory unless that fails at `min` or
+    fewer, which is said once; a guard and a crash take it further down. Raises ConfigError.
     """
 
     min: int = 1

@@ -209,6 +209,20 @@ def test_an_answer_during_a_pause_begins_the_silence_anew(monkeypatch: pytest.Mo
     assert "stops in 14m51s" in text, "the pause is as old as it was"
 
 
+def test_a_silence_that_is_met_late_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        await asyncio.sleep(100)
+        outage = Outage(900)
+        outage.met(AWAY, at=time.monotonic() - 30)
+        await asyncio.sleep(10)
+        outage.rest()
+
+    with virtual_loop(monkeypatch) as loop, log_lines() as lines:
+        run_on(loop, scene())
+    ((_, text),) = lines.told
+    assert text.startswith("no row has been answered for 30s")
+
+
 def test_the_lines_are_few_however_long_it_lasts() -> None:
     assert [due_s(n) for n in range(5)] == [5, 15, 45, 135, 405]
     assert sum(1 for n in range(100) if due_s(n) < 7 * 24 * 3600) == 11

@@ -2,56 +2,112 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import pytest
+
 from ollama_batch._portal import AddressLimit
-from ollama_batch._restraint import ANSWERS_THERE, Restraint
+from ollama_batch._restraint import Restraint
 from ollama_batch._width import RunWidth
+from ollama_batch.control.memory_bound import PROBE_S
 
 
-def limits(restraint: Restraint, answers: int, most: int = 32, out: int | None = None) -> list[int | None]:
-    """The limits that so many answers lead through, with `out` requests out (None: as many as may be)."""
-    return [
-        restraint.limit
-        for _ in range(answers)
-        if restraint.answered(most, restraint.limit or most if out is None else out)
-    ]
+class Told:
+    """A restraint by a clock of its own: answers come `every_s` seconds apart."""
+
+    def __init__(self, every_s: float = 1.0) -> None:
+        self.now = 0.0
+        self._every_s = every_s
+        self.restraint = Restraint(clock=lambda: self.now)
+
+    def ran_out(self, in_flight: int) -> None:
+        """As every such death: it is told of twice."""
+        self.restraint.ran_out(in_flight)
+        self.restraint.crashed()
+
+    def limits(self, answers: int, most: int = 32, out: int | None = None) -> list[int | None]:
+        """The limits that so many answers lead through, with `out` requests out (None: as many as may be)."""
+        seen = []
+        for _ in range(answers):
+            self.now += self._every_s
+            limit = self.restraint.limit or most
+            if self.restraint.answered(most, limit if out is None else out):
+                seen.append(self.restraint.limit)
+        return seen
 
 
 def test_without_trouble_nothing_is_restrained() -> None:
-    restraint = Restraint()
-    assert limits(restraint, 200) == []
-    assert restraint.limit is None
+    told = Told()
+    assert told.limits(200) == []
+    assert told.restraint.limit is None
 
 
 def test_after_a_crash_it_begins_with_one_and_doubles_back_to_what_is_wanted() -> None:
-    restraint = Restraint()
-    restraint.crashed()
-    assert restraint.limit == 1
-    assert limits(restraint, 31) == [2, 4, 8, 16, None]
+    told = Told()
+    told.restraint.crashed()
+    assert told.restraint.limit == 1
+    assert told.limits(31) == [2, 4, 8, 16, None]
 
 
-def test_what_memory_did_not_hold_is_not_tried_again() -> None:
-    restraint = Restraint()
-    restraint.ran_out(20)
-    restraint.crashed()  # as after every such death
-    seen = limits(restraint, 100 * ANSWERS_THERE)
-    assert seen[:4] == [2, 4, 8, 10]
-    assert seen[4:] == list(range(11, 20))
+def test_what_memory_did_not_hold_is_tried_again_only_after_50_good_rounds_with_one_less() -> None:
+    told = Told()
+    told.ran_out(20)
+    assert told.limits(1 + 2 + 4 + 8) == [2, 4, 8, 10]  # half is what the number is trusted to be worth
+    most = told.limits(2 * (13 + 15 + 16 + 17 + 18) + 20)
+    assert most == [13, 15, 16, 17, 18, 19]
+    assert told.limits(49 * 38) == []
+    assert told.limits(38) == [20]
+
+
+def test_beyond_half_nothing_is_tried_for_15_seconds_and_for_twice_as_many_each_time_again() -> None:
+    told, failed = Told(every_s=0.01), 80
+    tried = []
+    for wait_s in (PROBE_S, 2 * PROBE_S, 4 * PROBE_S):
+        before = told.now
+        told.ran_out(failed)
+        while (told.restraint.limit or 0) <= 40:
+            told.limits(1, most=80)
+            assert told.now < before + wait_s + 10
+        assert told.now - before >= wait_s
+        failed = told.restraint.limit or 0
+        tried.append(failed)
+    assert tried == [50, 43, 41]
+
+
+@pytest.mark.parametrize("fits", [1, 2, 3, 7, 20])
+def test_a_number_that_memory_does_not_hold_comes_to_what_it_does_and_seldom_fails_again(fits: int) -> None:
+    told = Told()
+    told.ran_out(32)
+    failures: list[tuple[float, int]] = [(told.now, 32)]
+    for _ in range(4000):
+        told.now += 1.0
+        limit = told.restraint.limit or 32
+        if limit > fits:
+            failures.append((told.now, limit))
+            told.ran_out(limit)
+        else:
+            told.restraint.answered(32, limit)
+    assert told.restraint.limit is not None
+    assert fits / 2 < told.restraint.limit <= fits
+    # The second is found on the way to what is trusted; of the others each was waited for.
+    waits = [later - before for (before, _), (later, _) in pairwise(failures)]
+    assert all(wait >= PROBE_S for wait in waits[1:])
+    assert len(failures) <= 8
 
 
 def test_more_is_not_tried_while_fewer_than_fit_are_out() -> None:
-    restraint = Restraint()
-    restraint.ran_out(20)
-    assert limits(restraint, 100 * ANSWERS_THERE, out=7) == []
-    assert limits(restraint, ANSWERS_THERE, out=8) == [11]
+    told = Told()
+    told.restraint.ran_out(20)
+    assert told.limits(1000, out=7) == []
+    assert told.limits(20, out=8) == [13]
 
 
-def test_where_two_did_not_fit_it_stays_with_one() -> None:
-    restraint = Restraint()
+def test_where_two_did_not_fit_it_is_one_for_400_answers_at_least() -> None:
+    told = Told()
     for in_flight in (32, 9, 2):
-        restraint.ran_out(in_flight)
-        restraint.crashed()
-    assert limits(restraint, 10_000) == []
-    assert restraint.limit == 1
+        told.ran_out(in_flight)
+    assert told.limits(399) == []
+    assert told.restraint.limit == 1
 
 
 def test_the_fixed_runs_of_an_address_follow_and_a_later_run_begins_afresh() -> None:

@@ -3,6 +3,7 @@
 from ollama_batch.control.action import Action, Do, Rung
 from ollama_batch.control.history import Crash, History, Suspicion
 from ollama_batch.control.limit import LimitChange, QueueTarget
+from ollama_batch.control.memory_bound import MemoryBound
 from ollama_batch.control.recovery import (
     Ladder,
     decide,
@@ -24,6 +25,7 @@ __all__ = [
     "Kind",
     "Ladder",
     "LimitChange",
+    "MemoryBound",
     "Outcome",
     "QueueTarget",
     "Restart",

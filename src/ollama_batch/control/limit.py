@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ollama_batch.control._climb import Climb
 from ollama_batch.control._refused import Refused
 from ollama_batch.control._round import Round
+from ollama_batch.control.memory_bound import MemoryBound
 
 ROUND: Final = 8
 """A round has at least so many answers, and at least as many as the limit."""
@@ -30,13 +31,7 @@ GROWTH: Final = 0.1
 CEILING_ROUNDS: Final = 30
 """Rounds for which a limit that was refused is not tried again."""
 
-MEMORY_ROUNDS: Final = 50
-"""Rounds without trouble before memory is tried with one request more; doubled each time that fails."""
-
-MEMORY_ROUNDS_MOST: Final = 3200
-
-PROBE_S: Final = 60.0
-"""Once memory has run out, what is not proven to fit is tried at most this often."""
+ALONE_ROUNDS_MOST: Final = 3200
 
 COOLDOWN_S: Final = 5.0
 """After a refusal nothing changes for so long, or for the Retry-After."""
@@ -73,7 +68,8 @@ class LimitChange:
     """One change of the limit: when (seconds of the clock), why, from what to what.
 
     `queue` is how many requests waited for a slot on average, `wait_share` for which share of their time,
-    `rate` the work done in a second, as far as that was known and was the reason.
+    `rate` the work done in a second, as far as that was known and was the reason. `given_up` is the user's
+    own lower bound, told once, where memory does not hold that many.
     """
 
     at: float
@@ -83,6 +79,7 @@ class LimitChange:
     queue: float | None = None
     rate: float | None = None
     wait_share: float | None = None
+    given_up: int | None = None
 
     def __str__(self) -> str:
         told = "" if self.queue is None else f"; {self.queue:.1f} waiting"
@@ -94,10 +91,9 @@ class QueueTarget:
 
     Guarantees, whatever it is told: `1 <= limit <= highest`, and no more than any cap. The limit does not
     grow while it is not in use, nor during the cooldown after a refusal; one refusal cuts it, those of the
-    same cooldown do not. Once memory has run out with n requests out, n are not allowed again before
-    `MEMORY_ROUNDS` rounds have gone well with n - 1, and what is not proven to fit is tried once in `PROBE_S`
-    seconds at most. `lowest` bounds what is given up for a queue or a refusal; memory, crashes and caps go
-    below it.
+    same cooldown do not. Once memory has run out, `MemoryBound` says how many may be tried, and when.
+    `lowest` bounds what is given up for a queue or a refusal, and for memory until that fails at so many;
+    crashes and caps go below it.
 
     `slots` is how many requests the engine works on at once, where it says so: then a queue alone never takes
     the limit below them. While `spare` is False no request is to wait, because each wants a slot's cache to
@@ -140,11 +136,8 @@ class QueueTarget:
         self.spare = True
         """Whether a small queue is to stand behind the slots."""
         self._before: Refused | None = None
-        self._memory: int | None = None  # what fits, as far as failures have shown
-        self._memory_rounds = MEMORY_ROUNDS
-        self._rounds_there = 0
-        self._proven = 1
-        self._probed_at = float("-inf")
+        self._memory = MemoryBound()
+        self._lowest_fits = True  # as far as is known
         self.changes: deque[LimitChange] = deque(maxlen=KEPT)
         """The latest changes, the oldest first."""
         self.queue: float | None = None
@@ -234,24 +227,26 @@ class QueueTarget:
 
     def on_oom(self, *, in_flight: int) -> None:
         """The engine ran out of memory with so many requests out: fewer from now on."""
-        now = self._clock()
-        if self._memory is not None and in_flight > self._proven:
-            self._memory_rounds = min(2 * self._memory_rounds, MEMORY_ROUNDS_MOST)
-        if in_flight <= self._proven:
-            self._proven = max(1, in_flight // 2)  # it did fit, and does no more
-        self._memory = max(1, min(in_flight - 1, self._memory or in_flight))
-        self._rounds_there = 0
-        self._probed_at = now
+        now, memory, lowest = self._clock(), self._memory, self._lowest
+        memory.failed(in_flight, now, trusted=lowest if lowest > 1 else 0)
         self._climb.restart()
         self._before = None
-        self._set(min(self._limit // 2, self._proven), "the engine ran out of memory", now)
+        given_up = None
+        if self._lowest_fits and 1 < lowest >= in_flight:
+            self._lowest_fits, given_up = False, lowest
+        less = max(min(self._limit // 2, memory.proven), memory.trusted)
+        self._set(min(self._limit, less), "the engine ran out of memory", now, given_up=given_up)
 
     def on_crash(self, why: str = "the engine crashed") -> None:
-        """The engine was gone and is back: begin with one request, and double; `why` is told with it."""
+        """The engine was gone and is back: begin with one request, and double; `why` is told with it.
+
+        After a lack of memory it begins with `lowest`, unless memory has failed at so many.
+        """
         self._doubling = True
         self._climb.restart()
         self._before = None
-        self._set(1, why, self._clock())
+        first = max(1, self._memory.trusted) if self._memory.unanswered else 1
+        self._set(min(self._limit, first), why, self._clock())
 
     def cap(self, limit: int | None, reason: str) -> None:
         """Never more than `limit` until told otherwise for the same `reason`; None takes the cap back."""
@@ -269,6 +264,8 @@ class QueueTarget:
         """How many answers a round has."""
         if self._round.queue is None:
             return max(ROUND, BLIND_ROUND * self._limit)
+        if self._doubling and self._limit < self._memory.fits:
+            return self._limit  # it has been there: back after a crash
         return max(FIRST_ROUND if self._doubling or self._limit < self._known else ROUND, self._limit)
 
     def _to_be_told(self, now: float) -> bool:
@@ -288,8 +285,9 @@ class QueueTarget:
                 (self._leave_alone if alone else self._shrink)(done, queue, now)
             return
         self._refused = False
-        self._proven = max(self._proven, min(done.peak, self._limit))
-        self._grow_memory(now)
+        self._memory.went_well(done.peak, limit=self._limit, answers=done.answers, now=now)
+        if self._limit == self._memory.most:
+            self._doubling = False
         if queue is None:
             self._judge_by_rate(done, now)
         elif queue > self._most_waiting():
@@ -329,7 +327,7 @@ class QueueTarget:
         less = max(self._least(), less)
         if self._limit - less <= 1:
             self._alone = (less, self._rounds + self._alone_rounds)
-            self._alone_rounds = min(2 * self._alone_rounds, MEMORY_ROUNDS_MOST)
+            self._alone_rounds = min(2 * self._alone_rounds, ALONE_ROUNDS_MOST)
         self._set(less, "each that waits takes another's slot", now, seen=done)
 
     def _grow(self, done: Round, queue: float, now: float) -> None:
@@ -368,21 +366,8 @@ class QueueTarget:
                 ceilings.append(self._slots)
             elif self._alone is not None and self._rounds <= self._alone[1]:
                 ceilings.append(self._alone[0])
-        if self._memory is not None:
-            gap = max(0, self._memory - self._proven)
-            careful = 0 if now - self._probed_at < PROBE_S else -(-gap // 4)
-            ceilings.append(min(self._memory, self._proven + careful))
-        return min(ceilings)
-
-    def _grow_memory(self, now: float) -> None:
-        """After many good rounds at the most that memory seems to hold, allow one more."""
-        if self._memory is None or self._limit < self._memory:
-            return
-        self._doubling = False
-        self._rounds_there += 1
-        if self._rounds_there >= self._memory_rounds and now - self._probed_at >= PROBE_S:
-            self._memory += 1
-            self._rounds_there = 0
+        held = self._memory.ceiling(now)
+        return min(ceilings) if held is None else min(held, *ceilings)
 
     def _cut(self, why: str, retry_after_s: float | None, in_flight: int | None) -> None:
         now = self._clock()
@@ -402,19 +387,19 @@ class QueueTarget:
         self._climb.restart(hold=True)
         self._set(less, why, now)
 
-    def _set(self, limit: int, why: str, now: float, *, seen: Round | None = None) -> None:
+    def _set(
+        self, limit: int, why: str, now: float, *, seen: Round | None = None, given_up: int | None = None
+    ) -> None:
         """Begin a new round under `limit`, made to fit the bounds; `seen`: the round that was the reason."""
-        ceiling = self.highest if self._memory is None else min(self.highest, self._memory)
-        after = max(1, min(limit, ceiling))
-        if self._memory is not None and after > max(self._limit, self._proven):
-            self._probed_at = now
+        after = max(1, min(limit, self.highest, self._memory.most or limit))
         self._since = now
         self._round = Round()
         if after == self._limit:
             return
-        told: dict[str, float | None] = {}
-        if seen is not None:
-            queue = seen.queue
-            told = {"rate": seen.rate} if queue is None else {"queue": queue, "wait_share": seen.wait_share}
-        self.changes.append(LimitChange(now, why, self._limit, after, **told))
+        change = LimitChange(now, why, self._limit, after, given_up=given_up)
+        if seen is not None and seen.queue is None:
+            change = replace(change, rate=seen.rate)
+        elif seen is not None:
+            change = replace(change, queue=seen.queue, wait_share=seen.wait_share)
+        self.changes.append(change)
         self._limit = after

@@ -193,7 +193,9 @@ def _crash(trouble: Trouble, history: History, ladder: Ladder) -> Action:
     if not poison and _breaks(trouble, history):
         reason = f"{BREAKER_CRASHES} crashes and fewer than {BREAKER_ANSWERS} answers between"
         return Action(do=Do.STOP, reason=reason)
+    hangs = trouble.kind is Kind.TIMEOUT
     what = "the engine ran out of memory" if memory else "the engine crashed"
+    what = "the engine does not answer" if hangs else what
     pause = Action(
         do=Do.PAUSE,
         reason=f"{what} for the third time with this row, alone" if poison else what,

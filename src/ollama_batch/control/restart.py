@@ -30,6 +30,17 @@ class Restart:
     message: str
     duration_s: float
 
+    def __str__(self) -> str:
+        said = f": {self.message}" if self.message else ""
+        match self.outcome:
+            case Outcome.OK:
+                return f"restarted the engine in {self.duration_s:.1f} s"
+            case Outcome.SLOW:
+                return f"the restart of the engine takes long{said}"
+            case Outcome.FAILED:
+                return f"the restart of the engine failed after {self.duration_s:.1f} s{said}"
+        return f"could not restart the engine{said}"
+
     def to_note(self) -> dict[str, Any]:
         """The restart as the journal keeps it."""
         note: dict[str, Any] = {"reason": self.reason, "outcome": self.outcome.value}

@@ -39,8 +39,9 @@ class Supervisor:
     tried until the engine has answered. One that takes longer than `timeout_s` seconds is "slow": an async
     one is cancelled, a thread goes on, and nothing is tried until it has ended.
 
-    `clock` gives seconds that never go back. May serve several runs, whose restarts count together.
-    Raises ConfigError.
+    The run awaits what an async callable returns, so give the callable itself: `Supervisor(restart)`, not
+    `Supervisor(restart())`. `clock` gives seconds that never go back. May serve several runs, whose restarts
+    count together. Raises ConfigError.
     """
 
     def __init__(
@@ -55,6 +56,13 @@ class Supervisor:
         timeout_s: float = 120.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        given: object = restart
+        if inspect.iscoroutine(given):
+            given.close()  # never awaited: the message is enough
+            raise ConfigError(
+                f"restart={restart!r}: is what calling an async callable returns; give the callable itself, "
+                'without (), as in Supervisor(SystemdUnit("ollama"))'
+            )
         if restart is not None and (isinstance(restart, type) or not callable(restart)):
             raise ConfigError(f'restart={restart!r}: must be a callable, as in SystemdUnit("ollama")')
         if most is not None and (type(most) is not int or most < 0):
@@ -77,6 +85,10 @@ class Supervisor:
         self._refusal: str | None = None
         self._under_way = False
         self._thread: Future[Any] | None = None
+
+    def allows(self, own: Restarter | None) -> bool:
+        """Whether there is a way to restart an engine whose own way is `own`, and any restart is allowed."""
+        return (self._restart is not None or own is not None) and self._most != 0
 
     def refuses(self, own: Restarter | None) -> str | None:
         """Why an engine is not restarted, whatever its state; None if it may be.
@@ -135,9 +147,7 @@ class Supervisor:
         if outcome in (Outcome.REFUSED, Outcome.PASSWORD):
             self._refusal = message
         restart = Restart(reason=reason, outcome=outcome, message=message, duration_s=self._clock() - began)
-        _log.warning(
-            "restarted the engine: %s, %.1f s%s", outcome, restart.duration_s, message and f": {message}"
-        )
+        _log.warning("%s", restart)
         return restart
 
     def answered(self) -> None:

@@ -25,7 +25,9 @@ class SystemdUnit:
     `user`: a unit of your own, not of the system. `sudo`: through `sudo -n`, where a line in sudoers allows
     it without a password. Raises ConfigError for what is no name of a unit.
 
-    Called, it returns once systemd has restarted the unit. It raises RestartError: "password" where somebody
+    `Supervisor(SystemdUnit("ollama"))` calls it when it is time to. To do so yourself, await it:
+    `await SystemdUnit("ollama")()`, or `asyncio.run(SystemdUnit("ollama")())` in a script. It returns once
+    systemd has restarted the unit. It raises RestartError: "password" where somebody
     would have to type one, "refused" where there is no such unit, no systemctl or no permission, "failed"
     where the unit did not come up. Cancelled, it ends systemctl; systemd goes on with what it has begun.
     """
@@ -88,4 +90,8 @@ class SystemdUnit:
             )
         if any(mark in lowered for mark in _TRIED):
             raise RestartError(f"{line} failed: {words}", "failed")
-        raise RestartError(f"{line} was refused: {words}", "refused")
+        raise RestartError(
+            f"{line} was refused: {words}. Restart it by hand, or let this user do it: docs/recovery.md, "
+            '"A systemd unit"',
+            "refused",
+        )

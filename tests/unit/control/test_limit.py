@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from control_support import Outcome, SimulatedEngine, Told, simulate
 from ollama_batch.control import QueueTarget
-from ollama_batch.control.limit import COOLDOWN_S, PROBE_S, ROUND
+from ollama_batch.control.limit import COOLDOWN_S, ROUND
+from ollama_batch.control.memory_bound import PROBE_S
 
 SEEDS = range(10)
 ANSWERS = 3000

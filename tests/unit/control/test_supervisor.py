@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ollama_batch.control import Outcome, Restart, Supervisor
+from ollama_batch.control import Outcome, Restart, Supervisor, SystemdUnit
 from ollama_batch.errors import ConfigError, EngineExitedError, RestartError
 
 
@@ -283,3 +283,23 @@ async def test_a_restart_that_is_cancelled_counts_and_blocks_nothing() -> None:
 def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Supervisor(**options)
+
+
+def test_what_an_async_callable_returns_is_refused_with_what_to_give() -> None:
+    with pytest.raises(ConfigError, match="give the callable itself"):
+        Supervisor(SystemdUnit("ollama")())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [
+        (Outcome.OK, "restarted the engine in 2.0 s"),
+        (Outcome.REFUSED, "could not restart the engine: Access denied"),
+        (Outcome.PASSWORD, "could not restart the engine: Access denied"),
+        (Outcome.FAILED, "the restart of the engine failed after 2.0 s: Access denied"),
+        (Outcome.SLOW, "the restart of the engine takes long: Access denied"),
+    ],
+)
+def test_a_restart_says_what_came_of_it(outcome: Outcome, told: str) -> None:
+    message = "" if outcome is Outcome.OK else "Access denied"
+    assert str(Restart(reason="gone", outcome=outcome, message=message, duration_s=2.0)) == told

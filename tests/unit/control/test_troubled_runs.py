@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_batch.control import Do, Rung
-from ollama_batch.control.limit import PROBE_S
+from ollama_batch.control.memory_bound import PROBE_S
 from recovery_support import Nature, TroubledEngine, TroubledRun
 
 NATURES: tuple[Nature, ...] = (
