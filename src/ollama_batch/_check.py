@@ -89,7 +89,8 @@ class EngineCheck:
         self._timeouts += 1
         if self._timeouts == SEVERAL and self._asked_health is not None:
             asked_at, limit = self._asked_health
-            limit.reschedule(asked_at + min(self._soon_s, HEALTH_S))
+            if not limit.expired():  # its end may be under way
+                limit.reschedule(asked_at + min(self._soon_s, HEALTH_S))
 
     async def healthy(self) -> bool:
         """What the engine says of its health, within `HEALTH_S`, or sooner where it answers nothing else;
@@ -173,7 +174,7 @@ class EngineCheck:
         except EngineStoppedError:
             raise
         except (EngineError, TimeoutError) as error:
-            if limit.expired():
+            if limit.expired() and self._timeouts >= SEVERAL:
                 self._soon_s = min(2 * self._soon_s, HEALTH_S)
             log.debug("the engine is not healthy yet: %s", type(error).__name__)
             return False

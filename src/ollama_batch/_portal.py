@@ -60,6 +60,7 @@ class AddressLimit:
         self._caps: dict[tuple[str, object], int] = {}  # by the reason, and who has it
         self._uncapped: dict[str, int] = {}
         self._restraint = Restraint()
+        self._ran_out_at = float("-inf")
         self.batch = SmallBatch()
         self._out = 0
         self._taken_alone = False
@@ -152,8 +153,15 @@ class AddressLimit:
         if before is not None and self._restraint.answered(self._widest_wish(), self._out):
             self._restrain("it goes well again", before)
 
-    def ran_out(self, *, in_flight: int) -> None:
-        """The engine ran out of memory with so many requests out: fewer from now on."""
+    def ran_out(self, *, in_flight: int, sent_at: float | None = None) -> None:
+        """The engine ran out of memory with so many requests out: fewer from now on.
+
+        Each run tells of it, those that do so late with fewer out than it failed at: a request that was sent
+        (`sent_at`, None: unknown) before the last time says nothing new.
+        """
+        if sent_at is not None and sent_at <= self._ran_out_at:
+            return
+        self._ran_out_at = time.monotonic()
         if self._target is not None:
             self._target.on_oom(in_flight=in_flight)
             self.follow()

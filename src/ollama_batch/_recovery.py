@@ -300,7 +300,8 @@ class Recovery:
     def _paused(self, action: Action, job: Job, trouble: Trouble, error: EngineError) -> None:
         """Begin a pause, or let the present one be for this as well."""
         if action.rung is Rung.CONCURRENCY:
-            self._limit.ran_out(in_flight=max(len(trouble.out), job.out))
+            in_flight = max(len(trouble.out), job.out)
+            self._limit.ran_out(in_flight=in_flight, sent_at=trouble.sent_at)
         elif action.rung is not None:
             self._due.append(action.rung)
         self._alone |= action.alone

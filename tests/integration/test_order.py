@@ -235,11 +235,18 @@ def test_rows_of_each_model_go_head_by_head(fake_ollama_factory: Any, tmp_path: 
 
 
 class Sharing(ScriptedEngine):
-    """Shares prefixes; answers after a few turns of the loop, and keeps what was out beside each request."""
+    """Shares prefixes, and keeps what was out beside each request.
 
-    def __init__(self, *, bad: str | None = None) -> None:
+    The first request of each head is answered after some turns of the loop; those that follow not before
+    `most` were out at once.
+    """
+
+    def __init__(self, *, most: int, bad: str | None = None) -> None:
         super().__init__(self._slowly)
         self.beside: list[tuple[str, set[str]]] = []
+        self._most = most
+        self._full = asyncio.Event()
+        self._heads: set[str] = set()
         self._out: set[str] = set()
         self._bad = bad
 
@@ -249,8 +256,16 @@ class Sharing(ScriptedEngine):
     async def _slowly(self, request: ChatRequest) -> RequestRejectedError | None:
         self.beside.append((request.custom_id, set(self._out)))
         self._out.add(request.custom_id)
-        for _ in range(200):  # longer than a worker needs to get its next row from the journal's thread
-            await asyncio.sleep(0)
+        head = heads_of([request.custom_id])[0]
+        if head in self._heads:
+            if len(self._out) == self._most:
+                self._full.set()
+            async with asyncio.timeout(20):
+                await self._full.wait()
+        else:
+            self._heads.add(head)
+            for _ in range(200):  # time for others to go as well, if they would
+                await asyncio.sleep(0)
         self._out.remove(request.custom_id)
         return RequestRejectedError("no", status=400) if request.custom_id == self._bad else None
 
@@ -261,7 +276,7 @@ def test_the_first_request_of_a_head_goes_alone_and_the_rest_at_once(
     tmp_path: Path, heads: int, stream: bool
 ) -> None:
     rows = [with_head(f"h{n % heads}-{n}", HEADS[n % heads]) for n in range(heads * 12)]
-    engine = Sharing()
+    engine = Sharing(most=5)
     source: Any = iter(rows) if stream else write_lines(tmp_path / "in.jsonl", rows)
     runner_on(None, engine=engine, concurrency=5).run(source, output=tmp_path / "out.jsonl")
     assert sorted(engine.asked) == sorted(row["custom_id"] for row in rows)
@@ -278,7 +293,7 @@ def test_the_first_request_of_a_head_goes_alone_and_the_rest_at_once(
 
 def test_a_head_whose_first_request_fails_goes_on(tmp_path: Path) -> None:
     rows = [with_head(f"h0-{n}", HEADS[0]) for n in range(20)]
-    engine = Sharing(bad="h0-0")
+    engine = Sharing(most=5, bad="h0-0")
     report = runner_on(None, engine=engine, concurrency=5).run(iter(rows))
     assert (report.counts.ok, report.counts.failed) == (19, 1)
     assert max(len(beside) for _, beside in engine.beside) == 4
@@ -299,7 +314,7 @@ def test_a_first_request_that_takes_long_is_not_waited_for_for_ever(
         elif request.custom_id in {f"h{n}-{n}" for n in range(heads)}:
             await all_asked.wait()
 
-    engine = Sharing()
+    engine = Sharing(most=heads + 1)
     engine._answer = answer
     source: Any = iter(rows) if stream else write_lines(tmp_path / "in.jsonl", rows)
     assert runner_on(None, engine=engine, concurrency=heads + 1).run(source).ok

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -14,13 +15,20 @@ import pytest
 from httpx_aiohttp.transport import map_aiohttp_exceptions
 
 from ollama_batch.cli import main
+from ollama_batch.control import Supervisor, SystemdUnit
 from ollama_batch.engines._http import translate
-from ollama_batch.errors import EngineConnectionError, JournalMismatchError, ModelChangedError
+from ollama_batch.errors import (
+    EngineConnectionError,
+    EngineDownError,
+    JournalMismatchError,
+    ModelChangedError,
+)
 from ollama_batch.events import Decision, Event, RowFinished
 from ollama_batch.memory import GuardDecision, MemorySample
 from ollama_batch.memory.levels import Level
 from ollama_batch.testing import CostModel, FakeModel, FakeOllama, Fault, MemoryModel
 from runner_support import MODEL, Events, line, names, rows_file, runner_on, write_lines
+from supervisor_support import calls, stand_in_systemctl
 from trouble_support import quick_ladder, quick_runner, rows
 
 GIB = 2**30
@@ -98,6 +106,33 @@ def test_the_log_names_a_row_that_is_quarantined_with_its_place(
     assert report.counts.failed == 1
     (said,) = (each.message for each in caplog.records if "quarantined" in each.message)
     assert said.startswith(f"row killer ({source}:7) is quarantined: the engine has died 3 times with it")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="systemd is on Linux")
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [("missing", "Unit ollama.service not found"), ("password", "Interactive authentication required")],
+)
+def test_a_run_that_stops_names_what_its_restart_was_refused_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, word: str, why: str
+) -> None:
+    quick_ladder(monkeypatch)
+    stand_in_systemctl(tmp_path, word)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    supervisor = Supervisor(SystemdUnit("ollama"), after_s=0.0, wait_s=0.01)
+    with FakeOllama(speed=CostModel(latency_s=0.01)) as fake:
+        run = quick_runner(fake, num_ctx=2048, supervisor=supervisor, recover_timeout=1.0).start(rows(400))
+        fake.wait_until(lambda ledger: ledger.answered() >= 5)
+        fake.stop()
+        with pytest.raises(EngineDownError) as stopped:
+            run.wait(30)
+    said = str(stopped.value)
+    assert "did not come back within 1 s" in said
+    assert why in said.partition("\nThe engine could not be restarted: ")[2]
+    assert len(calls(tmp_path)) == 1, "it is not asked again"
+    (told,) = (each.message for each in caplog.records if "could not restart" in each.message)
+    assert told.startswith("could not restart the engine: ")
+    assert why in told
 
 
 def test_fewer_requests_after_memory_ran_out_are_said_to_be_for_that(monkeypatch: pytest.MonkeyPatch) -> None:

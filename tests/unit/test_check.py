@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from ollama_batch._check import EngineCheck
+from ollama_batch._check import HEALTH_S, EngineCheck
 from ollama_batch._portal import AddressLimit
 from ollama_batch._settings import SendSettings
 from ollama_batch.errors import EngineConnectionError, EngineStoppedError
 from ollama_batch.types import EngineInfo, LoadedModel
 from trouble_support import completion
+from virtual_time import run_on, virtual_loop
 
 
 class Lister:
@@ -132,3 +134,79 @@ async def test_an_engine_that_does_not_tell_what_is_loaded_is_taken_at_its_word(
 async def test_an_engine_that_has_ended_says_so() -> None:
     with pytest.raises(EngineStoppedError):
         await kept(check_of(Lister(EngineStoppedError("closed"))))
+
+
+class Silent:
+    """An engine that takes a question about its health and never answers it."""
+
+    address = "silent"
+
+    async def healthy(self) -> bool:
+        await asyncio.Event().wait()
+        return True
+
+
+async def seconds(check: EngineCheck) -> float:
+    """How long its health is waited for, in vain."""
+    began = asyncio.get_running_loop().time()
+    assert not await check.healthy()
+    return round(asyncio.get_running_loop().time() - began, 3)
+
+
+def test_health_is_waited_for_less_long_once_two_rows_had_no_answer_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows have 5 s. Twice as long after each check in vain; an answer makes it what it was."""
+
+    async def scene() -> None:
+        check = check_of(Silent())
+        check.timed_out()
+        assert await seconds(check) == HEALTH_S == 30
+        check.timed_out()
+        assert [await seconds(check) for _ in range(4)] == [5, 10, 20, 30]
+        check.answered(1)
+        assert await seconds(check) == 30
+        check.timed_out()
+        assert await seconds(check) == 30
+        check.timed_out()
+        assert await seconds(check) == 5
+
+    with virtual_loop(monkeypatch) as loop:
+        run_on(loop, scene())
+
+
+@pytest.mark.parametrize(("second_s", "ends_s"), [(1.0, 5.0), (12.0, 12.0)])
+def test_a_check_that_is_under_way_ends_sooner_as_well(
+    monkeypatch: pytest.MonkeyPatch, second_s: float, ends_s: float
+) -> None:
+    async def scene() -> float:
+        check = check_of(Silent())
+        check.timed_out()
+        asyncio.get_running_loop().call_later(second_s, check.timed_out)
+        return await seconds(check)
+
+    with virtual_loop(monkeypatch) as loop:
+        assert run_on(loop, scene()) == ends_s
+
+
+def test_a_row_that_times_out_as_the_check_ends_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the turn of the loop in which the check's time is over, and it has not been told."""
+    broke: list[dict[str, Any]] = []
+
+    async def scene() -> float:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: broke.append(context))
+        check = check_of(Silent())
+        check.timed_out()
+        asked = asyncio.create_task(seconds(check))
+        await asyncio.sleep(0)
+        loop.call_at(loop.time() + HEALTH_S + loop_tick(loop), check.timed_out)
+        return await asked
+
+    def loop_tick(loop: Any) -> float:
+        return float(loop._clock_resolution) / 2  # both are due in one turn, the check's end first
+
+    with virtual_loop(monkeypatch) as loop:
+        loop._clock_resolution = 1e-6  # type: ignore[attr-defined]  # beyond what floats lose
+        assert run_on(loop, scene()) == HEALTH_S
+    assert broke == []

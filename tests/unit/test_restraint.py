@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -123,3 +124,22 @@ def test_the_fixed_runs_of_an_address_follow_and_a_later_run_begins_afresh() -> 
     after = RunWidth(8)
     limit.join(after)
     assert (limit.width, after.now) == (8, 8)
+
+
+def test_runs_that_tell_of_the_same_lack_of_memory_count_once() -> None:
+    """Each tells when its own requests have failed, and fewer are out by then."""
+    limit, one, other = AddressLimit(), RunWidth(4, steered=True, highest=16), RunWidth(8)
+    limit.join(one)
+    limit.join(other)
+    sent_at = time.monotonic()
+    limit.ran_out(in_flight=8, sent_at=sent_at)
+    limit.ran_out(in_flight=3, sent_at=sent_at)
+    assert other.now == 4
+    limit.crashed()
+    assert limit.target is not None
+    assert [change.why for change in limit.target.changes].count("the engine ran out of memory") <= 1
+    limit.ran_out(in_flight=3, sent_at=time.monotonic() + 1)  # one that was sent since
+    assert other.now == 1
+    for _ in range(400):
+        limit.answered(latency_s=0.1, queue_s=None, served_s=None, work=1.0)
+    assert other.now <= 2

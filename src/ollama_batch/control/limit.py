@@ -351,7 +351,8 @@ class QueueTarget:
             return True
         self._doubling = False
         self._held = (grown[0], self._rounds + CEILING_ROUNDS)
-        self._set(max(self._lowest, grown[0]), "more did not raise the pace", now, seen=done)
+        less = min(self._limit, max(self._lowest, grown[0]))
+        self._set(less, "more did not raise the pace", now, seen=done)
         return False
 
     def _ceiling(self, now: float) -> int:

@@ -65,8 +65,8 @@ class MemoryBound:
                 self._full_rounds = min(2 * self._full_rounds, FULL_ROUNDS_MOST)
         if in_flight <= self.proven:
             self.proven = max(1, in_flight // 2)  # it did fit, and does no more
-        self.trusted = trusted if trusted < in_flight else 0
         self.most = max(1, min(in_flight - 1, self.most or in_flight))
+        self.trusted = trusted if trusted <= self.most else 0  # it may have failed at fewer before
         self._half = max(1, in_flight // 2)
         self._failed_at = now
         self._answers = self._full = 0

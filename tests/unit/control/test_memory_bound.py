@@ -106,3 +106,31 @@ def test_a_crash_that_is_not_for_want_of_memory_begins_with_one_whatever_the_lea
     assert engine.target.limit == 1
     engine.run(1 + 2 + 4)  # the quicker as so many have been out before
     assert engine.target.limit == 6
+
+
+def test_more_that_did_not_raise_the_pace_is_taken_back_and_never_up_to_the_users_least_number() -> None:
+    """Memory holds 3, and failed at the 6 that the user wants out at least."""
+    now = [0.0]
+    target = QueueTarget(clock=lambda: now[0], start=6, lowest=6)
+    target.on_oom(in_flight=6)
+    target.on_crash()
+    limits = []
+    for _ in range(200):
+        now[0] += 0.05 * target.limit  # the engine answers one after the other, and works for little of it
+        target.on_complete(
+            latency_s=0.05 * target.limit, in_flight=target.limit, queue_s=0.0, served_s=0.01 * target.limit
+        )
+        limits.append(target.limit)
+        if now[0] >= PROBE_S:
+            break
+    assert 2 in limits
+    assert max(limits) <= 3
+
+
+def test_what_failed_before_is_believed_whatever_was_out_at_a_later_failure() -> None:
+    """Requests of before, or of other runs, may still be out when the next one fails."""
+    bound = MemoryBound()
+    bound.failed(3, now=0.0, trusted=1)
+    bound.failed(21, now=1.0, trusted=10)
+    assert bound.most == 2
+    assert bound.fits <= 2
