@@ -452,13 +452,15 @@ async def test_the_doctor_to_be_called_again_is_asked_the_same(tmp_path: Path) -
 
 
 async def test_a_card_that_has_no_room_for_more_slots_is_not_told_to_have_them() -> None:
-    # 7.5 GiB of weights and 3 GiB a slot in f16, half of that in q8_0.
+    # 7.5 GiB of weights, and a slot of 65,536 tokens takes 4 GiB in 8 global layers, half of that in q8_0,
+    # beside half a GiB or less in those with a window.
     with FakeOllama(models=(GEMMA,), slots=1, speed=CostModel(decode_tps=200)) as fake:
-        full = one(await at(fake, "gemma3:12b", num_ctx=8192), "slots")
+        full = one(await at(fake, "gemma3:12b", num_ctx=65536), "slots")
+    with FakeOllama(models=(GEMMA,), slots=1, speed=CostModel(decode_tps=200)) as fake:
         fuller = FakeMachine(found=card(9 * GIB))
         none = one(await at(fake, "gemma3:12b", num_ctx=32768, machine=fuller), "slots")
     assert full.level == none.level == "note"
-    assert "do not fit the card with a context of 8,192" in full.seen
+    assert "do not fit the card with a context of 65,536" in full.seen
     assert "OLLAMA_NUM_PARALLEL=2" in full.mend[-1]
     assert "OLLAMA_KV_CACHE_TYPE=q8_0" in full.mend[-1]
     assert none.mend == ()
