@@ -409,6 +409,8 @@ async def test_settings_of_several_findings_are_set_by_every_command_and_fit_the
     assert slots.sets == {"OLLAMA_NUM_PARALLEL": "2"}
     assert context.mend == slots.mend
     assert 'Environment="OLLAMA_CONTEXT_LENGTH=32768" "OLLAMA_NUM_PARALLEL=2"' in slots.mend[1]
+    # With half a GiB of buffers, 0.4 of the driver's.
+    assert (found.needs_bytes or 0) / GIB == pytest.approx(5 + 2 * 4 + 0.5 + 0.4, abs=0.1)
 
 
 async def test_where_no_card_can_be_read_only_the_context_is_raised_and_sizes_are_named() -> None:
