@@ -409,6 +409,8 @@ async def test_settings_of_several_findings_are_set_by_every_command_and_fit_the
     assert slots.sets == {"OLLAMA_NUM_PARALLEL": "2"}
     assert context.mend == slots.mend
     assert 'Environment="OLLAMA_CONTEXT_LENGTH=32768" "OLLAMA_NUM_PARALLEL=2"' in slots.mend[1]
+    # With half a GiB of buffers, 0.4 of the driver's.
+    assert (found.needs_bytes or 0) / GIB == pytest.approx(5 + 2 * 4 + 0.5 + 0.4, abs=0.1)
 
 
 async def test_where_no_card_can_be_read_only_the_context_is_raised_and_sizes_are_named() -> None:
@@ -452,13 +454,15 @@ async def test_the_doctor_to_be_called_again_is_asked_the_same(tmp_path: Path) -
 
 
 async def test_a_card_that_has_no_room_for_more_slots_is_not_told_to_have_them() -> None:
-    # 7.5 GiB of weights and 3 GiB a slot in f16, half of that in q8_0.
+    # 7.5 GiB of weights, and a slot of 65,536 tokens takes 4 GiB in 8 global layers, half of that in q8_0,
+    # beside half a GiB or less in those with a window.
     with FakeOllama(models=(GEMMA,), slots=1, speed=CostModel(decode_tps=200)) as fake:
-        full = one(await at(fake, "gemma3:12b", num_ctx=8192), "slots")
+        full = one(await at(fake, "gemma3:12b", num_ctx=65536), "slots")
+    with FakeOllama(models=(GEMMA,), slots=1, speed=CostModel(decode_tps=200)) as fake:
         fuller = FakeMachine(found=card(9 * GIB))
         none = one(await at(fake, "gemma3:12b", num_ctx=32768, machine=fuller), "slots")
     assert full.level == none.level == "note"
-    assert "do not fit the card with a context of 8,192" in full.seen
+    assert "do not fit the card with a context of 65,536" in full.seen
     assert "OLLAMA_NUM_PARALLEL=2" in full.mend[-1]
     assert "OLLAMA_KV_CACHE_TYPE=q8_0" in full.mend[-1]
     assert none.mend == ()

@@ -19,8 +19,9 @@ from ollama_batch import OllamaEngine, _learning
 from ollama_batch._portal import portal
 from ollama_batch.cli import main
 from ollama_batch.doctor import Finding, diagnose
+from ollama_batch.doctor.place import Place
 from ollama_batch.memory.plan import OVERHEAD_BYTES
-from ollama_batch.testing import FakeModel, FakeOllama, MemoryModel
+from ollama_batch.testing import CostModel, FakeModel, FakeOllama, MemoryModel
 from ollama_batch.types import EngineInfo, LoadedModel
 from runner_support import runner_on
 
@@ -93,6 +94,44 @@ def test_what_a_run_saw_corrects_what_is_predicted_of_another_load(tmp_path: Pat
     assert total(longer) == pytest.approx(size, rel=0.1)
     assert abs(total(longer) - size) < abs(total(unlearned) - size)
     assert "corrected by an earlier load" in longer.assumed
+
+
+BIG = FakeModel(
+    "big:12b", size=8_100_000_000, layers=48, kv_heads=8, head_dim=256, family="llama", vocabulary=262_144
+)
+"""3 GiB a slot of 8,192 tokens, and 1 MiB of buffers for each token of a batch."""
+
+
+@pytest.mark.parametrize(
+    ("loaded", "ask", "told", "slots", "level"),
+    [
+        (True, True, {}, 1, "ok"),
+        (True, False, {}, 1, "ok"),
+        (False, False, {"OLLAMA_NUM_PARALLEL": "1"}, 1, "ok"),
+        (False, False, {}, 8, "warning"),
+    ],
+    ids=["measured", "loaded now", "set", "nothing known of it"],
+)
+async def test_what_8_slots_took_is_not_said_of_a_server_that_is_known_to_have_one(
+    tmp_path: Path, loaded: bool, ask: bool, told: dict[str, str], slots: int, level: str
+) -> None:
+    many = {"slots": 8, "models": (BIG,), "memory": MemoryModel(batch_bytes=4 * 262_144)}
+    with serving(**many) as fake:
+        await runner_on(fake, model=BIG.name, num_ctx=NUM_CTX, state_dir=tmp_path).arun(["a", "b"])
+    assert kept(tmp_path)[0][:2] == [NUM_CTX, 8]
+    with serving(**{**many, "slots": 1}, speed=CostModel(decode_tps=200)) as fake:
+        if loaded:
+            body = {"model": BIG.name, "messages": [], "stream": False, "options": {"num_ctx": 4096}}
+            httpx.post(f"{fake.url}/api/chat", json=body).raise_for_status()
+        place = Place(fake.url, None, "linux", kept=told)
+        options: dict[str, Any] = {"load": ask, "place": place, "machine": FakeMachine()}
+        found = await diagnose(BIG.name, base_url=fake.url, num_ctx=NUM_CTX, state_dir=tmp_path, **options)
+    load = found.on("load")[-1]
+    assert ((load.numbers or {})["slots"], load.level) == (slots, level)
+    buffers = 2 * GIB if slots == 8 else GIB  # of a batch of 2,048 or 1,024, as Ollama chooses
+    takes = BIG.loaded_bytes(NUM_CTX, slots) + buffers + OVERHEAD_BYTES
+    assert total(load) == pytest.approx(takes, rel=0.05)
+    assert ("with one (Ollama's default) about" in " ".join(load.assumed)) is (slots == 8)
 
 
 def test_what_the_doctor_sees_loaded_is_kept_too(tmp_path: Path) -> None:

@@ -32,12 +32,16 @@ MODELS = (
     FakeModel(
         "spilled:70b", size=40 * GIB, layers=80, kv_heads=8, head_dim=128, gpu_share=0.4, vocabulary=128_256
     ),
+    FakeModel("gemma3:12b", size=8_100_000_000, layers=48, kv_heads=8, head_dim=256, family="gemma3"),
 )
 NAMES = [model.name for model in MODELS]
 CONTEXTS = [2048, 8192, 32768]
 
-EMBEDDING = {"small:1b": 2048, "llama:8b": 4096, "wide:12b": 3840, "spilled:70b": 8192}
+EMBEDDING = {"small:1b": 2048, "llama:8b": 4096, "wide:12b": 3840, "spilled:70b": 8192, "gemma3:12b": 3840}
 """Lengths of the embeddings of Llama 3.2 1B, Llama 3 8B, Gemma 3 12B and Llama 3 70B, of their files."""
+
+UNTOLD_VOCABULARY = 262_144
+"""Gemma's, which its files do not tell."""
 
 LOGGED_MIB = {"small:1b": 254.5, "llama:8b": 258.5}
 """What llama.cpp logs as "CUDA0 compute buffer size" of Llama 3.2 1B and Llama 3 8B at a batch of 512."""
@@ -50,8 +54,7 @@ def buffers_per_token(model: FakeModel) -> int:
     """Bytes that llama.cpp's log has for each token of a batch: a number of 4 bytes for every token of the
     vocabulary and every place of the embedding. Of the planner's own sum the embedding is no part.
     """
-    assert model.vocabulary is not None
-    return 4 * (model.vocabulary + EMBEDDING[model.name])
+    return 4 * ((model.vocabulary or UNTOLD_VOCABULARY) + EMBEDDING[model.name])
 
 
 def batch_of(num_ctx: int) -> int:
@@ -98,6 +101,49 @@ def test_what_the_fake_server_reports_is_what_llama_cpp_logs() -> None:
     assert llama.loaded_bytes(2048, 1) - llama.size == LOGGED_CONTEXT_MIB * MIB
 
 
+@pytest.mark.parametrize(
+    ("num_ctx", "slots", "batch", "context_gib"),
+    [
+        (4096, 1, 512, 0.25 + 0.46875),
+        (4096, 4, 1024, 1 + 2.5),
+        (4096, 8, 1024, 2 + 5),
+        (4096, 8, 512, 2 + 3.75),
+        (8192, 1, 1024, 0.5 + 0.625),
+        (8192, 8, 2048, 4 + 7.5),
+        (32768, 1, 1024, 2 + 0.625),
+        (131072, 4, 512, 32 + 1.875),
+    ],
+)
+async def test_what_the_fake_gemma_reports_is_what_was_worked_out_by_hand(
+    num_ctx: int, slots: int, batch: int, context_gib: float
+) -> None:
+    """8 global layers of 64 KiB a token in all, 40 with a window of 320 KiB a cell (config.json of
+    huggingface.co/google/gemma-3-12b-it), which have a window and a batch of cells.
+    """
+    gemma = MODELS[NAMES.index("gemma3:12b")]
+    with FakeOllama(models=(gemma,), slots=slots) as fake:
+        engine = OllamaEngine(fake.url, options={"num_batch": batch})
+        await engine.load(gemma.name, num_ctx=num_ctx, deadline=soon())
+        loaded = await engine.loaded(gemma.name)
+        metadata = await engine.metadata(gemma.name)
+        await engine.aclose()
+    assert loaded is not None
+    assert loaded.size_bytes == gemma.size + context_gib * GIB
+    # Which layers have it is told by no key, as in the files that Ollama has.
+    told = {key: value for key, value in metadata["model_info"].items() if "sliding" in key}
+    assert told == {"gemma3.attention.sliding_window": 1024}
+
+
+async def test_windows_of_layers_that_are_not_told_are_planned_too_large_and_that_is_said() -> None:
+    model = FakeModel("new:1b", family="new", layers=12, kv_heads=8, head_dim=128, sliding_window=512)
+    with FakeOllama(models=(model,), slots=SLOTS) as fake:
+        engine = OllamaEngine(fake.url)
+        plan, reported = await planned(engine, model.name, 32768)
+        await engine.aclose()
+    assert plan.weights_bytes + plan.kv_bytes > 2 * reported
+    assert any("sliding window is not told" in note for note in plan.notes)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num_ctx", CONTEXTS)
 async def test_weights_and_context_are_planned_to_the_byte(
@@ -132,7 +178,7 @@ async def test_a_plan_with_the_batch_of_ollamas_choice_is_too_large_rather_than_
     aside = 768 * MIB if batch == 1024 else 2 * GIB
     assert automatic_batch(num_ctx, SLOTS) == batch
     assert 0.995 * reported <= plan.engine_bytes <= reported + aside
-    if name in ("wide:12b", "spilled:70b"):
+    if name in ("wide:12b", "spilled:70b", "gemma3:12b"):
         assert plan.engine_bytes == pytest.approx(reported, rel=0.05)
 
 

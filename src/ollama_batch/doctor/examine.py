@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import httpx
 
@@ -18,19 +17,16 @@ from ollama_batch.doctor.finding import Diagnosis, Finding, set_together, settin
 from ollama_batch.doctor.forecast import check_input, check_night
 from ollama_batch.doctor.load_checks import Card
 from ollama_batch.doctor.machine import Machine
-from ollama_batch.doctor.measure import Parallel, measure_parallel
-from ollama_batch.doctor.night import Pace, Sample, made_up_sample, measure_pace, read_sample
+from ollama_batch.doctor.measure import measure_parallel
+from ollama_batch.doctor.night import Sample, made_up_sample, measure_pace, read_sample
 from ollama_batch.doctor.place import Place
 from ollama_batch.doctor.run_line import RunLine
+from ollama_batch.doctor.seen import Seen
 from ollama_batch.doctor.server import Running, Server
+from ollama_batch.doctor.wish import Wish
 from ollama_batch.engines._ollama_wire import full_name
 from ollama_batch.engines.ollama import OllamaEngine
 from ollama_batch.errors import ConfigError, EngineError, MemoryUnknownError
-from ollama_batch.memory.learned import LearnedMemory
-from ollama_batch.memory.plan import MemoryPlan, plan_memory
-from ollama_batch.memory.processes import GpuProcess
-from ollama_batch.memory.recommend import KV_TYPES
-from ollama_batch.memory.sample import MemorySample
 from ollama_batch.memory.shape import ModelShape
 from ollama_batch.tokens.state import state_folder
 
@@ -40,40 +36,6 @@ MEASURE_S: Final = 60.0
 LOAD_S: Final = 900.0
 STUCK_S: Final = 3.0
 """A model that is unloaded in this time was on its way out, not stuck."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What is asked for; the arguments of `diagnose`."""
-
-    model: str | None
-    rows: int | None
-    num_ctx: int | None
-    hours: float
-    output: Path
-    run: RunLine
-    load: bool
-    measure_s: float
-    folder: Path | None
-    told: Callable[[str], None]
-
-
-@dataclass(slots=True)
-class Seen:
-    """What later findings need of earlier ones."""
-
-    sample: MemorySample | None = None
-    users: tuple[GpuProcess, ...] | str = ()
-    running: tuple[Running, ...] = ()
-    shown: Mapping[str, Any] = field(default_factory=dict)
-    shape: ModelShape | None = None
-    learned: LearnedMemory = field(default_factory=lambda: LearnedMemory("", folder=None))
-    loaded: Running | None = None
-    slots_loaded: int | None = None
-    parallel: Parallel | None = None
-    pace: Pace | None = None
-    card: Card | None = None
-    model_bytes_before: int = 0
 
 
 async def diagnose(
@@ -165,7 +127,7 @@ class _Examination:
         self._machine = machine
         self._place = place
         self._wish = wish
-        self._seen = Seen()
+        self._seen = Seen(place.slots)
         self._findings: list[Finding] = []
 
     async def run(self, sample: Sample, patience_s: float) -> list[Finding]:
@@ -243,20 +205,8 @@ class _Examination:
                 await self._measure(engine, model, num_ctx, sample)
         finally:
             await engine.aclose()
-        await asyncio.to_thread(self._learn)
+        await asyncio.to_thread(seen.learn, wish.folder)
         self._about_the_load(held)
-
-    def _learn(self) -> None:
-        """Recall what the model took before, and take in what it takes now."""
-        shape, loaded, found = self._seen.shape, self._seen.loaded, self._seen.parallel
-        if shape is None or shape.digest is None:
-            return
-        learned = self._seen.learned = LearnedMemory(shape.digest, folder=self._wish.folder)
-        # On a busy machine some of the slots go unseen, but none is seen that is not there.
-        seen = 1 if found is None or found.slots is None else found.slots
-        if loaded is not None and learned.learn(shape, loaded.told(), at_least=seen):
-            self._seen.slots_loaded = learned.loads[-1].slots
-            learned.save()
 
     async def _load(self, engine: OllamaEngine, model: str, num_ctx: int | None) -> bool:
         self._wish.told(f"loading {model}")
@@ -316,12 +266,12 @@ class _Examination:
                 fresh=held is None and wish.load,
                 trained=trained,
                 place=place,
-                fits=lambda longer: False if spilled else self._fits(longer),
-                plan=self._plan,
+                fits=lambda longer: False if spilled else seen.fits(longer),
+                plan=seen.plan,
             )
             self._add(
                 load_checks.check_spill(
-                    loaded, place, has_gpu=has_gpu, plan=self._best(num_ctx), running=seen.running
+                    loaded, place, has_gpu=has_gpu, plan=seen.best(num_ctx), running=seen.running
                 ),
                 *contexts,
             )
@@ -329,10 +279,10 @@ class _Examination:
             self._add(
                 Finding(check="load", level="unknown", seen="the model is not loaded, and was not to be")
             )
-        plan = self._plan(num_ctx)
+        plan = seen.plan(num_ctx)
         if plan is not None and (loaded is None or loaded.context != num_ctx):
-            single = None if self._slots_seen() else self._plan(num_ctx, 1)
-            self._add(load_checks.check_fit(plan, seen.card, place, self._best(num_ctx), single))
+            single = None if seen.slots else seen.plan(num_ctx, 1)
+            self._add(load_checks.check_fit(plan, seen.card, place, seen.best(num_ctx), single))
         if found is not None:
             # All settings hold at once: more slots are to fit beside a longer context, if that is advised.
             longer = settings_of(self._findings).get("OLLAMA_CONTEXT_LENGTH")
@@ -345,45 +295,17 @@ class _Examination:
                     place,
                     shape=shape,
                     reckoned=reckoned,
-                    best=self._best(num_ctx),
-                    quantized=self._best(num_ctx, ("q8_0",)),
+                    best=seen.best(num_ctx),
+                    quantized=seen.best(num_ctx, ("q8_0",)),
                     num_ctx=num_ctx,
                     choices=[
-                        plan
-                        for slots in (2, load_checks.WANTED_SLOTS)
-                        if (plan := self._plan(num_ctx, slots))
+                        plan for slots in (2, load_checks.WANTED_SLOTS) if (plan := seen.plan(num_ctx, slots))
                     ],
                     longer=longer is not None,
                 )
             )
         elif not wish.load:
             self._add(Finding(check="slots", level="unknown", seen="no request was sent (--no-load)"))
-
-    def _best(self, num_ctx: int | None, kinds: Sequence[str] = KV_TYPES) -> MemoryPlan | None:
-        seen = self._seen
-        return load_checks.best_plan(seen.shape, seen.card, num_ctx, kinds, correct=seen.learned.correct)
-
-    def _fits(self, num_ctx: int) -> bool | None:
-        plan, card = self._plan(num_ctx), self._seen.card
-        if plan is None or card is None:
-            return None
-        return load_checks.no_smaller(plan).total_bytes <= card.total - card.others
-
-    def _plan(self, num_ctx: int | None, slots: int | None = None) -> MemoryPlan | None:
-        """What a load will take with so many slots; None: the server's, or the latest load's."""
-        shape = self._seen.shape
-        if shape is None or num_ctx is None:
-            return None
-        learned = self._seen.learned
-        slots = slots or self._slots_seen() or (learned.loads[-1].slots if learned.loads else 1)
-        return learned.correct(plan_memory(shape, num_ctx=num_ctx, slots=slots))
-
-    def _slots_seen(self) -> int | None:
-        """The slots that this server has: measured, reckoned from what it has loaded, or set."""
-        seen = self._seen
-        if seen.parallel is not None and seen.parallel.slots is not None:
-            return seen.parallel.slots
-        return seen.slots_loaded or self._place.slots
 
     def _this_machine(self, sample: Sample) -> None:
         wish, seen, place = self._wish, self._seen, self._place

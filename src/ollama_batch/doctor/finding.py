@@ -22,7 +22,7 @@ class Finding:
     disk, input, night. `seen` says what was found (of an unknown one: why it is unknown), `costs` what that
     costs, `assumed` what an estimate rests on. `mend` are the commands that mend it, in order, each a line
     for a shell; `on` the machine to give them on (None: any, or this one). `numbers` are the figures in
-    `seen`: bytes, seconds, counts.
+    `seen`: bytes, seconds, counts; `needs_bytes` is what the model is predicted to take with what is advised.
 
     `sets` are the environment variables that mend it ({}: the server is only started again; None: it is
     not). In a diagnosis `mend` then sets those of all its findings.
@@ -56,6 +56,14 @@ class Finding:
 def settings_of(findings: Iterable[Finding]) -> dict[str, str]:
     """The variables of all of them. What a later one says of the same variable was found with more seen."""
     return {name: value for each in findings for name, value in (each.sets or {}).items()}
+
+
+def needs_of(findings: Iterable[Finding]) -> int | None:
+    """What the model is predicted to take of the GPU with the variables of all of them, in bytes; None: not
+    known. The last one that tells reckons with what those before it set.
+    """
+    told = [(each.numbers or {}).get("needs_bytes") for each in findings if each.sets]
+    return next((each for each in reversed(told) if each is not None), None)
 
 
 def set_together(
@@ -95,6 +103,11 @@ class Diagnosis:
         """The environment variables with which the server should be started: those of all findings."""
         return settings_of(self.findings)
 
+    @property
+    def needs_bytes(self) -> int | None:
+        """What the model is predicted to take of the GPU with these settings; None: not known, or none."""
+        return needs_of(self.findings)
+
     def of(self, level: FindingLevel) -> tuple[Finding, ...]:
         """The findings of one level."""
         return tuple(each for each in self.findings if each.level == level)
@@ -104,12 +117,13 @@ class Diagnosis:
         return tuple(each for each in self.findings if each.check == check)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON data, with the number of findings of each level, and the settings of all."""
+        """As JSON data, with the number of findings of each level, the settings of all, what they take."""
         return {
             "address": self.address,
             "model": self.model,
             "ok": self.ok,
             "counts": {level: len(self.of(level)) for level in LEVELS},
             "settings": self.settings,
+            "needs_bytes": self.needs_bytes,
             "findings": [each.to_dict() for each in self.findings],
         }

@@ -126,6 +126,8 @@ def check_spill(
             ),
             numbers=numbers,
         )
+    if plan is not None:
+        numbers["needs_bytes"] = plan.total_bytes
     if loaded.vram == 0:
         return Finding(
             check="load",
@@ -269,6 +271,8 @@ def check_fit(
     if plan.total_bytes <= room:
         seen = f"{about}, of the {show(room)} that the GPU has for it"
         return Finding(check="load", level="ok", seen=seen, assumed=assumed, numbers=numbers)
+    if best is not None:
+        numbers["needs_bytes"] = best.total_bytes
     return Finding(
         check="load",
         level="problem" if single is None or single.total_bytes > room else "warning",
@@ -332,6 +336,8 @@ def check_slots(
         wider = quantized if quantized is not None and quantized.slots > found.slots else None
         more = "" if wider is None else f"; {wider.slots} would, in q8_0, which changes answers a little"
         context = "this context" if num_ctx is None else f"a context of {num_ctx:,}"
+        if wider is not None:
+            numbers["needs_bytes"] = wider.total_bytes
         return Finding(
             check="slots",
             level="note",

@@ -7,6 +7,7 @@ from typing import Final
 
 from ollama_batch._text import plain
 from ollama_batch.doctor.finding import Diagnosis, Finding, FindingLevel
+from ollama_batch.memory.amounts import show
 
 WIDTH: Final = 80
 LEVEL_WIDTH: Final = 8
@@ -35,7 +36,8 @@ def page(diagnosis: Diagnosis, *, colour: bool = False, width: int = WIDTH) -> s
     for finding in diagnosis.findings:
         lines += _lines(finding, colour=colour, width=width, shared=shared and finding.sets is not None)
     if shared:
-        lines += ["", f"start the server again with all of these settings{_where(again[-1])}:"]
+        where = _where(again[-1])
+        lines += ["", f"start the server again with all of these settings{where}{_takes(diagnosis)}:"]
         lines += [f"  {_printable(command)}" for command in again[-1].mend]
     return "\n".join([*lines, "", _summary(diagnosis)])
 
@@ -62,6 +64,10 @@ def _lines(finding: Finding, *, colour: bool, width: int, shared: bool) -> list[
 
 def _where(finding: Finding) -> str:
     return "" if finding.on is None else f" (on {plain(finding.on)})"
+
+
+def _takes(diagnosis: Diagnosis) -> str:
+    return "" if diagnosis.needs_bytes is None else f", which take about {show(diagnosis.needs_bytes)}"
 
 
 def _wrapped(text: str, width: int) -> list[str]:

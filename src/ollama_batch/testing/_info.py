@@ -73,6 +73,7 @@ def _show(model: FakeModel) -> dict[str, Any]:
             f"{family}.attention.head_count_kv": model.kv_heads,
             f"{family}.attention.key_length": model.head_dim,
             f"{family}.attention.value_length": model.head_dim,
+            **({f"{family}.attention.sliding_window": model.sliding_window} if model.sliding_window else {}),
             **({} if model.vocabulary is None else {f"{family}.vocab_size": model.vocabulary}),
         },
         "capabilities": model.capabilities,

@@ -10,11 +10,9 @@ from typing import Any
 
 from ollama_batch.testing._asks import Refusal
 from ollama_batch.testing._slots import SlotPool
-from ollama_batch.testing.config import FakeModel
+from ollama_batch.testing.config import FakeModel, usual_batch
 from ollama_batch.testing.faults import KINDS, RUNNER_ERROR, Fault
 from ollama_batch.testing.memory import OOM_KINDS, MemoryModel
-
-USUAL_BATCH = 512
 
 
 class Runner:
@@ -72,8 +70,9 @@ class Card:
 
     def loaded_bytes(self, model: FakeModel, num_ctx: int, slots: int, num_batch: int | None) -> int:
         """What a load takes in all, in bytes."""
-        buffers = self._memory.batch_bytes * (USUAL_BATCH if num_batch is None else num_batch)
-        return model.loaded_bytes(num_ctx, slots) + self._memory.overhead_bytes + buffers
+        batch = usual_batch(num_ctx, slots) if num_batch is None else num_batch
+        buffers = self._memory.overhead_bytes + self._memory.batch_bytes * batch
+        return model.loaded_bytes(num_ctx, slots, batch) + buffers
 
     def fits(self, size: int, loaded: Iterable[Runner]) -> bool:
         """Whether a load of `size` bytes fits on the card beside those that are there."""

@@ -14,6 +14,12 @@ from ollama_batch.testing.memory import MemoryModel
 
 VERSION = "0.33.0"
 
+WINDOWS = {"gemma3": 1024}
+"""How far back most layers of a family look, in tokens, where a FakeModel does not say."""
+
+CELLS = 256
+"""llama.cpp reserves contexts in steps of so many tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class FakeModel:
@@ -23,7 +29,9 @@ class FakeModel:
     `num_ctx` the Modelfile's own default, if it has one. `rendered` chooses which of Ollama's two chat
     paths the model takes: they differ in what happens to prompts that are too long. `gpu_share` below
     1.0 shows in `/api/ps` as a model partly in host memory. Sizes are bytes. `vocabulary` is how many tokens
-    it has, where `/api/show` says so.
+    it has, where `/api/show` says so. `sliding_window` is how far back, in tokens, its layers look, but for
+    each `global_every`-th, which sees the whole context: None is 1,024 of the family gemma3, and no window
+    of others; 0 is none.
     """
 
     name: str
@@ -41,6 +49,8 @@ class FakeModel:
     head_dim: int = field(default=64, kw_only=True)
     gpu_share: float = field(default=1.0, kw_only=True)
     vocabulary: int | None = field(default=None, kw_only=True)
+    sliding_window: int | None = field(default=None, kw_only=True)
+    global_every: int = field(default=6, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -48,6 +58,13 @@ class FakeModel:
         object.__setattr__(self, "name", full_name(self.name))
         if not self.digest:
             object.__setattr__(self, "digest", sha256(self.name.encode()).hexdigest())
+        if self.sliding_window is None:
+            object.__setattr__(self, "sliding_window", WINDOWS.get(self.family))
+        if (self.sliding_window or 0) < 0 or self.global_every < 1:
+            raise ValueError(
+                f"FakeModel(sliding_window={self.sliding_window}, global_every={self.global_every}): "
+                "give a window of 0 or more tokens, and a global_every of 1 or more"
+            )
 
     @property
     def capabilities(self) -> list[str]:
@@ -55,9 +72,29 @@ class FakeModel:
         able = {"tools": self.tools, "vision": self.vision, "thinking": self.thinking}
         return ["completion", *(name for name, yes in able.items() if yes)]
 
-    def loaded_bytes(self, num_ctx: int, slots: int) -> int:
-        """Bytes of the loaded model: weights, and f16 K and V of every slot's whole context."""
-        return self.size + num_ctx * slots * self.layers * self.kv_heads * self.head_dim * 2 * 2
+    def loaded_bytes(self, num_ctx: int, slots: int, num_batch: int | None = None) -> int:
+        """Bytes of the loaded model: weights, and f16 K and V of every slot's whole context.
+
+        A layer with a window keeps that, and a batch of `num_batch` tokens more (None: Ollama's choice).
+        """
+        per_cell = self.kv_heads * self.head_dim * 2 * 2
+        window = self.sliding_window
+        local = self.layers - self.layers // self.global_every if window else 0
+        kept = (window or 0) + (usual_batch(num_ctx, slots) if num_batch is None else num_batch)
+        cells = (self.layers - local) * _cells(num_ctx) + local * _cells(min(num_ctx, kept))
+        return self.size + slots * cells * per_cell
+
+
+def usual_batch(num_ctx: int, slots: int) -> int:
+    """The num_batch that Ollama takes where a request names none (its server/sched.go)."""
+    for batch, most in ((512, 4096), (1024, 32_768)):
+        if num_ctx * slots <= most:
+            return batch
+    return 2048
+
+
+def _cells(tokens: int) -> int:
+    return (tokens + CELLS - 1) // CELLS * CELLS
 
 
 def full_name(name: str) -> str:

@@ -20,12 +20,13 @@ OOM_KINDS: Mapping[Wording, str] = {
 class MemoryModel:
     """How much memory the card of a fake server has, what takes it, and what happens when it is full.
 
-    A loaded model takes its weights (`FakeModel.size`), K and V for the whole context of every slot, and
-    `overhead_bytes`, and `batch_bytes` (compute buffers) for each token of num_batch, which is 512 where a
-    request does not say. `card_bytes` is the card, None for one without limit; others than
-    this server have `others_bytes` of it. A load that does not fit sends idle models away first; then
-    `too_big="spill"` leaves the rest in host memory, which `/api/ps` shows as a `size_vram` below `size`
-    (llama.cpp's automatic fit), and "oom" fails the load with Ollama's words for it.
+    A loaded model takes its weights (`FakeModel.size`), K and V for the whole context of every slot (of
+    layers with a window, for that and a batch), and `overhead_bytes`, and `batch_bytes` (compute buffers)
+    for each token of num_batch. Where a request does not say that, it is 512, 1,024 or 2,048, as Ollama has
+    it for up to 4,096, 32,768 or more tokens in all slots. `card_bytes` is the card, None for one without
+    limit; others than this server have `others_bytes` of it. A load that does not fit sends idle models away
+    first; then `too_big="spill"` leaves the rest in host memory, which `/api/ps` shows as a `size_vram` below
+    `size` (llama.cpp's automatic fit), and "oom" fails the load with Ollama's words for it.
 
     At work, `request_bytes` are taken by each completion that has a slot, and `growth_bytes` by each
     token of prompts and answers until the model is loaded anew, for engines whose memory grows with use.

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,17 @@ def test_a_page_shows_commands_that_findings_share_once_behind_all_of_them() -> 
     shown = tuple(line.removeprefix("  ") for line in commands.splitlines() if line.startswith("  "))
     assert shown == REMOTE.serve_with(BOTH)
     assert text.count("daemon-reload") == 1
+
+
+def test_the_size_that_is_predicted_with_all_settings_stands_beside_their_commands() -> None:
+    """What a later finding says was reckoned with what earlier ones set."""
+    found = diagnosis(REMOTE, CONTEXT, SLOTS, {}, None)
+    sizes: list[dict[str, float] | None] = [{"needs_bytes": 11 * 2**30}, {"needs_bytes": 13.4 * 2**30}, None]
+    told = [replace(each, numbers=size) for each, size in zip(found.findings, sizes, strict=False)]
+    text = page(replace(found, findings=tuple(told)))
+    assert "with all of these settings (on gpu-box), which take about 13.4 GiB:\n" in text
+    assert replace(found, findings=tuple(told)).to_dict()["needs_bytes"] == 13.4 * 2**30
+    assert found.needs_bytes is None
 
 
 def test_a_page_shows_the_commands_of_a_single_finding_with_it() -> None:

@@ -46,6 +46,8 @@ def test_names_without_a_tag_are_latest_and_digests_differ() -> None:
     "make",
     [
         lambda: FakeModel(""),
+        lambda: FakeModel("m", sliding_window=-1),
+        lambda: FakeModel("m", global_every=0),
         lambda: FakeConfig(slots=0),
         lambda: FakeConfig(models=(FakeModel("a"), FakeModel("a:latest"))),
         lambda: CostModel(prefill_tps=0),
