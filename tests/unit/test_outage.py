@@ -246,7 +246,7 @@ sys.exit(main(sys.argv[1:]))
 def test_the_command_line_says_it_without_any_progress_on_standard_error(
     fake_ollama_factory: Callable[..., FakeOllama], tmp_path: Path
 ) -> None:
-    fake = fake_ollama_factory(faults=[Fault("status", status=500, text="boom", until_s=1.5)])
+    fake = fake_ollama_factory(faults=[Fault("status", status=500, text="boom", count=5)])
     body = {"model": "toy:1b", "messages": [{"role": "user", "content": "hello"}]}
     request = {"method": "POST", "url": "/v1/chat/completions", "body": body}
     lines = [json.dumps({"custom_id": str(n), **request}) for n in range(4)]
