@@ -257,6 +257,45 @@ async def test_layers_that_did_not_fit_are_a_problem_with_the_settings_that_fit(
     assert "OLLAMA_NUM_PARALLEL=4 OLLAMA_CONTEXT_LENGTH=16384" in found.mend[-1]
 
 
+NO_CARD = FakeMachine(found=sample(0.0))
+
+
+async def test_weights_that_are_more_than_the_card_holds_are_not_told_to_have_a_smaller_context() -> None:
+    with FakeOllama(models=(replace(GEMMA, gpu_share=0.4),), speed=FAST) as fake:
+        found = one(await at(fake, "gemma3:12b", num_ctx=4096, machine=NO_CARD), "load")
+    assert (found.level, found.mend) == ("problem", ())
+    assert "its weights alone take 7.5 GiB" in str(found.costs)
+    assert "a smaller quantisation" in str(found.costs)
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "advised"),
+    [(65536, 65536, 32768), (65536, 32768, 32768), (32768, 65536, 16384)],
+    ids=["as asked", "loaded longer", "loaded shorter"],
+)
+async def test_a_model_whose_context_does_not_fit_is_unloaded_before_a_smaller_one_is_tried(
+    held: int, asked: int, advised: int
+) -> None:
+    """A model that stays loaded is measured as it is: the next diagnosis would say the same."""
+    with FakeOllama(models=(replace(LLAMA, gpu_share=0.7),), speed=FAST) as fake:
+        load(fake, "llama:8b", options={"num_ctx": held})
+        found = (await at(fake, "llama:8b", num_ctx=asked, machine=NO_CARD)).on("load")[0]
+        again = f"ollama-batch doctor --base-url {fake.url} --model llama:8b --num-ctx {advised}"
+        assert found.mend == (f"OLLAMA_HOST={fake.url} ollama stop llama:8b", again)
+    assert "fewer slots (OLLAMA_NUM_PARALLEL)" in str(found.costs)
+
+
+async def test_a_context_that_is_as_short_as_can_be_is_not_advised_again() -> None:
+    with FakeOllama(models=(replace(LLAMA, gpu_share=0.99),), speed=FAST) as fake:
+        spilled = one(await at(fake, "llama:8b", num_ctx=1024, machine=NO_CARD), "load")
+        httpx.post(f"{fake.url}/api/generate", json={"model": "llama:8b", "keep_alive": 0}, timeout=30)
+        fake.inject(Fault("oom", route="preload"))
+        full = one(await at(fake, "llama:8b", num_ctx=1024, machine=NO_CARD), "load")
+    for found in (spilled, full):
+        assert (found.level, found.mend) == ("problem", ())
+        assert "a smaller quantisation" in str(found.costs)
+
+
 async def test_more_slots_are_not_advised_where_one_does_not_fit() -> None:
     model = FakeModel("toy:1b", gpu_share=0.7)
     with FakeOllama(models=(model,), slots=1, speed=FAST) as fake:

@@ -23,6 +23,7 @@ from ollama_batch.doctor.place import Place
 from ollama_batch.doctor.run_line import RunLine
 from ollama_batch.doctor.seen import Seen
 from ollama_batch.doctor.server import Running, Server
+from ollama_batch.doctor.spill_check import check_spill
 from ollama_batch.doctor.wish import Wish
 from ollama_batch.engines._ollama_wire import full_name
 from ollama_batch.engines.ollama import OllamaEngine
@@ -270,8 +271,15 @@ class _Examination:
                 plan=seen.plan,
             )
             self._add(
-                load_checks.check_spill(
-                    loaded, place, has_gpu=has_gpu, plan=seen.best(num_ctx), running=seen.running
+                check_spill(
+                    loaded,
+                    place,
+                    has_gpu=has_gpu,
+                    plan=seen.best(num_ctx),
+                    running=seen.running,
+                    asked=wish.num_ctx,
+                    shape=shape,
+                    card=seen.card,
                 ),
                 *contexts,
             )

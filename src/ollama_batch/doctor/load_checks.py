@@ -1,4 +1,4 @@
-"""Findings on the loaded model: is all of it on the GPU, how long is its context, would another fit."""
+"""Findings on the loaded model: how long is its context, how many slots has it, would another load fit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ollama_batch._text import share
 from ollama_batch.doctor.finding import Finding
 from ollama_batch.doctor.measure import Parallel
 from ollama_batch.doctor.place import Place
@@ -21,6 +20,8 @@ from ollama_batch.memory.shape import ModelShape
 WANTED_SLOTS: Final = 4
 LONG_WAIT_S: Final = 0.25
 BUSY_PERCENT: Final = 20
+LEAST_CTX: Final = 1024
+"""No shorter context is advised: hardly a row fits it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,79 +81,18 @@ def failed_to_load(error: EngineError, model: str, num_ctx: int | None, place: P
     sets: dict[str, str] | None = {}
     if isinstance(error, EngineOutOfMemoryError):
         on = sets = None
-        smaller = 4096 if num_ctx is None or num_ctx > 8192 else max(1024, num_ctx // 2)
-        mend = (place.doctor("--model", model, "--num-ctx", str(smaller)),)
+        smaller = 4096 if num_ctx is None or num_ctx > 8192 else num_ctx // 2
+        mend = (place.doctor("--model", model, "--num-ctx", str(smaller)),) if smaller >= LEAST_CTX else ()
+    least = "" if mend else "; what helps is a smaller model, or a smaller quantisation of it"
     return Finding(
         check="load",
         level="problem",
         seen=f"{model} cannot be loaded: {error}",
-        costs="a run ends at once, or stops when it has to load the model again",
+        costs=f"a run ends at once, or stops when it has to load the model again{least}",
         mend=mend,
         on=on,
         sets=sets,
     )
-
-
-def check_spill(
-    loaded: Running,
-    place: Place,
-    *,
-    has_gpu: bool | None,
-    plan: MemoryPlan | None,
-    running: Sequence[Running] = (),
-) -> Finding:
-    """Whether all of the model is on the GPU. Where others of those `running` are, they are to go first."""
-    numbers = {"size_bytes": loaded.size, "vram_bytes": loaded.vram}
-    if loaded.size is None or loaded.vram is None:
-        return Finding(check="load", level="unknown", seen="the server does not say how much memory it takes")
-    takes = f"{loaded.name} takes {show(loaded.size)}"
-    spilled = loaded.size - loaded.vram
-    if spilled <= 0:
-        return Finding(check="load", level="ok", seen=f"{takes}, all of it on the GPU", numbers=numbers)
-    mend = () if plan is None else place.serve_with(plan.environment)
-    sets = None if plan is None else plan.environment
-    others = [each.name for each in running if each.vram and not each.is_model(loaded.name)]
-    if others and has_gpu is not False:
-        return Finding(
-            check="load",
-            level="problem",
-            seen=f"{takes}, of which {show(spilled)} ({share(spilled / loaded.size)}) did not fit on the GPU "
-            f"beside {', '.join(others)}",
-            costs="the processor computes those layers, and the GPU waits for it at every token",
-            # It stays where it is until it is loaded again.
-            mend=(
-                *(place.client("stop", name) for name in (*others, loaded.name)),
-                place.doctor("--model", loaded.name),
-            ),
-            numbers=numbers,
-        )
-    if plan is not None:
-        numbers["needs_bytes"] = plan.total_bytes
-    if loaded.vram == 0:
-        return Finding(
-            check="load",
-            level="problem" if has_gpu else "warning",
-            seen=f"{takes}, none of it on a GPU",
-            costs="everything is computed by the processor, which is far slower",
-            mend=mend or (place.restart() if has_gpu else ()),
-            on=place.remote,
-            numbers=numbers,
-            sets={} if has_gpu and sets is None else sets,
-        )
-    return Finding(
-        check="load",
-        level="problem",
-        seen=f"{takes}, of which {show(spilled)} ({share(spilled / loaded.size)}) did not fit on the GPU",
-        costs="the processor computes those layers, and the GPU waits for it at every token",
-        mend=mend or (place.doctor("--model", loaded.name, "--num-ctx", str(_half(loaded.context))),),
-        on=place.remote if mend else None,
-        numbers=numbers,
-        sets=sets,
-    )
-
-
-def _half(num_ctx: int | None) -> int:
-    return max(1024, (num_ctx or 8192) // 2)
 
 
 def check_context(
