@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from doctor_support import FakeMachine, card
 from engines_support import OLLAMA_ANSWER, Canned, raw_server
 from memory_support import GIB, host, known, sample
+from ollama_batch import BatchRunner
 from ollama_batch.cli import main
 from ollama_batch.doctor import Diagnosis, Finding, diagnose, examine
 from ollama_batch.doctor.place import Place
@@ -469,6 +471,48 @@ async def test_where_no_card_can_be_read_only_the_context_is_raised_and_sizes_ar
     assert "not advised beside a longer context" in str(slots.costs)
     assert asked.sets == {"OLLAMA_NUM_PARALLEL": "4"}
     assert "4 slots take about" in asked.assumed[0]
+
+
+@pytest.mark.parametrize(("default", "words"), [(4096, 20), (32768, 20), (4096, 4000)])
+async def test_for_the_rows_of_a_file_slots_are_reckoned_with_the_context_that_a_run_chooses_for_them(
+    default: int, words: int, tmp_path: Path
+) -> None:
+    """Every request of a run asks for its context: the server's default is not to be raised for it."""
+    message = {"role": "user", "content": "seven " * words}
+    source = requests_file(tmp_path / "in.jsonl", 20, messages=[message], max_tokens=16)
+    with FakeOllama(models=(LLAMA,), slots=1, num_ctx=default, speed=CostModel(decode_tps=400)) as fake:
+        await BatchRunner(model="llama:8b", base_url=fake.url, progress="none", keep_alive="0s").arun(
+            source, output=tmp_path / "out.jsonl"
+        )
+        chosen = fake.ledger.load_settings()[0]["num_ctx"]
+        httpx.post(f"{fake.url}/api/generate", json={"model": "llama:8b", "keep_alive": 0}, timeout=30)
+        found = await at(fake, "llama:8b", inputs=[source], machine=NO_CARD)
+        assert fake.ledger.load_settings()[-1]["num_ctx"] == chosen
+    slots = one(found, "slots")
+    assert found.settings == slots.sets == {"OLLAMA_NUM_PARALLEL": "4"}
+    assert f"4 contexts of {chosen:,} tokens" in slots.assumed[0]
+    shape = ModelShape.from_metadata("llama:8b", metadata_of(LLAMA))
+    # 128 KiB a token, beside the weights; what loads were seen to take corrects the buffers downwards.
+    contexts = 4 * chosen * 128 * 1024
+    most = plan_memory(shape, num_ctx=chosen, slots=4).total_bytes
+    assert shape.weights_bytes + contexts < (found.needs_bytes or 0) <= most
+    assert one(found, "context").seen.endswith("as a run chooses for these rows")
+
+
+async def test_of_a_batch_the_servers_default_context_is_told_and_not_set() -> None:
+    with FakeOllama(slots=1, num_ctx=4096, speed=CostModel(decode_tps=400)) as fake:
+        found = await at(fake, rows=20)
+    assert one(found, "context").level == "note"
+    assert list(found.settings) == ["OLLAMA_NUM_PARALLEL"]
+    assert re.search(r"\d slots take about [\d.]+ GiB with contexts of 4,096", str(one(found, "slots").costs))
+
+
+async def test_no_more_context_is_chosen_for_rows_than_the_model_was_trained_for(tmp_path: Path) -> None:
+    source = requests_file(tmp_path / "in.jsonl", 3)
+    with FakeOllama(models=(FakeModel("toy:1b", context_length=2048),), speed=FAST) as fake:
+        found = one(await at(fake, inputs=[source]), "context")
+        assert fake.ledger.load_settings()[-1]["num_ctx"] == 2048
+    assert found.level == "ok"
 
 
 async def test_another_model_on_the_card_is_to_be_stopped_before_one_that_spilled_is_looked_at_again() -> (

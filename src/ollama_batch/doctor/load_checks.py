@@ -8,7 +8,7 @@ from typing import Final
 
 from ollama_batch.doctor.finding import Finding
 from ollama_batch.doctor.measure import Parallel
-from ollama_batch.doctor.place import Place
+from ollama_batch.doctor.place import PARALLEL, Place
 from ollama_batch.doctor.server import Running
 from ollama_batch.errors import EngineError, EngineOutOfMemoryError
 from ollama_batch.memory.amounts import show
@@ -99,6 +99,8 @@ def check_context(
     loaded: Running,
     *,
     asked: int | None,
+    by_rows: bool = False,
+    batch: bool = False,
     fresh: bool,
     trained: int | None,
     place: Place,
@@ -107,7 +109,9 @@ def check_context(
 ) -> list[Finding]:
     """How long the context is, and what happens to longer prompts.
 
-    `fresh`: it was loaded by us; with `asked` None then by the server's own default. `fits`: whether another
+    `by_rows`: `asked` is what a run chooses for its rows. `batch`: it is about a run, whose requests all ask
+    for a context; then the server's default is told and not to be set. `fresh`: it was loaded by us; with
+    `asked` None then by the server's own default. `fits`: whether another
     context length does (None: not known), `plan` what is taken with it.
     """
     context = loaded.context
@@ -140,7 +144,12 @@ def check_context(
         )
     elif asked is not None:
         findings.append(
-            Finding(check="context", level="ok", seen=f"{context:,} tokens{of}, as asked", numbers=numbers)
+            Finding(
+                check="context",
+                level="ok",
+                seen=f"{context:,} tokens{of}, as {'a run chooses for these rows' if by_rows else 'asked'}",
+                numbers=numbers,
+            )
         )
     elif not fresh:
         findings.append(
@@ -156,7 +165,7 @@ def check_context(
     else:
         better = min(trained or 32768, 32768)
         room = fits(better)
-        worth = context < better and room is not False
+        worth = not batch and context < better and room is not False
         sets = {"OLLAMA_CONTEXT_LENGTH": str(better)} if worth else None
         planned = plan(better) if worth else None
         if planned is not None:
@@ -283,10 +292,10 @@ def check_slots(
             level="note",
             seen=f"{seen}; more do not fit the card with {context}{more}",
             costs="the others wait in line",
-            mend=() if wider is None else place.serve_with(wider.environment),
+            mend=() if wider is None else place.serve_with(_slots_of(wider)),
             on=None if wider is None else place.remote,
             numbers=numbers,
-            sets=None if wider is None else wider.environment,
+            sets=None if wider is None else _slots_of(wider),
         )
     costs = (
         "the others wait in line; a GPU that answers several at once reads the weights once for all of them "
@@ -307,22 +316,28 @@ def check_slots(
         )
     if choices:
         numbers["needs_bytes"] = choices[-1].total_bytes
-    environment = {"OLLAMA_NUM_PARALLEL": str(slots)}
-    if best is not None and best.kv_type != "f16":
-        environment = best.environment
+    environment = {PARALLEL: str(slots)} if best is None else _slots_of(best)
+    length = "" if num_ctx is None else f" of {num_ctx:,} tokens"
     return Finding(
         check="slots",
         level="warning" if found.slots == 1 else "note",
         seen=seen,
-        costs=costs,
+        costs=costs if best is None else f"{costs}; {sizes} with contexts{length}",
         mend=place.serve_with(environment),
         on=place.remote,
         assumed=()
         if best is not None
-        else (f"that the card has room for {slots} contexts" + (f": {sizes}" if sizes else ""),),
+        else (f"that the card has room for {slots} contexts{length}" + (f": {sizes}" if sizes else ""),),
         numbers=numbers,
         sets=environment,
     )
+
+
+def _slots_of(plan: MemoryPlan) -> dict[str, str]:
+    """The variables that give the server the slots of `plan`; the context is what requests ask for."""
+    if plan.kv_type == "f16":
+        return {PARALLEL: str(plan.slots)}
+    return {name: value for name, value in plan.environment.items() if name != "OLLAMA_CONTEXT_LENGTH"}
 
 
 def check_idle(place: Place, busy_percent: int | None, unread: str, found: Parallel | None) -> Finding:
