@@ -24,7 +24,8 @@ from ollama_batch import BatchRunner
 from ollama_batch.cli import main
 from ollama_batch.doctor import Diagnosis, Finding, diagnose, examine
 from ollama_batch.doctor.place import Place
-from ollama_batch.errors import ConfigError, InputError
+from ollama_batch.engines import OllamaEngine
+from ollama_batch.errors import ConfigError, EngineUnreachableError, InputError
 from ollama_batch.memory import GpuProcess, MemorySample, ModelShape, Reading, plan_memory
 from ollama_batch.testing import CostModel, FakeModel, FakeOllama, FakeReply, Fault
 from runner_support import rows_file
@@ -98,6 +99,20 @@ async def test_a_port_where_nobody_listens() -> None:
     assert server.level == "problem"
     assert "nothing answers" in server.seen
     assert server.mend == ("sudo systemctl start ollama",)
+    bare = Place(address, None, "linux")
+    found_bare = await diagnose("toy:1b", base_url=address, machine=FakeMachine(), place=bare)
+    assert "installed" not in one(found_bare, "server").seen
+    (start,) = one(found_bare, "server").mend
+    absent = replace(bare, installed=False)
+    found_absent = one(await diagnose("m", base_url=address, machine=FakeMachine(), place=absent), "server")
+    assert "no program ollama is installed on this machine" in found_absent.seen
+    assert found_absent.mend[-1] == start
+    engine = OllamaEngine(address)
+    with pytest.raises(EngineUnreachableError) as refused:  # a run says the same
+        await engine.describe("m")
+    await engine.aclose()
+    assert f"Start Ollama with:\n{start}\n" in str(refused.value)
+    assert start == f"OLLAMA_HOST={address.removeprefix('http://')} ollama serve"
     # What does not need the server is looked at all the same.
     assert {"card", "ram", "disk"} <= {each.check for each in found.findings}
     assert not found.ok
