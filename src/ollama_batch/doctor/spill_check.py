@@ -91,7 +91,7 @@ def _what_helps(
     # The card may have more room than the layers that are there take.
     room = max(loaded.vram or 0, 0 if card is None else card.total - card.others)
     if weights and weights > room:
-        alone = f"its weights alone take {show(weights)}, the GPU has {show(room)} for it"
+        alone = f"its weights alone take {show(weights)}, and the GPU holds {show(room)}"
         return f"{alone}: no context, slots or KV type mend that; what helps is {other}", ()
     now = loaded.context or 8192
     smaller = asked if asked is not None and asked < now else now // 2
