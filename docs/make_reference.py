@@ -78,6 +78,17 @@ def runner_arguments() -> str:
     return table(("argument", "default", "meaning"), rows)
 
 
+def makers(thing: Any) -> list[str]:
+    """The class methods that make a `thing`, as one paragraph; none if there are none."""
+    found = []
+    for name, value in vars(thing).items():
+        if isinstance(value, classmethod) and not name.startswith("_"):
+            taken = str(inspect.signature(value.__func__)).partition(" -> ")[0]
+            taken = re.sub(r"^\(cls(, )?", "(", taken).replace("'", "")
+            found.append(f"`{thing.__name__}.{name}{taken}`: {prose(value.__func__)}".replace("\n\n", " "))
+    return [f"Made by: {' '.join(found)}"] if found else []
+
+
 def fields(thing: Any, *, level: int = 3) -> str:
     """A dataclass: what it is, then its fields."""
     rows = []
@@ -103,6 +114,7 @@ def fields(thing: Any, *, level: int = 3) -> str:
         parts.append(table(("field", "type", "default"), rows))
     if properties:
         parts.append("Computed: " + " ".join(properties))
+    parts += makers(thing)
     return "\n\n".join(parts)
 
 
@@ -119,7 +131,8 @@ def memory() -> str:
             (f"`{name}`", default(parameter.default))
             for name, parameter in inspect.signature(guard).parameters.items()
         ]
-        guards.append(f"### {guard.__name__}\n\n{prose(guard)}\n\n{table(('argument', 'default'), rows)}")
+        parts = [f"### {guard.__name__}", prose(guard), table(("argument", "default"), rows), *makers(guard)]
+        guards.append("\n\n".join(parts))
     return "\n\n".join([*guards, classes(MemorySample, GuardDecision, MemoryPlan)()])
 
 

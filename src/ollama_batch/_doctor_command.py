@@ -32,7 +32,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--hours", type=float, default=10.0, metavar="H", help="of the night (default: 10)")
     parser.add_argument(
-        "--num-ctx", type=int, metavar="N", help="context length of the run (default: the server's own)"
+        "--num-ctx",
+        type=int,
+        metavar="N",
+        help="context length of the run (default: what it chooses for the rows of IN, else the server's own)",
     )
     parser.add_argument(
         "-o", "--output", metavar="OUT", help="where the run's output will be (default: this folder)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -19,10 +20,12 @@ import pytest
 from doctor_support import FakeMachine, card
 from engines_support import OLLAMA_ANSWER, Canned, raw_server
 from memory_support import GIB, host, known, sample
+from ollama_batch import BatchRunner
 from ollama_batch.cli import main
 from ollama_batch.doctor import Diagnosis, Finding, diagnose, examine
 from ollama_batch.doctor.place import Place
-from ollama_batch.errors import ConfigError, InputError
+from ollama_batch.engines import OllamaEngine
+from ollama_batch.errors import ConfigError, EngineUnreachableError, InputError
 from ollama_batch.memory import GpuProcess, MemorySample, ModelShape, Reading, plan_memory
 from ollama_batch.testing import CostModel, FakeModel, FakeOllama, FakeReply, Fault
 from runner_support import rows_file
@@ -96,6 +99,20 @@ async def test_a_port_where_nobody_listens() -> None:
     assert server.level == "problem"
     assert "nothing answers" in server.seen
     assert server.mend == ("sudo systemctl start ollama",)
+    bare = Place(address, None, "linux")
+    found_bare = await diagnose("toy:1b", base_url=address, machine=FakeMachine(), place=bare)
+    assert "installed" not in one(found_bare, "server").seen
+    (start,) = one(found_bare, "server").mend
+    absent = replace(bare, installed=False)
+    found_absent = one(await diagnose("m", base_url=address, machine=FakeMachine(), place=absent), "server")
+    assert "no program ollama is installed on this machine" in found_absent.seen
+    assert found_absent.mend[-1] == start
+    engine = OllamaEngine(address)
+    with pytest.raises(EngineUnreachableError) as refused:  # a run says the same
+        await engine.describe("m")
+    await engine.aclose()
+    assert f"Start Ollama with:\n{start}\n" in str(refused.value)
+    assert start == f"OLLAMA_HOST={address.removeprefix('http://')} ollama serve"
     # What does not need the server is looked at all the same.
     assert {"card", "ram", "disk"} <= {each.check for each in found.findings}
     assert not found.ok
@@ -255,6 +272,45 @@ async def test_layers_that_did_not_fit_are_a_problem_with_the_settings_that_fit(
     # 5 GiB of weights and 2 GiB a slot on a card of 16: four slots in f16 fit, eight do not.
     assert found.mend[-1].endswith("ollama serve")
     assert "OLLAMA_NUM_PARALLEL=4 OLLAMA_CONTEXT_LENGTH=16384" in found.mend[-1]
+
+
+NO_CARD = FakeMachine(found=sample(0.0))
+
+
+async def test_weights_that_are_more_than_the_card_holds_are_not_told_to_have_a_smaller_context() -> None:
+    with FakeOllama(models=(replace(GEMMA, gpu_share=0.4),), speed=FAST) as fake:
+        found = one(await at(fake, "gemma3:12b", num_ctx=4096, machine=NO_CARD), "load")
+    assert (found.level, found.mend) == ("problem", ())
+    assert "its weights alone take 7.5 GiB" in str(found.costs)
+    assert "a smaller quantisation" in str(found.costs)
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "advised"),
+    [(65536, 65536, 32768), (65536, 32768, 32768), (32768, 65536, 16384)],
+    ids=["as asked", "loaded longer", "loaded shorter"],
+)
+async def test_a_model_whose_context_does_not_fit_is_unloaded_before_a_smaller_one_is_tried(
+    held: int, asked: int, advised: int
+) -> None:
+    """A model that stays loaded is measured as it is: the next diagnosis would say the same."""
+    with FakeOllama(models=(replace(LLAMA, gpu_share=0.7),), speed=FAST) as fake:
+        load(fake, "llama:8b", options={"num_ctx": held})
+        found = (await at(fake, "llama:8b", num_ctx=asked, machine=NO_CARD)).on("load")[0]
+        again = f"ollama-batch doctor --base-url {fake.url} --model llama:8b --num-ctx {advised}"
+        assert found.mend == (f"OLLAMA_HOST={fake.url} ollama stop llama:8b", again)
+    assert "fewer slots (OLLAMA_NUM_PARALLEL)" in str(found.costs)
+
+
+async def test_a_context_that_is_as_short_as_can_be_is_not_advised_again() -> None:
+    with FakeOllama(models=(replace(LLAMA, gpu_share=0.99),), speed=FAST) as fake:
+        spilled = one(await at(fake, "llama:8b", num_ctx=1024, machine=NO_CARD), "load")
+        httpx.post(f"{fake.url}/api/generate", json={"model": "llama:8b", "keep_alive": 0}, timeout=30)
+        fake.inject(Fault("oom", route="preload"))
+        full = one(await at(fake, "llama:8b", num_ctx=1024, machine=NO_CARD), "load")
+    for found in (spilled, full):
+        assert (found.level, found.mend) == ("problem", ())
+        assert "a smaller quantisation" in str(found.costs)
 
 
 async def test_more_slots_are_not_advised_where_one_does_not_fit() -> None:
@@ -430,6 +486,48 @@ async def test_where_no_card_can_be_read_only_the_context_is_raised_and_sizes_ar
     assert "not advised beside a longer context" in str(slots.costs)
     assert asked.sets == {"OLLAMA_NUM_PARALLEL": "4"}
     assert "4 slots take about" in asked.assumed[0]
+
+
+@pytest.mark.parametrize(("default", "words"), [(4096, 20), (32768, 20), (4096, 4000)])
+async def test_for_the_rows_of_a_file_slots_are_reckoned_with_the_context_that_a_run_chooses_for_them(
+    default: int, words: int, tmp_path: Path
+) -> None:
+    """Every request of a run asks for its context: the server's default is not to be raised for it."""
+    message = {"role": "user", "content": "seven " * words}
+    source = requests_file(tmp_path / "in.jsonl", 20, messages=[message], max_tokens=16)
+    with FakeOllama(models=(LLAMA,), slots=1, num_ctx=default, speed=CostModel(decode_tps=400)) as fake:
+        await BatchRunner(model="llama:8b", base_url=fake.url, progress="none", keep_alive="0s").arun(
+            source, output=tmp_path / "out.jsonl"
+        )
+        chosen = fake.ledger.load_settings()[0]["num_ctx"]
+        httpx.post(f"{fake.url}/api/generate", json={"model": "llama:8b", "keep_alive": 0}, timeout=30)
+        found = await at(fake, "llama:8b", inputs=[source], machine=NO_CARD)
+        assert fake.ledger.load_settings()[-1]["num_ctx"] == chosen
+    slots = one(found, "slots")
+    assert found.settings == slots.sets == {"OLLAMA_NUM_PARALLEL": "4"}
+    assert f"4 contexts of {chosen:,} tokens" in slots.assumed[0]
+    shape = ModelShape.from_metadata("llama:8b", metadata_of(LLAMA))
+    # 128 KiB a token, beside the weights; what loads were seen to take corrects the buffers downwards.
+    contexts = 4 * chosen * 128 * 1024
+    most = plan_memory(shape, num_ctx=chosen, slots=4).total_bytes
+    assert shape.weights_bytes + contexts < (found.needs_bytes or 0) <= most
+    assert one(found, "context").seen.endswith("as a run chooses for these rows")
+
+
+async def test_of_a_batch_the_servers_default_context_is_told_and_not_set() -> None:
+    with FakeOllama(slots=1, num_ctx=4096, speed=CostModel(decode_tps=400)) as fake:
+        found = await at(fake, rows=20)
+    assert one(found, "context").level == "note"
+    assert list(found.settings) == ["OLLAMA_NUM_PARALLEL"]
+    assert re.search(r"\d slots take about [\d.]+ GiB with contexts of 4,096", str(one(found, "slots").costs))
+
+
+async def test_no_more_context_is_chosen_for_rows_than_the_model_was_trained_for(tmp_path: Path) -> None:
+    source = requests_file(tmp_path / "in.jsonl", 3)
+    with FakeOllama(models=(FakeModel("toy:1b", context_length=2048),), speed=FAST) as fake:
+        found = one(await at(fake, inputs=[source]), "context")
+        assert fake.ledger.load_settings()[-1]["num_ctx"] == 2048
+    assert found.level == "ok"
 
 
 async def test_another_model_on_the_card_is_to_be_stopped_before_one_that_spilled_is_looked_at_again() -> (

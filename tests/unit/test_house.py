@@ -39,6 +39,7 @@ ROOMS: list[dict[str, tuple[str, ...]]] = [
             "_items",
             "_pumps",
             "_stream_source",
+            "_sizes",
         ),
         "engines": ("engines/*",),
         "journal": ("journal/*", "records"),

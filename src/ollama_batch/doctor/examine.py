@@ -23,6 +23,7 @@ from ollama_batch.doctor.place import Place
 from ollama_batch.doctor.run_line import RunLine
 from ollama_batch.doctor.seen import Seen
 from ollama_batch.doctor.server import Running, Server
+from ollama_batch.doctor.spill_check import check_spill
 from ollama_batch.doctor.wish import Wish
 from ollama_batch.engines._ollama_wire import full_name
 from ollama_batch.engines.ollama import OllamaEngine
@@ -62,10 +63,11 @@ async def diagnose(
     `model`: the one that is to answer (None: the one that `inputs` name). `base_url` takes what `OLLAMA_HOST`
     takes. `rows`: will so many be done in `hours` hours; measured with some rows of the files `inputs` (then
     `rows` is by default as many as they have) or with made-up ones. `num_ctx`: the context length of the run
-    (None: the server's own default). `output`: the run's, or the folder it will be in. `load` False: the
-    model is not loaded and nothing is sent. `patience_s`: how long an answer may take that needs no model;
-    `measure_s`: how long each of the two measurements goes on, roughly. `state_dir`: where what models were
-    seen to take is kept between runs, as for BatchRunner. `told` is called with what is done next.
+    (None: what it chooses for these rows, without a file the server's own default). `output`: the run's, or
+    the folder it will be in. `load` False: the model is not loaded and nothing is sent. `patience_s`: how
+    long an answer may take that needs no model; `measure_s`: how long each of the two measurements goes on,
+    roughly. `state_dir`: where what models were seen to take is kept between runs, as for BatchRunner. `told`
+    is called with what is done next.
 
     Loads the model if it is not loaded (for 5 minutes, as Ollama does by itself), and sends short requests.
     One that somebody has loaded already is measured with their settings. Raises ConfigError and InputError;
@@ -192,11 +194,12 @@ class _Examination:
         wish, seen = self._wish, self._seen
         held = next((each for each in seen.running if each.is_model(model)), None)
         # What somebody has loaded is not taken from them: their settings, and their time to keep it.
-        num_ctx = wish.num_ctx if held is None else held.context
         engine = self._server.engine("5m" if held is None else held.keep_alive)
         try:
             with suppress(EngineError, MemoryUnknownError):
                 seen.shape = ModelShape.from_metadata(model, await engine.metadata(model))
+            seen.num_ctx = self._num_ctx(sample)
+            num_ctx = seen.num_ctx if held is None else held.context
             seen.loaded = held
             if wish.load:
                 stuck = any(each.check == "stuck" for each in self._findings)
@@ -207,6 +210,13 @@ class _Examination:
             await engine.aclose()
         await asyncio.to_thread(seen.learn, wish.folder)
         self._about_the_load(held)
+
+    def _num_ctx(self, sample: Sample) -> int | None:
+        """The context of the run: every request of it asks for that."""
+        if self._wish.num_ctx is not None or sample.num_ctx is None:
+            return self._wish.num_ctx
+        trained = None if self._seen.shape is None else self._seen.shape.context_length
+        return min(sample.num_ctx, trained or sample.num_ctx)
 
     async def _load(self, engine: OllamaEngine, model: str, num_ctx: int | None) -> bool:
         self._wish.told(f"loading {model}")
@@ -256,13 +266,15 @@ class _Examination:
         wish, seen, place = self._wish, self._seen, self._place
         shape, loaded, found = seen.shape, seen.loaded, seen.parallel
         trained = None if shape is None else shape.context_length
-        num_ctx = wish.num_ctx or (None if loaded is None else loaded.context)
+        num_ctx = seen.num_ctx or (None if loaded is None else loaded.context)
         spilled = loaded is not None and (loaded.vram or 0) < (loaded.size or 0)
         if loaded is not None:
             has_gpu = None if place.remote is not None or seen.sample is None else bool(seen.sample.devices)
             contexts = load_checks.check_context(
                 loaded,
-                asked=wish.num_ctx,
+                asked=seen.num_ctx,
+                by_rows=wish.num_ctx is None,
+                batch=wish.rows is not None,
                 fresh=held is None and wish.load,
                 trained=trained,
                 place=place,
@@ -270,12 +282,19 @@ class _Examination:
                 plan=seen.plan,
             )
             self._add(
-                load_checks.check_spill(
-                    loaded, place, has_gpu=has_gpu, plan=seen.best(num_ctx), running=seen.running
+                check_spill(
+                    loaded,
+                    place,
+                    has_gpu=has_gpu,
+                    plan=seen.best(num_ctx),
+                    running=seen.running,
+                    asked=seen.num_ctx,
+                    shape=shape,
+                    card=seen.card,
                 ),
                 *contexts,
             )
-        elif wish.num_ctx is None:
+        elif seen.num_ctx is None:
             self._add(
                 Finding(check="load", level="unknown", seen="the model is not loaded, and was not to be")
             )

@@ -1,4 +1,4 @@
-"""Findings on the loaded model: is all of it on the GPU, how long is its context, would another fit."""
+"""Findings on the loaded model: how long is its context, how many slots has it, would another load fit."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ollama_batch._text import share
 from ollama_batch.doctor.finding import Finding
 from ollama_batch.doctor.measure import Parallel
-from ollama_batch.doctor.place import Place
+from ollama_batch.doctor.place import PARALLEL, Place
 from ollama_batch.doctor.server import Running
 from ollama_batch.errors import EngineError, EngineOutOfMemoryError
 from ollama_batch.memory.amounts import show
@@ -21,6 +20,8 @@ from ollama_batch.memory.shape import ModelShape
 WANTED_SLOTS: Final = 4
 LONG_WAIT_S: Final = 0.25
 BUSY_PERCENT: Final = 20
+LEAST_CTX: Final = 1024
+"""No shorter context is advised: hardly a row fits it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,85 +81,26 @@ def failed_to_load(error: EngineError, model: str, num_ctx: int | None, place: P
     sets: dict[str, str] | None = {}
     if isinstance(error, EngineOutOfMemoryError):
         on = sets = None
-        smaller = 4096 if num_ctx is None or num_ctx > 8192 else max(1024, num_ctx // 2)
-        mend = (place.doctor("--model", model, "--num-ctx", str(smaller)),)
+        smaller = 4096 if num_ctx is None or num_ctx > 8192 else num_ctx // 2
+        mend = (place.doctor("--model", model, "--num-ctx", str(smaller)),) if smaller >= LEAST_CTX else ()
+    least = "" if mend else "; what helps is a smaller model, or a smaller quantisation of it"
     return Finding(
         check="load",
         level="problem",
         seen=f"{model} cannot be loaded: {error}",
-        costs="a run ends at once, or stops when it has to load the model again",
+        costs=f"a run ends at once, or stops when it has to load the model again{least}",
         mend=mend,
         on=on,
         sets=sets,
     )
 
 
-def check_spill(
-    loaded: Running,
-    place: Place,
-    *,
-    has_gpu: bool | None,
-    plan: MemoryPlan | None,
-    running: Sequence[Running] = (),
-) -> Finding:
-    """Whether all of the model is on the GPU. Where others of those `running` are, they are to go first."""
-    numbers = {"size_bytes": loaded.size, "vram_bytes": loaded.vram}
-    if loaded.size is None or loaded.vram is None:
-        return Finding(check="load", level="unknown", seen="the server does not say how much memory it takes")
-    takes = f"{loaded.name} takes {show(loaded.size)}"
-    spilled = loaded.size - loaded.vram
-    if spilled <= 0:
-        return Finding(check="load", level="ok", seen=f"{takes}, all of it on the GPU", numbers=numbers)
-    mend = () if plan is None else place.serve_with(plan.environment)
-    sets = None if plan is None else plan.environment
-    others = [each.name for each in running if each.vram and not each.is_model(loaded.name)]
-    if others and has_gpu is not False:
-        return Finding(
-            check="load",
-            level="problem",
-            seen=f"{takes}, of which {show(spilled)} ({share(spilled / loaded.size)}) did not fit on the GPU "
-            f"beside {', '.join(others)}",
-            costs="the processor computes those layers, and the GPU waits for it at every token",
-            # It stays where it is until it is loaded again.
-            mend=(
-                *(place.client("stop", name) for name in (*others, loaded.name)),
-                place.doctor("--model", loaded.name),
-            ),
-            numbers=numbers,
-        )
-    if plan is not None:
-        numbers["needs_bytes"] = plan.total_bytes
-    if loaded.vram == 0:
-        return Finding(
-            check="load",
-            level="problem" if has_gpu else "warning",
-            seen=f"{takes}, none of it on a GPU",
-            costs="everything is computed by the processor, which is far slower",
-            mend=mend or (place.restart() if has_gpu else ()),
-            on=place.remote,
-            numbers=numbers,
-            sets={} if has_gpu and sets is None else sets,
-        )
-    return Finding(
-        check="load",
-        level="problem",
-        seen=f"{takes}, of which {show(spilled)} ({share(spilled / loaded.size)}) did not fit on the GPU",
-        costs="the processor computes those layers, and the GPU waits for it at every token",
-        mend=mend or (place.doctor("--model", loaded.name, "--num-ctx", str(_half(loaded.context))),),
-        on=place.remote if mend else None,
-        numbers=numbers,
-        sets=sets,
-    )
-
-
-def _half(num_ctx: int | None) -> int:
-    return max(1024, (num_ctx or 8192) // 2)
-
-
 def check_context(
     loaded: Running,
     *,
     asked: int | None,
+    by_rows: bool = False,
+    batch: bool = False,
     fresh: bool,
     trained: int | None,
     place: Place,
@@ -167,7 +109,9 @@ def check_context(
 ) -> list[Finding]:
     """How long the context is, and what happens to longer prompts.
 
-    `fresh`: it was loaded by us; with `asked` None then by the server's own default. `fits`: whether another
+    `by_rows`: `asked` is what a run chooses for its rows. `batch`: it is about a run, whose requests all ask
+    for a context; then the server's default is told and not to be set. `fresh`: it was loaded by us; with
+    `asked` None then by the server's own default. `fits`: whether another
     context length does (None: not known), `plan` what is taken with it.
     """
     context = loaded.context
@@ -200,7 +144,12 @@ def check_context(
         )
     elif asked is not None:
         findings.append(
-            Finding(check="context", level="ok", seen=f"{context:,} tokens{of}, as asked", numbers=numbers)
+            Finding(
+                check="context",
+                level="ok",
+                seen=f"{context:,} tokens{of}, as {'a run chooses for these rows' if by_rows else 'asked'}",
+                numbers=numbers,
+            )
         )
     elif not fresh:
         findings.append(
@@ -216,7 +165,7 @@ def check_context(
     else:
         better = min(trained or 32768, 32768)
         room = fits(better)
-        worth = context < better and room is not False
+        worth = not batch and context < better and room is not False
         sets = {"OLLAMA_CONTEXT_LENGTH": str(better)} if worth else None
         planned = plan(better) if worth else None
         if planned is not None:
@@ -343,10 +292,10 @@ def check_slots(
             level="note",
             seen=f"{seen}; more do not fit the card with {context}{more}",
             costs="the others wait in line",
-            mend=() if wider is None else place.serve_with(wider.environment),
+            mend=() if wider is None else place.serve_with(_slots_of(wider)),
             on=None if wider is None else place.remote,
             numbers=numbers,
-            sets=None if wider is None else wider.environment,
+            sets=None if wider is None else _slots_of(wider),
         )
     costs = (
         "the others wait in line; a GPU that answers several at once reads the weights once for all of them "
@@ -367,22 +316,28 @@ def check_slots(
         )
     if choices:
         numbers["needs_bytes"] = choices[-1].total_bytes
-    environment = {"OLLAMA_NUM_PARALLEL": str(slots)}
-    if best is not None and best.kv_type != "f16":
-        environment = best.environment
+    environment = {PARALLEL: str(slots)} if best is None else _slots_of(best)
+    length = "" if num_ctx is None else f" of {num_ctx:,} tokens"
     return Finding(
         check="slots",
         level="warning" if found.slots == 1 else "note",
         seen=seen,
-        costs=costs,
+        costs=costs if best is None else f"{costs}; {sizes} with contexts{length}",
         mend=place.serve_with(environment),
         on=place.remote,
         assumed=()
         if best is not None
-        else (f"that the card has room for {slots} contexts" + (f": {sizes}" if sizes else ""),),
+        else (f"that the card has room for {slots} contexts{length}" + (f": {sizes}" if sizes else ""),),
         numbers=numbers,
         sets=environment,
     )
+
+
+def _slots_of(plan: MemoryPlan) -> dict[str, str]:
+    """The variables that give the server the slots of `plan`; the context is what requests ask for."""
+    if plan.kv_type == "f16":
+        return {PARALLEL: str(plan.slots)}
+    return {name: value for name, value in plan.environment.items() if name != "OLLAMA_CONTEXT_LENGTH"}
 
 
 def check_idle(place: Place, busy_percent: int | None, unread: str, found: Parallel | None) -> Finding:

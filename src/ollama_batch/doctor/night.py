@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final
 
+from ollama_batch._sizes import PromptSizes, needed_tokens
 from ollama_batch.doctor.measure import answer
 from ollama_batch.engines.base import Engine
 from ollama_batch.engines.ollama_fields import OLLAMA_FIELDS
@@ -42,11 +43,13 @@ class Sample:
     """Requests to measure with, and what they stand for.
 
     `rows` is how many rows the files have (None: no file was given), `invalid` how many of them are none.
+    `num_ctx` is what a run chooses for all of them by itself.
     """
 
     requests: tuple[BatchRequest, ...]
     rows: int | None = None
     invalid: int = 0
+    num_ctx: int | None = None
 
     @property
     def made_up(self) -> bool:
@@ -102,6 +105,7 @@ def read_sample(paths: Sequence[Path], *, count: int = SAMPLED, seed: int = 0) -
     chance = random.Random(seed)  # noqa: S311 - a choice of rows, not a secret
     chosen: list[tuple[int, BatchRequest]] = []
     rows = invalid = 0
+    sizes = PromptSizes()
     for source in open_sources(list(paths)):
         if not isinstance(source, FileSource):
             raise ConfigError(f"{source.name} is no regular file: the doctor reads the input once more")
@@ -111,12 +115,14 @@ def read_sample(paths: Sequence[Path], *, count: int = SAMPLED, seed: int = 0) -
                 continue
             place = rows if rows < count else chance.randrange(rows + 1)
             rows += 1
+            sizes.add(row.custom_id, needed_tokens(row.request, ANSWER_TOKENS))
             if place < len(chosen):
                 chosen[place] = (rows, row.request)
             elif place < count:
                 chosen.append((rows, row.request))
     # In the order of the file: rows that begin alike often stand together, and the cache serves them.
-    return Sample(tuple(request for _, request in sorted(chosen, key=lambda each: each[0])), rows, invalid)
+    ordered = tuple(request for _, request in sorted(chosen, key=lambda each: each[0]))
+    return Sample(ordered, rows, invalid, sizes.bucket() if rows else None)
 
 
 def made_up_sample(count: int = SAMPLED) -> Sample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from ollama_batch.engines._address import USUAL_URLS, serve_line
 from ollama_batch.memory.engine import is_local
 
-DEFAULT: Final = ("http://127.0.0.1:11434", "http://localhost:11434")
 UNITS: Final = tuple(
     Path(folder, "ollama.service")
     for folder in ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 )
+APP: Final = Path("/Applications/Ollama.app")
 STOP: Final = "pkill -x ollama"
 DROP_IN: Final = "/etc/systemd/system/ollama.service.d/ollama-batch.conf"
 PARALLEL: Final = "OLLAMA_NUM_PARALLEL"
@@ -39,7 +41,8 @@ class Place:
     says whether systemd runs the server. Of another machine nothing is known: it is taken for one on which
     Ollama's installer for Linux has set up the unit. `kept` are variables that a server started by hand has
     now, and is to have again. `inputs` and `asked` are the files and options of this call of the doctor,
-    which another one is to have as well.
+    which another one is to have as well. `installed`: whether this machine has the program (of another one
+    it is not known).
     """
 
     address: str
@@ -49,6 +52,7 @@ class Place:
     kept: Mapping[str, str] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     asked: Mapping[str, str] = field(default_factory=dict)
+    installed: bool = True
 
     @classmethod
     def of(cls, address: str) -> Place:
@@ -56,7 +60,9 @@ class Place:
         if not is_local(address):
             return cls(address, urlsplit(address).hostname, "linux", unit=True)
         unit = sys.platform.startswith("linux") and any(each.exists() for each in UNITS)
-        return cls(address, None, sys.platform, unit, {} if unit else settings_now())
+        kept = {} if unit else settings_now()
+        installed = unit or APP.exists() or shutil.which("ollama") is not None
+        return cls(address, None, sys.platform, unit, kept, installed=installed)
 
     @property
     def slots(self) -> int | None:
@@ -72,11 +78,11 @@ class Place:
     def client(self, *words: str) -> str:
         """A call of Ollama's own client, which reaches the server from here."""
         line = shlex.join(("ollama", *words))
-        return line if self.address in DEFAULT else f"OLLAMA_HOST={shlex.quote(self.address)} {line}"
+        return line if self.address in USUAL_URLS else f"OLLAMA_HOST={shlex.quote(self.address)} {line}"
 
     def doctor(self, *options: str) -> str:
         """Another call of the doctor, with what this one was asked where `options` (pairs) do not say."""
-        where = () if self.address in DEFAULT else ("--base-url", self.address)
+        where = () if self.address in USUAL_URLS else ("--base-url", self.address)
         kept = [word for name, value in self.asked.items() if name not in options for word in (name, value)]
         return shlex.join(("ollama-batch", "doctor", *self.inputs, *where, *options, *kept))
 
@@ -93,6 +99,15 @@ class Place:
         if self.unit:
             return ("sudo systemctl start ollama",)
         return ("open -a Ollama",) if self.platform == "darwin" else (self._serve({}),)
+
+    def install(self) -> tuple[str, ...]:
+        """How this machine gets the program, and the server is started then."""
+        if self.platform == "darwin":
+            return ("brew install ollama", self._serve({}))
+        if self.platform == "win32":
+            return ("winget install Ollama.Ollama", self._serve({}))
+        # On Linux the installer starts one at the usual address.
+        return self.upgrade() if self.address in USUAL_URLS else (*self.upgrade(), self._serve({}))
 
     def restart(self) -> tuple[str, ...]:
         """How the server is ended and started again."""
@@ -134,10 +149,7 @@ class Place:
         return (STOP, self._serve(variables))
 
     def _serve(self, variables: Mapping[str, str]) -> str:
-        where = {} if self.address in DEFAULT else {"OLLAMA_HOST": urlsplit(self.address).netloc}
-        wanted = {**where, **self.kept, **variables}
-        settings = [f"{name}={shlex.quote(value)}" for name, value in wanted.items()]
-        return " ".join([*settings, "ollama serve"])
+        return serve_line(self.address, {**self.kept, **variables})
 
 
 def settings_now() -> dict[str, str]:

@@ -24,10 +24,11 @@ class Seen:
     """What later findings need of earlier ones.
 
     `slots_set` is what a server started by hand was told to have, `slots_loaded` what was reckoned from what
-    it has loaded now.
+    it has loaded now. `num_ctx` is the run's: asked for, or what it chooses for its rows (None: not known).
     """
 
     slots_set: int | None = None
+    num_ctx: int | None = None
     sample: MemorySample | None = None
     users: tuple[GpuProcess, ...] | str = ()
     running: tuple[Running, ...] = ()

@@ -40,6 +40,9 @@ def unreachable(error: EngineError, place: Place, patience_s: float, *, openai: 
     sets: dict[str, str] | None = {} if on is None else None
     if isinstance(error, EngineUnreachableError):
         seen, mend = f"nothing answers at {place.address}", place.start()
+        if not place.installed:
+            seen = f"{seen}, and no program ollama is installed on this machine (none is on the PATH)"
+            mend = place.install()
     elif isinstance(error, EngineTimeoutError):
         seen = f"something takes connections at {place.address}, but does not answer within {patience_s:g} s"
         mend = place.restart()

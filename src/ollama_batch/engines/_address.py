@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from ollama_batch.errors import ConfigError
 
 OLLAMA_PORT: Final = 11434
+USUAL_URLS: Final = ("http://127.0.0.1:11434", "http://localhost:11434")
 _SCHEME_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -85,6 +89,13 @@ def parse_base_url(text: str) -> Address:
         raise ConfigError(f"base_url {redact(value)!r}: a query or fragment has no meaning here")
     userinfo = parts.netloc.rpartition("@")[0]
     return _address(parts.scheme, parts.hostname, port, parts.path, userinfo)
+
+
+def serve_line(url: str, variables: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The line for a shell on this machine that starts an Ollama which listens at `url`, with `variables`."""
+    where = {} if url in USUAL_URLS else {"OLLAMA_HOST": urlsplit(url).netloc}
+    settings = [f"{name}={shlex.quote(value)}" for name, value in {**where, **variables}.items()]
+    return " ".join([*settings, "ollama serve"])
 
 
 def redact(url: str) -> str:

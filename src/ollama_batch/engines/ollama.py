@@ -13,7 +13,7 @@ import httpx
 import orjson
 
 from ollama_batch.engines import _ollama_wire as wire
-from ollama_batch.engines._address import parse_ollama_host
+from ollama_batch.engines._address import parse_ollama_host, serve_line
 from ollama_batch.engines._http import HttpClient, Reply, dump_json
 from ollama_batch.engines._replies import check_outcome, classify
 from ollama_batch.engines.base import OLLAMA_PROCESSES
@@ -119,6 +119,13 @@ class OllamaEngine:
         limited = {} if num_batch is None else {"num_batch": num_batch}
         self._load_options = MappingProxyType({**self._options, **limited})
 
+    def _how_to_start(self) -> str:
+        address = self._http.address
+        if address.is_loopback:
+            return f"Start Ollama with:\n{serve_line(address.url)}"
+        # An Ollama listens to its own machine alone unless told otherwise.
+        return f"Start Ollama on {address.host}, with OLLAMA_HOST=0.0.0.0 so that it listens to others"
+
     def check_params(self, body: Mapping[str, Any]) -> tuple[str, str] | None:
         """Whether Ollama can honour every field of an OpenAI chat `body`: None, or (field path, reason)."""
         return OLLAMA_FIELDS.check(body)
@@ -133,8 +140,7 @@ class OllamaEngine:
             version = (await self._ask("GET", "/api/version", None, model, deadline)).get("version")
         except EngineUnreachableError as exc:
             raise EngineUnreachableError(
-                f"{exc}\nStart Ollama with:\nollama serve\n"
-                "or give its address (base_url=, or the variable OLLAMA_HOST)"
+                f"{exc}\n{self._how_to_start()}\nor give its address (base_url=, or the variable OLLAMA_HOST)"
             ) from exc
         shown, tags = await asyncio.gather(
             self._ask("POST", "/api/show", {"model": model}, model, deadline),

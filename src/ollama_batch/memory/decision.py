@@ -74,9 +74,12 @@ class GuardDecision:
 
     def __str__(self) -> str:
         parts = [f"{self.guard}: {self.level}"]
+        if self.unknown is not None:
+            # "ok" would be read as a judgement: nothing was judged.
+            before = "" if self.level is Level.OK else f"; {self.level} before"
+            parts = [f"{self.guard}: unknown ({self.unknown}){before}"]
         parts += [", ".join(self.actions)] if self.actions else []
         parts += [self.reason] if self.reason else []
-        parts += [f"unknown ({self.unknown})"] if self.unknown is not None else []
         return "; ".join([*parts, *map(str, self.effects), *self.notes])
 
     def to_dict(self) -> Mapping[str, Any]:

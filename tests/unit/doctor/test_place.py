@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +37,27 @@ def test_variables_are_set_where_the_server_takes_them_from() -> None:
     assert DROP_IN in lines["unit"][1]
     assert "launchctl setenv OLLAMA_NUM_PARALLEL 4" in lines["mac"]
     assert "setx OLLAMA_NUM_PARALLEL 4" in lines["windows"]
+
+
+def test_a_machine_without_the_program_is_told_to_install_it_first() -> None:
+    (linux,) = PLACES["bare"].install()  # the installer starts it
+    assert "install.sh" in linux
+    elsewhere = Place("http://127.0.0.1:11500", None, "linux").install()
+    assert elsewhere == (linux, "OLLAMA_HOST=127.0.0.1:11500 ollama serve")
+    assert PLACES["mac"].install() == ("brew install ollama", "ollama serve")
+
+
+def test_whether_the_program_is_there_is_looked_up_on_this_machine_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("ollama_batch.doctor.place.UNITS", ())
+    monkeypatch.setattr("ollama_batch.doctor.place.APP", tmp_path / "Ollama.app")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not Place.of(HERE).installed
+    assert Place.of("http://gpu-box:11434").installed
+    program = tmp_path / ("ollama.exe" if sys.platform == "win32" else "ollama")
+    program.touch(mode=0o755)
+    assert Place.of(HERE).installed
 
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")

@@ -132,6 +132,10 @@ def test_an_unknown_sample_changes_nothing_and_asks_for_nothing(before: float) -
     assert found[0].used_bytes is None
     nothing = guard.decide(sample(300.0))
     assert nothing.unknown == "gpu0: no driver"
+    told = " ".join(map(str, (*found, nothing)))
+    assert "vram: unknown (" in told
+    assert "vram: ok" not in told
+    assert str(nothing).endswith(f"; {level} before") is (level is not Level.OK)
     assert nothing.level is level
 
 
