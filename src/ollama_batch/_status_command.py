@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from ollama_batch._spelling import as_options
 from ollama_batch._text import both_ends, duration
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ def _load_lines(journal: ReadOnlyJournal) -> Iterator[str]:
 
 
 def _trouble_lines(journal: ReadOnlyJournal) -> Iterator[str]:
+    for said in dict.fromkeys(str(note.data.get("message")) for note in journal.notes("powerless_guard")):
+        yield both_ends(as_options(said), TOLD)
     for note in journal.notes("spilled")[-1:]:
         yield both_ends(str(note.data.get("message")), TOLD)
     recoveries = sum(note.data.get("do") == "pause" for note in journal.notes("recovery"))

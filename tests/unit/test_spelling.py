@@ -58,6 +58,12 @@ CASES = [
     ("install Ollama, or give its place with binary=", "install Ollama, or put it on the PATH"),
     ("recover_timeout=-1: must be", "--recover-timeout -1: must be"),
     ("'a.jsonl' does not exist; a single prompt goes in a list: [prompt]", "'a.jsonl' does not exist"),
+    (
+        'a size, as in VramGuard(limit="15GiB"), or say how much there is (VramGuard(total="16GiB"))',
+        "a size, as in --vram-limit 15GiB",
+    ),
+    ('a lower one, as in RamGuard(limit="90%")', "a lower one, as in --ram-limit 90%"),
+    ("run the same\n             call again", "run the same command again"),
     ("my_limit=3 and a-limit=4", "my_limit=3 and a-limit=4"),
 ]
 
