@@ -23,6 +23,14 @@ ACTIVITY = "activity"
 RESTART = "restart"
 """The kind of the journal's notes about restarts of the engine: the fields of EngineRestarted."""
 
+_ENDS = {
+    "refused": "refused",
+    "password": "refused, as it needs a password",
+    "slow": "had not ended in time",
+    "failed": "failed",
+}
+"""How the only restart ended, by its outcome."""
+
 
 class Activity:
     """A hook that writes down pauses, their end, and restarts; the run does not wait for the disk."""
@@ -35,6 +43,7 @@ class Activity:
         self._noting: set[asyncio.Task[None]] = set()
         self._restarts: Counter[str] = Counter()
         self._restarts_s = 0.0
+        self._vain = ("", "")  # outcome and message of the last restart that did not work
 
     def follow(self, journal: RunJournal) -> None:
         """Write to `journal` from now on; what an earlier session left there is no longer so. Blocks."""
@@ -60,9 +69,17 @@ class Activity:
         """A sentence about the restarts so far, for the report; None if there was none."""
         if not self._restarts:
             return None
+        tried, vain = self._restarts.total(), self._restarts.total() - self._restarts["ok"]
+        times = "once" if tried == 1 else f"{tried} times"
         ends = ", ".join(f"{count} {outcome}" for outcome, count in self._restarts.most_common())
-        times = "once" if self._restarts.total() == 1 else f"{self._restarts.total()} times"
-        return f"the engine was restarted {times} ({ends}), which took {self._restarts_s:.1f} s in all"
+        if not vain:
+            return f"the engine was restarted {times} ({ends}), which took {self._restarts_s:.1f} s in all"
+        if vain < tried:
+            ended = f"({ends}), which took {self._restarts_s:.1f} s in all; the last that did not work"
+        else:
+            ended = f"and {_ENDS[self._vain[0]]}" if tried == 1 else f"in vain ({ends}); the last"
+        said = f": {self._vain[1].rstrip('.')}" if self._vain[1] else ""
+        return f"a restart of the engine was tried {times}{',' if tried == 1 else ''} {ended}{said}"
 
     def _paused(self, event: RunPaused) -> dict[str, Any]:
         now = time.time()
@@ -74,6 +91,8 @@ class Activity:
     def _restarted(self, event: EngineRestarted) -> None:
         self._restarts[event.outcome] += 1
         self._restarts_s += event.duration_s
+        if event.outcome != "ok":
+            self._vain = event.outcome, event.message
         if self._journal is not None:
             task = asyncio.get_running_loop().create_task(self._note(self._journal, asdict(event)))
             self._noting.add(task)

@@ -22,6 +22,7 @@ from ollama_batch.errors import (
     EngineDownError,
     JournalMismatchError,
     ModelChangedError,
+    RestartError,
 )
 from ollama_batch.events import Decision, Event, RowFinished
 from ollama_batch.memory import GuardDecision, MemorySample
@@ -92,6 +93,29 @@ def test_overwrite_of_rows_that_are_read_only_once_is_said_to_need_another_outpu
         with pytest.raises(JournalMismatchError, match="read only once: give another output"):
             runner.run(rows(60), output=output, overwrite=True)
         assert runner.run(rows(60), output=tmp_path / "other.jsonl").ok
+
+
+def test_a_run_that_stops_names_what_its_restart_failed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_ladder(monkeypatch)
+
+    def restart() -> None:
+        raise RestartError("sh ended with 4: cannot")
+
+    supervisor = Supervisor(restart, after_s=0.0, wait_s=0.01, most=2)
+    with FakeOllama(speed=CostModel(latency_s=0.01)) as fake:
+        run = quick_runner(fake, num_ctx=2048, supervisor=supervisor, recover_timeout=1.0).start(rows(400))
+        fake.wait_until(lambda ledger: ledger.answered() >= 5)
+        fake.stop()
+        with pytest.raises(EngineDownError) as stopped:
+            run.wait(30)
+    why = str(stopped.value).partition("\nThe engine could not be restarted: ")[2]
+    assert why.endswith("the last time: sh ended with 4: cannot")
+    (note,) = (each for each in stopped.value.report.notes if "restart" in each)
+    assert note == (
+        "a restart of the engine was tried 2 times in vain (2 failed); the last: sh ended with 4: cannot"
+    )
 
 
 def test_the_log_names_a_row_that_is_quarantined_with_its_place(
