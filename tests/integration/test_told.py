@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -93,6 +94,29 @@ def test_overwrite_of_rows_that_are_read_only_once_is_said_to_need_another_outpu
         with pytest.raises(JournalMismatchError, match="read only once: give another output"):
             runner.run(rows(60), output=output, overwrite=True)
         assert runner.run(rows(60), output=tmp_path / "other.jsonl").ok
+
+
+def test_a_report_says_that_memory_ran_out_at_how_many_requests_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quick_ladder(monkeypatch)
+    speed, memory = CostModel(latency_s=0.01), MemoryModel(max_in_flight=4)
+    with FakeOllama(slots=8, speed=speed, memory=memory) as fake:
+        report = quick_runner(fake, concurrency=8).run(rows(30))
+    assert report.counts.ok == 30
+    (note,) = (each for each in report.notes if "memory" in each)
+    ran_out, _, advice = note.partition("; at the end ")
+    assert ran_out.startswith("the engine ran out of memory")
+    at = int(re.search(r"with (\d+) requests at a time", ran_out)[1])  # type: ignore[index]
+    assert 4 < at <= 8
+    settled = re.fullmatch(
+        r"(\d+) were let out. What spares a next run that: fewer slots of the server, or concurrency=(\d+)",
+        advice,
+    )
+    assert settled is not None
+    assert int(settled[1]) == report.concurrency
+    assert 1 <= int(settled[2]) < at
+    assert note in re.sub(r"\n +", " ", str(report))
 
 
 def test_a_run_that_stops_names_what_its_restart_failed_with(
