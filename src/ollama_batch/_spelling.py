@@ -41,6 +41,7 @@ _PHRASES: Final = {
     'RamGuard(limit="15GiB")': "--ram-limit 15GiB",
     'RamGuard(limit="90%")': "--ram-limit 90%",
     ', or say how much there is (VramGuard(total="16GiB"))': "",
+    "or give guards= other limits": "or give --vram-limit or --ram-limit another value",
     "to_parquet() needs": "--parquet needs",
 }
 
@@ -53,16 +54,17 @@ _FLAGS: Final = {
             *("load_timeout", "recover_timeout"),
             *("limit", "lanes", "high", "low", "keep_messages", "gguf", "progress"),
             *("cv_tokens", "swarm_tokens", "praxis_tokens", "weights"),
-            *("omit", "temperature", "criteria", "split"),
+            *("omit", "temperature", "criteria", "split", "hours"),
         )
     },
     "output": "-o",
+    "rows": "--for",
     "every": "--trim-every",
     "allow_models": "--allow-model",
     "retry_failed": "--retry-failed",
     "response_model": "--schema",
 }
-"""The arguments of the library that `ollama-batch run`, `aris` and `aris-back` have options for."""
+"""The arguments of the library that `ollama-batch run`, `doctor`, `aris` and `aris-back` have options for."""
 
 _CALL: Final = re.compile(r"\b(BatchRunner|ConversationPolicy)\((\w+)(=[^()]*)\)")
 _PHRASE: Final = re.compile(
