@@ -146,7 +146,9 @@ def _what(report: BatchReport[Any]) -> list[Line]:
         # One clock for the pace: checking the input and loading the model come before it starts.
         sending, pace = duration(m.elapsed_s), rate(m.requests_per_s)
         if m.paused_s:  # the rate is of all of it: answers come in while a run is paused, too
-            spent += f", {sending} sending and paused ({duration(m.paused_s)}), {pace} requests/s over both"
+            spent += (
+                f", {sending} sending, pauses of {duration(m.paused_s)} included, {pace} requests/s with them"
+            )
         else:
             spent += f", {sending} sending, {pace} requests/s while sending"
         if m.earlier_answers:

@@ -96,6 +96,24 @@ def test_overwrite_of_rows_that_are_read_only_once_is_said_to_need_another_outpu
         assert runner.run(rows(60), output=tmp_path / "other.jsonl").ok
 
 
+def test_a_limit_that_can_never_act_is_told_once_at_the_start_in_the_report_and_by_status(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "in.jsonl", [line(each) for each in names(4)])
+    with FakeOllama() as fake:
+        words = ["--model", "toy:1b", "--base-url", fake.url, "--progress", "none", "--ram-limit", "99999GiB"]
+        assert main(["run", "in.jsonl", "-o", "out.jsonl", *words]) == 0
+    out = capsys.readouterr().out
+    (said,) = (each for each in caplog.records if "lies beyond" in each.message)
+    assert said.levelname == "WARNING"
+    assert "the limit of 99999.0 GiB for RAM lies beyond" in out
+    assert "give a lower one, as in --ram-limit 90%" in status_of(tmp_path / "out.jsonl.run.db", capsys)
+
+
 def test_a_report_says_that_memory_ran_out_at_how_many_requests_and_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
