@@ -70,7 +70,7 @@ def server(
     monkeypatch: pytest.MonkeyPatch,
     fake_ollama_factory: Callable[..., FakeOllama],
 ) -> FakeOllama:
-    """A server at OLLAMA_HOST with the documents' model, an `ollama` and a `systemctl` to start, and a folder to be in."""
+    """A server at OLLAMA_HOST with the documents' model, `ollama` and `systemctl`, and a folder to be in."""
     fake, bin_ = fake_ollama_factory(models=(FakeModel(MODEL),)), tmp_path_factory.mktemp("bin")
     monkeypatch.setenv("OLLAMA_HOST", fake.url)
     stand_in_ollama(bin_)
