@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ollama_batch.errors import JournalError
-from ollama_batch.events import EngineRestarted, Event, RunFinished, RunPaused, RunResumed
+from ollama_batch.events import Decision, EngineRestarted, Event, RunFinished, RunPaused, RunResumed
 from ollama_batch.journal import RunJournal
 
 log = logging.getLogger("ollama_batch.run")
@@ -22,6 +22,14 @@ ACTIVITY = "activity"
 
 RESTART = "restart"
 """The kind of the journal's notes about restarts of the engine: the fields of EngineRestarted."""
+
+_ENDS = {
+    "refused": "refused",
+    "password": "refused, as it needs a password",
+    "slow": "had not ended in time",
+    "failed": "failed",
+}
+"""How the only restart ended, by its outcome."""
 
 
 class Activity:
@@ -35,6 +43,8 @@ class Activity:
         self._noting: set[asyncio.Task[None]] = set()
         self._restarts: Counter[str] = Counter()
         self._restarts_s = 0.0
+        self._lacks: list[int] = []  # the requests that were out when the engine's memory ran out
+        self._vain = ("", "")  # outcome and message of the last restart that did not work
 
     def follow(self, journal: RunJournal) -> None:
         """Write to `journal` from now on; what an earlier session left there is no longer so. Blocks."""
@@ -51,6 +61,8 @@ class Activity:
         else:
             if isinstance(event, EngineRestarted):
                 self._restarted(event)
+            elif isinstance(event, Decision) and event.kind == "recovery" and "in_flight" in event.data:
+                self._lacks.append(event.data["in_flight"])
             return
         if self._journal is not None:
             asyncio.get_running_loop().run_in_executor(None, self._write)
@@ -60,9 +72,35 @@ class Activity:
         """A sentence about the restarts so far, for the report; None if there was none."""
         if not self._restarts:
             return None
+        tried, vain = self._restarts.total(), self._restarts.total() - self._restarts["ok"]
+        times = "once" if tried == 1 else f"{tried} times"
         ends = ", ".join(f"{count} {outcome}" for outcome, count in self._restarts.most_common())
-        times = "once" if self._restarts.total() == 1 else f"{self._restarts.total()} times"
-        return f"the engine was restarted {times} ({ends}), which took {self._restarts_s:.1f} s in all"
+        if not vain:
+            return f"the engine was restarted {times} ({ends}), which took {self._restarts_s:.1f} s in all"
+        if vain < tried:
+            ended = f"({ends}), which took {self._restarts_s:.1f} s in all; the last that did not work"
+        else:
+            ended = f"and {_ENDS[self._vain[0]]}" if tried == 1 else f"in vain ({ends}); the last"
+        said = f": {self._vain[1].rstrip('.')}" if self._vain[1] else ""
+        return f"a restart of the engine was tried {times}{',' if tried == 1 else ''} {ended}{said}"
+
+    def lack_of_memory(self, concurrency: int) -> str | None:
+        """A sentence for the report of a run that lets so many requests out now; None: memory held all."""
+        if not self._lacks:
+            return None
+        least, many = min(self._lacks), len(self._lacks)
+        times = "" if many == 1 else f" {many} times"
+        out = "one request" if least == 1 else f"{least} requests"
+        said = (
+            f"the engine ran out of memory{times}, with {out} at a time{'' if many == 1 else ' at the least'}"
+        )
+        fewer = max(1, min(concurrency, least - 1))
+        if least == 1:
+            return f"{said}: a smaller context of the server, or a smaller model, takes less"
+        return (
+            f"{said}; at the end {concurrency} were let out. What spares a next run that: fewer slots of the "
+            f"server, or concurrency={fewer}"
+        )
 
     def _paused(self, event: RunPaused) -> dict[str, Any]:
         now = time.time()
@@ -74,6 +112,8 @@ class Activity:
     def _restarted(self, event: EngineRestarted) -> None:
         self._restarts[event.outcome] += 1
         self._restarts_s += event.duration_s
+        if event.outcome != "ok":
+            self._vain = event.outcome, event.message
         if self._journal is not None:
             task = asyncio.get_running_loop().create_task(self._note(self._journal, asdict(event)))
             self._noting.add(task)

@@ -60,12 +60,8 @@ def _levels(name: str, warn: Amount | None, limit: Amount | None) -> dict[str, A
     from ollama_batch.memory.amounts import Amount
     from ollama_batch.memory.guards import LIMIT
 
-    if limit is not None and warn is None:
-        # As far below it as the usual one, so that a run is slowed down before it is paused.
-        low = Amount(limit.bytes * 11 // 12, None if limit.share is None else limit.share * 11 / 12)
-        return {"warn": _value(low), "limit": _value(limit)}
     if warn is None:
-        return {}
+        return {} if limit is None else {"limit": _value(limit)}
     high = Amount(share=LIMIT) if limit is None else limit
     alike = (warn.share is None) == (high.share is None)
     if alike and (warn.share or warn.bytes) > (high.share or high.bytes):

@@ -39,6 +39,9 @@ log = logging.getLogger("ollama_batch.run")
 KIND: Final = "memory_guard"
 """The kind of its decisions."""
 
+POWERLESS: Final = "powerless_guard"
+"""The kind of the notes on guards that were given and cannot act."""
+
 MEMORY: Final = "memory"
 GUARD: Final = "a memory guard"
 
@@ -80,7 +83,8 @@ class Guarding:
     the engine reserves as it loads, is no reason for them to slow the run down. Of a GuardPlan it makes a
     guard of its own. `answers` counts what the model has answered. `reload` has the model loaded with smaller
     buffers (to be awaited; None: there are none). A pause of more than `patience_s` seconds ends the run,
-    resumably, whether memory can be read meanwhile or not. `keep` is shown every sample, too.
+    resumably, whether memory can be read meanwhile or not. `keep` is shown every sample, too; `powerless` is
+    told why a guard that the user has given cannot act.
 
     A guard that fails is a matter of its own, and a note that cannot be kept no reason to stop.
     """
@@ -99,12 +103,17 @@ class Guarding:
         answers: Callable[[], int],
         patience_s: float,
         keep: Callable[[MemorySample], Awaitable[None]] | None = None,
+        powerless: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._initial = InitialUse()
         chosen = USUAL if guards is None else guards
         self._posts = [
-            GuardPost(each.made(self._initial) if isinstance(each, GuardPlan) else each) for each in chosen
+            GuardPost(each.made(self._initial), asked=bool(each.options))
+            if isinstance(each, GuardPlan)
+            else GuardPost(each)
+            for each in chosen
         ]
+        self._powerless = powerless
         self._throttle = throttle
         self._gate = gate
         self._stop = stop
@@ -145,6 +154,9 @@ class Guarding:
                     log.exception("the guard %r failed; the run goes on", post.name)
             else:
                 done += [] if told is None else [told]
+            why = None if self._powerless is None else post.powerless(sample)
+            if self._powerless is not None and why is not None:
+                await self._kept(self._powerless(why))
         for each in done:
             self._emit(each)
         for each in done:

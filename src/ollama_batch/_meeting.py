@@ -34,6 +34,7 @@ from ollama_batch.control import LimitChange
 from ollama_batch.engines.base import Engine, Loadable
 from ollama_batch.errors import ConfigError, EngineBusyError, EngineError, EngineLoadingError
 from ollama_batch.journal import RunJournal
+from ollama_batch.journal.identity import DIGEST
 from ollama_batch.tokens.state import state_folder
 from ollama_batch.types import EngineInfo, LoadedModel
 
@@ -142,7 +143,7 @@ async def meet_engine(
         info = await engine.describe(model)
         _refuse_no_thinker(info, options)
         journal.pin("engine", info.engine)
-        journal.pin(f"digest of {model}", info.digest)
+        journal.pin(f"{DIGEST}{model}", info.digest)
         if EXTRA in info.details:
             journal.pin(EXTRA, info.details[EXTRA])
         num_ctx = why = None
@@ -175,7 +176,7 @@ async def load_model(
         deadline = time.monotonic() + options.load_timeout
         loading = engine.load(model, num_ctx=meeting.num_ctx, deadline=deadline)
         info = await told_while_loading(loading, engine, model, patience_s=options.load_timeout)
-        journal.pin(f"digest of {model}", info.digest)  # models before it may have taken hours
+        journal.pin(f"{DIGEST}{model}", info.digest)  # models before it may have taken hours
         context = context_of(options, info, meeting.num_ctx)
         width = choose_width(options, info)
         meeting = dataclasses.replace(meeting, info=info, width=width, context=context)

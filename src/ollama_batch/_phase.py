@@ -10,7 +10,7 @@ from ollama_batch._failures import FailureWatch
 from ollama_batch._feed import Feed
 from ollama_batch._fitting import Composer, Fitter
 from ollama_batch._gauge import PromptGauge
-from ollama_batch._guarding import Guarding, guarded
+from ollama_batch._guarding import POWERLESS, Guarding, guarded
 from ollama_batch._job import Job
 from ollama_batch._lanes import Lanes
 from ollama_batch._limits import LearnedLimit
@@ -155,6 +155,10 @@ async def send_rows(
         await spill.see(sample)
         await notes.see(sample)
 
+    async def powerless(message: str) -> None:
+        noticed(POWERLESS, message)
+        await journal.note(POWERLESS, {"message": message})
+
     guarding = Guarding(
         options.guards,
         throttle=limit,
@@ -167,6 +171,7 @@ async def send_rows(
         answers=lambda: steering.answers,
         patience_s=settings.patience_s,
         keep=keep,
+        powerless=powerless,
     )
     try:
         async with (

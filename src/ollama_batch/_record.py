@@ -39,9 +39,18 @@ class RecoveryRecord:
         self._noted = 0
         self._noting: set[asyncio.Task[None]] = set()
 
-    def keep(self, action: Action, history: History, error: EngineError | None = None) -> None:
-        """`action` was decided, after which the record is `history`."""
+    def keep(
+        self,
+        action: Action,
+        history: History,
+        error: EngineError | None = None,
+        *,
+        in_flight: int | None = None,
+    ) -> None:
+        """`action` was decided, after which the record is `history`; so many requests were out at it."""
         data = action.to_note()
+        if in_flight is not None:
+            data["in_flight"] = in_flight
         message = f"{action.do}: {action.reason}"
         if error is not None:
             data["code"] = error.code

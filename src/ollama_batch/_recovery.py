@@ -299,15 +299,15 @@ class Recovery:
 
     def _paused(self, action: Action, job: Job, trouble: Trouble, error: EngineError) -> None:
         """Begin a pause, or let the present one be for this as well."""
-        if action.rung is Rung.CONCURRENCY:
-            in_flight = max(len(trouble.out), job.out)
+        in_flight = None if action.rung is None else max(len(trouble.out), job.out)
+        if action.rung is Rung.CONCURRENCY and in_flight is not None:
             self._limit.ran_out(in_flight=in_flight, sent_at=trouble.sent_at)
         elif action.rung is not None:
             self._due.append(action.rung)
         self._alone |= action.alone
         self.turns.move()
         if self._history.crashed or action.rung is not None:
-            self._record.keep(action, self._history, error)
+            self._record.keep(action, self._history, error, in_flight=in_flight)
         self._watch(action, error)
 
     def _watch(self, action: Action, error: EngineError) -> None:

@@ -246,7 +246,7 @@ class Reporter:
             conversation_limit=None if policy is None else policy.limit,
             started_at=self._began_at,
             duration_s=duration_s,
-            notes=tuple(dict.fromkeys((*self._notes, *self._restarts(), *self._hooks_that_raised()))),
+            notes=tuple(dict.fromkeys((*self._notes, *self._engine_trouble(), *self._hooks_that_raised()))),
             error_examples=error_examples(journal, counts, self._names),
             read_results=lambda: read_results(journal, form=self._options.form),
         )
@@ -258,7 +258,11 @@ class Reporter:
         pins = journal.identity
         return context_of(self._options, engine, pins.get(NUM_CTX), told=pins.get(TOLD))
 
-    def _restarts(self) -> Iterator[str]:
+    def _engine_trouble(self) -> Iterator[str]:
+        width = 1 if self._meeting is None else self._meeting.width
+        lack = self._activity.lack_of_memory(self._run.metrics.concurrency or width)
+        if lack is not None:
+            yield lack
         if self._activity.restarts is not None:
             yield self._activity.restarts
 

@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ UNIT: Final = "unit:"
 
 _OPERATORS: Final = frozenset("();<>|&")
 _KILL_S: Final = 1.0
+_ASK_S: Final = 5.0
 _SAID_BYTES: Final = 2000
 _SAID_CHARS: Final = 400
 
@@ -71,7 +73,38 @@ def supervisor_asked(arguments: argparse.Namespace, *, address: str) -> Supervis
             f"--restart {how} restarts a unit of this machine, and the engine is at {address}: give a "
             f"command, as in 'ssh HOST sudo -n systemctl restart {name}'"
         )
+    why = _no_unit(name)
+    if why is not None:
+        raise ConfigError(f"--restart {how}: {why}")
     return Supervisor(unit)
+
+
+def _no_unit(name: str) -> str | None:
+    """Why systemd has no such unit to restart; None: it has, or does not tell."""
+    line = ("systemctl", "--no-ask-password", "show", "--property=LoadState", name)
+    try:
+        done = subprocess.run(  # noqa: S603 - a name of a unit, and no shell
+            line,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_ASK_S,
+            env={**os.environ, "LC_ALL": "C"},
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    said = done.stdout.strip()
+    if "not been booted with systemd" in done.stderr:
+        return "this machine was not booted with systemd, which has no units here; a command may do it"
+    if said in ("LoadState=not-found", "LoadState=masked"):
+        what = "is masked" if said.endswith("masked") else "does not exist on this machine"
+        return (
+            f"the unit {name} {what}: give the one that runs the engine (systemctl list-units "
+            "--type=service), or a command"
+        )
+    return None
 
 
 def _words(how: str) -> tuple[str, ...]:

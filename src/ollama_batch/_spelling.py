@@ -36,6 +36,12 @@ _PHRASES: Final = {
     "the same call": "the same command",
     "more in report.notes": "more in the log above",
     "give codes= that tell": "give --code that tell",
+    'VramGuard(limit="15GiB")': "--vram-limit 15GiB",
+    'VramGuard(limit="90%")': "--vram-limit 90%",
+    'RamGuard(limit="15GiB")': "--ram-limit 15GiB",
+    'RamGuard(limit="90%")': "--ram-limit 90%",
+    ', or say how much there is (VramGuard(total="16GiB"))': "",
+    "or give guards= other limits": "or give --vram-limit or --ram-limit another value",
     "to_parquet() needs": "--parquet needs",
 }
 
@@ -48,19 +54,23 @@ _FLAGS: Final = {
             *("load_timeout", "recover_timeout"),
             *("limit", "lanes", "high", "low", "keep_messages", "gguf", "progress"),
             *("cv_tokens", "swarm_tokens", "praxis_tokens", "weights"),
-            *("omit", "temperature", "criteria", "split"),
+            *("omit", "temperature", "criteria", "split", "hours"),
         )
     },
     "output": "-o",
+    "rows": "--for",
     "every": "--trim-every",
     "allow_models": "--allow-model",
     "retry_failed": "--retry-failed",
     "response_model": "--schema",
 }
-"""The arguments of the library that `ollama-batch run`, `aris` and `aris-back` have options for."""
+"""The arguments of the library that `ollama-batch run`, `doctor`, `aris` and `aris-back` have options for."""
 
 _CALL: Final = re.compile(r"\b(BatchRunner|ConversationPolicy)\((\w+)(=[^()]*)\)")
-_PHRASE: Final = re.compile("|".join(map(re.escape, _PHRASES)))
+_PHRASE: Final = re.compile(
+    # A report may have broken a line within one.
+    "|".join(re.escape(phrase).replace("\\ ", r"\s+") for phrase in _PHRASES)
+)
 _ARGUMENT: Final = re.compile(
     # Not within a path or an address: those are the user's own.
     rf"(?<![\w./=&?\\-])({'|'.join(sorted(_FLAGS, key=len, reverse=True))})="
@@ -70,7 +80,7 @@ _ARGUMENT: Final = re.compile(
 
 def as_options(text: str) -> str:
     """`text` with every argument of the library that has an option in that option's spelling."""
-    phrased = _PHRASE.sub(lambda phrase: _PHRASES[phrase[0]], _CALL.sub(_opened, text))
+    phrased = _PHRASE.sub(lambda found: _PHRASES[" ".join(found[0].split())], _CALL.sub(_opened, text))
     return _ARGUMENT.sub(lambda found: _option(found[1], found["value"]), phrased)
 
 

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from ollama_batch._spelling import as_options
 from ollama_batch._text import both_ends, duration
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def status(arguments: Namespace) -> int:
         print(state_line(journal))
         print(f"  {_mode_line(journal)}")
         for line in _load_lines(journal):
-            print(f"  {line}")
+            print(f"  {as_options(line)}")
         codes, pace = journal.counts().codes, journal.pace()
     if pace.last_at is not None:
         ago = duration(max(0.0, time.time() - pace.last_at))
@@ -100,6 +101,8 @@ def _load_lines(journal: ReadOnlyJournal) -> Iterator[str]:
 
 
 def _trouble_lines(journal: ReadOnlyJournal) -> Iterator[str]:
+    for said in dict.fromkeys(str(note.data.get("message")) for note in journal.notes("powerless_guard")):
+        yield both_ends(said, TOLD)
     for note in journal.notes("spilled")[-1:]:
         yield both_ends(str(note.data.get("message")), TOLD)
     recoveries = sum(note.data.get("do") == "pause" for note in journal.notes("recovery"))
@@ -122,7 +125,7 @@ def _trouble_lines(journal: ReadOnlyJournal) -> Iterator[str]:
 def _why(
     reason: str, message: str, since: float | None = None, stops_at: float | None = None, **_: Any
 ) -> str:
-    why = "by the program that runs it" if reason == "user" else both_ends(message, TOLD)
+    why = "by the program that runs it" if reason == "user" else as_options(both_ends(message, TOLD))
     begun = "" if since is None else f"since {_clock(since)}: "
     end = "it goes on when that is over"
     if reason == "user":

@@ -144,10 +144,13 @@ def _what(report: BatchReport[Any]) -> list[Line]:
     spent = f"{duration(report.duration_s)} in all"
     if m.requests_per_s:
         # One clock for the pace: checking the input and loading the model come before it starts.
-        paused = f" ({duration(m.paused_s)} of it paused)" if m.paused_s else ""
-        spent += (
-            f", {duration(m.elapsed_s)} sending{paused}, {rate(m.requests_per_s)} requests/s while sending"
-        )
+        sending, pace = duration(m.elapsed_s), rate(m.requests_per_s)
+        if m.paused_s:  # the rate is of all of it: answers come in while a run is paused, too
+            spent += (
+                f", {sending} sending, pauses of {duration(m.paused_s)} included, {pace} requests/s with them"
+            )
+        else:
+            spent += f", {sending} sending, {pace} requests/s while sending"
         if m.earlier_answers:
             spent += f" ({rate(m.rows_per_s)} rows/s)"
     elif m.paused_s:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from ollama_batch.control.restart import Outcome
 from ollama_batch.control.supervisor import Supervisor
 from ollama_batch.engines.base import Engine, Restartable
 from ollama_batch.errors import EngineError, EngineExitedError
@@ -22,6 +23,7 @@ class Supervision:
         self._supervisor = supervisor
         self._own = engine.restart if isinstance(engine, Restartable) else None
         self._emit = emit
+        self._failed: str | None = None  # what the last restart ended with, if that was no refusal
 
     def refuses(self) -> str | None:
         """Why the engine is not restarted; None if it may be."""
@@ -33,8 +35,9 @@ class Supervision:
         """For the end of a message: why whoever may restart it does not; "" if nobody may, or it does."""
         if self._supervisor is None or not self._supervisor.allows(self._own):
             return ""
-        why = self._supervisor.refuses(self._own)
-        return "" if why is None else f"\nThe engine could not be restarted: {why.rstrip('.')}"
+        refused = self._supervisor.refuses(self._own)
+        why = "; the last time: ".join(dict.fromkeys(each for each in (refused, self._failed) if each))
+        return f"\nThe engine could not be restarted: {why.rstrip('.')}" if why else ""
 
     def last_words(self, error: EngineError) -> str:
         """What a run ends with when its engine is gone."""
@@ -54,6 +57,8 @@ class Supervision:
         restart = await self._supervisor.attempt(self._own, exited=exited, unwell_s=unwell_s, reason=reason)
         if restart is None:
             return False
+        tried = restart.outcome in (Outcome.FAILED, Outcome.SLOW)
+        self._failed = restart.message if tried else None
         self._emit(
             EngineRestarted(
                 reason=restart.reason,
@@ -75,5 +80,6 @@ class Supervision:
 
     def answered(self) -> None:
         """The engine has answered a request."""
+        self._failed = None
         if self._supervisor is not None:
             self._supervisor.answered()

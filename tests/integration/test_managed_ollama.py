@@ -477,7 +477,9 @@ def test_a_restart_that_is_refused_stops_the_run_in_time_and_fails_no_row(
     counts = stopped.value.report.counts
     assert counts.ok >= 20
     assert counts.failed == 0
-    assert any(f"restarted once (1 {outcome})" in note for note in stopped.value.report.notes)
+    (told,) = (note for note in stopped.value.report.notes if "restart" in note)
+    assert told.startswith("a restart of the engine was tried once, and refused")
+    assert recorder.all(EngineRestarted)[0].message.rstrip(".") in told
 
 
 def test_an_engine_of_somebody_else_is_left_alone(folder: Path, tmp_path: Path) -> None:

@@ -143,8 +143,12 @@ def test_other_weights_are_refused_before_anything_is_sent(
     fake_ollama_factory: Factory, begun: dict[str, Path]
 ) -> None:
     newer = fake_ollama_factory(models=[FakeModel("toy:1b", "f" * 64)])
-    with pytest.raises(JournalMismatchError, match=r'digest of toy:1b was ".*, is "ffff'):
+    with pytest.raises(JournalMismatchError, match=r'digest of toy:1b was ".*, is "ffff') as refused:
         runner_on(newer, **BEGUN).run(**begun)
+    said = str(refused.value)
+    assert said.startswith("the model was exchanged since this run began")
+    assert "ollama cp" in said
+    assert "settings" not in said
     assert newer.ledger.count() == newer.ledger.loads == 0
 
 

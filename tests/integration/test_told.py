@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from ollama_batch.errors import (
     EngineDownError,
     JournalMismatchError,
     ModelChangedError,
+    RestartError,
 )
 from ollama_batch.events import Decision, Event, RowFinished
 from ollama_batch.memory import GuardDecision, MemorySample
@@ -92,6 +94,70 @@ def test_overwrite_of_rows_that_are_read_only_once_is_said_to_need_another_outpu
         with pytest.raises(JournalMismatchError, match="read only once: give another output"):
             runner.run(rows(60), output=output, overwrite=True)
         assert runner.run(rows(60), output=tmp_path / "other.jsonl").ok
+
+
+def test_a_limit_that_can_never_act_is_told_once_at_the_start_in_the_report_and_by_status(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "in.jsonl", [line(each) for each in names(4)])
+    with FakeOllama() as fake:
+        words = ["--model", "toy:1b", "--base-url", fake.url, "--progress", "none", "--ram-limit", "99999GiB"]
+        assert main(["run", "in.jsonl", "-o", "out.jsonl", *words]) == 0
+    out = capsys.readouterr().out
+    (said,) = (each for each in caplog.records if "lies beyond" in each.message)
+    assert said.levelname == "WARNING"
+    assert "the limit of 99999.0 GiB for RAM lies beyond" in out
+    assert "give a lower one, as in --ram-limit 90%" in status_of(tmp_path / "out.jsonl.run.db", capsys)
+
+
+def test_a_report_says_that_memory_ran_out_at_how_many_requests_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quick_ladder(monkeypatch)
+    speed, memory = CostModel(latency_s=0.01), MemoryModel(max_in_flight=4)
+    with FakeOllama(slots=8, speed=speed, memory=memory) as fake:
+        report = quick_runner(fake, concurrency=8).run(rows(30))
+    assert report.counts.ok == 30
+    (note,) = (each for each in report.notes if "memory" in each)
+    ran_out, _, advice = note.partition("; at the end ")
+    assert ran_out.startswith("the engine ran out of memory")
+    at = int(re.search(r"with (\d+) requests at a time", ran_out)[1])  # type: ignore[index]
+    assert 4 < at <= 8
+    settled = re.fullmatch(
+        r"(\d+) were let out. What spares a next run that: fewer slots of the server, or concurrency=(\d+)",
+        advice,
+    )
+    assert settled is not None
+    assert int(settled[1]) == report.concurrency
+    assert 1 <= int(settled[2]) < at
+    assert note in re.sub(r"\n +", " ", str(report))
+
+
+def test_a_run_that_stops_names_what_its_restart_failed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_ladder(monkeypatch)
+
+    def restart() -> None:
+        raise RestartError("sh ended with 4: cannot")
+
+    supervisor = Supervisor(restart, after_s=0.0, wait_s=0.01, most=2)
+    with FakeOllama(speed=CostModel(latency_s=0.01)) as fake:
+        run = quick_runner(fake, num_ctx=2048, supervisor=supervisor, recover_timeout=1.0).start(rows(400))
+        fake.wait_until(lambda ledger: ledger.answered() >= 5)
+        fake.stop()
+        with pytest.raises(EngineDownError) as stopped:
+            run.wait(30)
+    why = str(stopped.value).partition("\nThe engine could not be restarted: ")[2]
+    assert why.endswith("the last time: sh ended with 4: cannot")
+    (note,) = (each for each in stopped.value.report.notes if "restart" in each)
+    assert note == (
+        "a restart of the engine was tried 2 times in vain (2 failed); the last: sh ended with 4: cannot"
+    )
 
 
 def test_the_log_names_a_row_that_is_quarantined_with_its_place(

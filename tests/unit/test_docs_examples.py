@@ -19,7 +19,7 @@ from ollama_batch import OllamaEngine
 from ollama_batch._portal import portal
 from ollama_batch.cli import main
 from ollama_batch.testing import FakeModel, FakeOllama
-from supervisor_support import stand_in_ollama
+from supervisor_support import stand_in_ollama, stand_in_systemctl
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")])
@@ -70,10 +70,11 @@ def server(
     monkeypatch: pytest.MonkeyPatch,
     fake_ollama_factory: Callable[..., FakeOllama],
 ) -> FakeOllama:
-    """A server at OLLAMA_HOST with the documents' model, an `ollama` to start, and a folder to be in."""
+    """A server at OLLAMA_HOST with the documents' model, `ollama` and `systemctl`, and a folder to be in."""
     fake, bin_ = fake_ollama_factory(models=(FakeModel(MODEL),)), tmp_path_factory.mktemp("bin")
     monkeypatch.setenv("OLLAMA_HOST", fake.url)
     stand_in_ollama(bin_)
+    stand_in_systemctl(bin_, "ok")
     (bin_ / "notify-send").write_text("#!/bin/sh\n")
     (bin_ / "notify-send").chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_}{os.pathsep}{os.environ['PATH']}")

@@ -19,7 +19,15 @@ from ollama_batch._stop import Stop
 from ollama_batch._width import RunWidth
 from ollama_batch.errors import DiskFullError, MemoryShortError
 from ollama_batch.events import Decision, Event, MemoryMeasured, RunPaused, RunResumed
-from ollama_batch.memory import DeviceMemory, Guard, GuardDecision, MemorySample, RamGuard, VramGuard
+from ollama_batch.memory import (
+    DeviceMemory,
+    EngineMemory,
+    Guard,
+    GuardDecision,
+    MemorySample,
+    RamGuard,
+    VramGuard,
+)
 from virtual_time import run_on, virtual_loop
 
 
@@ -61,6 +69,7 @@ class Watched:
         self.loads = 0
         self.width = Width()
         self.answers = 0
+        self.powerless: list[str] = []
         self.disk: Exception | None = None  # what keeping a note meets
         self.stop = Stop()
         self.gate = Gate(stop=self.stop, emit=self.events.append)
@@ -76,6 +85,7 @@ class Watched:
             answers=lambda: self.answers,
             patience_s=patience_s,
             keep=self._keep,
+            powerless=self._powerless,
         )
         self.now = 0.0
 
@@ -103,6 +113,9 @@ class Watched:
         if self.disk is not None:
             raise self.disk
 
+    async def _powerless(self, message: str) -> None:
+        self.powerless.append(message)
+
     async def see(self, free_gib: float | None, *, seconds: int = 1, total: float = 16) -> None:
         free = None if free_gib is None else free_gib * GIB
         await self.see_cards(device(free, total * GIB), seconds=seconds)
@@ -119,6 +132,45 @@ class Watched:
     @property
     def paused(self) -> bool:
         return not self.gate.open
+
+
+REMOTE, SILENT = engine(8 * GIB), engine(None)
+
+
+@pytest.mark.parametrize(
+    ("guard", "seen", "said"),
+    [
+        (
+            VramGuard(limit="90%"),
+            REMOTE,
+            "can never act: limit 90% is a share of the engine's card, and how much that has is unknown. ",
+        ),
+        (VramGuard(limit="15GiB", warn="80%"), REMOTE, "can never act: warn 80% is a share"),
+        (VramGuard(limit="15GiB"), SILENT, "what is in use cannot be read (the engine's card: not said)"),
+        (VramGuard(device=7), None, "what is in use cannot be read (no gpu7: "),
+        (
+            RamGuard(limit="100GiB"),
+            None,
+            "lies beyond the 16.0 GiB that system memory has, so that its guard pauses the run only once",
+        ),
+        (VramGuard(limit="15GiB"), REMOTE, None),
+        (VramGuard(limit="90%", total="16GiB"), REMOTE, None),
+        (RamGuard(limit="15GiB"), None, None),
+    ],
+)
+async def test_a_guard_that_was_given_and_cannot_act_is_told_of_once(
+    guard: Guard, seen: EngineMemory | None, said: str | None
+) -> None:
+    run = Watched(guard)
+    await run.see_cards(engine=seen, devices_unknown="no driver", seconds=8)
+    assert len(run.powerless) == (said is not None)
+    assert said is None or said in run.powerless[0]
+
+
+async def test_usual_guards_that_cannot_act_are_not_told_of() -> None:
+    run = Watched(usual=True)
+    await run.see_cards(engine=SILENT, devices_unknown="no driver", seconds=8)
+    assert run.powerless == []
 
 
 async def test_the_run_pauses_at_the_limit_and_goes_on_once_there_is_room() -> None:

@@ -273,7 +273,7 @@ def test_a_pause_is_part_of_the_time_of_sending() -> None:
     clock.tick(2)
     metrics.on_event(finished())
     text = str(report(metrics=metrics.snapshot(), duration_s=9.0))
-    assert "9.0s in all, 8.0s sending (6.0s of it paused), 0.12 requests/s while sending" in text
+    assert "9.0s in all, 8.0s sending, pauses of 6.0s included, 0.12 requests/s with them" in text
 
 
 def line_of(label: str, metrics: MetricsHook) -> str:

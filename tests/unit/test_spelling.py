@@ -58,6 +58,18 @@ CASES = [
     ("install Ollama, or give its place with binary=", "install Ollama, or put it on the PATH"),
     ("recover_timeout=-1: must be", "--recover-timeout -1: must be"),
     ("'a.jsonl' does not exist; a single prompt goes in a list: [prompt]", "'a.jsonl' does not exist"),
+    (
+        'a size, as in VramGuard(limit="15GiB"), or say how much there is (VramGuard(total="16GiB"))',
+        "a size, as in --vram-limit 15GiB",
+    ),
+    ('a lower one, as in RamGuard(limit="90%")', "a lower one, as in --ram-limit 90%"),
+    ("run the same\n             call again", "run the same command again"),
+    ("rows=0: give a whole number above 0", "--for 0: give a whole number above 0"),
+    ("hours=0: give a number above 0", "--hours 0: give a number above 0"),
+    (
+        "free memory, or give guards= other limits, then run the same call again",
+        "free memory, or give --vram-limit or --ram-limit another value, then run the same command again",
+    ),
     ("my_limit=3 and a-limit=4", "my_limit=3 and a-limit=4"),
 ]
 
@@ -69,7 +81,7 @@ def test_arguments_become_options_and_nothing_else_changes(said: str, read: str)
 
 
 def test_every_option_that_is_named_is_one() -> None:
-    commands = ("run", "export-failed", "analyze", "aris", "aris-back")
+    commands = ("run", "export-failed", "analyze", "aris", "aris-back", "doctor")
     parser = make_parser(dict.fromkeys(commands, lambda _: 0))
     group = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     options = [action for each in commands for action in group.choices[each]._actions]

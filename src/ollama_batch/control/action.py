@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 
 class Do(StrEnum):
@@ -45,6 +45,15 @@ class Rung(StrEnum):
     """Have the engine unload the models that are not this run's."""
     RESTART = "restart"
     """The user's own command that restarts the engine."""
+
+
+RUNG_WORDS: Final = {
+    Rung.CONCURRENCY: "from now on fewer requests are out at a time",
+    Rung.NUM_BATCH: "from now on prompts are evaluated in smaller pieces",
+    Rung.UNLOAD_OTHERS: "the engine is asked to unload other models",
+    Rung.RESTART: "the engine is restarted",
+}
+"""What taking a rung means, for a person."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

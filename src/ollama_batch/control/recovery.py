@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ollama_batch.control.action import Action, Do, Rung
+from ollama_batch.control.action import RUNG_WORDS, Action, Do, Rung
 from ollama_batch.control.history import BREAKER_ANSWERS, BREAKER_CRASHES, BREAKER_S, History
 from ollama_batch.control.trouble import Kind, Trouble
 
@@ -217,7 +217,7 @@ def _lack_of_memory(trouble: Trouble, history: History, ladder: Ladder, pause: A
         if all(history.suspicion_after(row).crashes < POISON for row in out):
             return replace(pause, alone=out)
         return Action(do=Do.STOP, reason="out of memory with one request, and nothing left to give up")
-    return replace(pause, reason=f"{pause.reason}; next rung: {rung}", rung=rung)
+    return replace(pause, reason=f"{pause.reason}; {RUNG_WORDS[rung]}", rung=rung)
 
 
 def _breaks(trouble: Trouble, history: History) -> bool:

@@ -108,7 +108,7 @@ class Supervisor:
         recent = sum(1 for ended in self._ended if ended > since)
         if recent < most:
             return None
-        return f"it was restarted {recent} times within {self._within_s:g} s, and no more is allowed"
+        return f"that was tried {recent} times within {self._within_s:g} s, and no more is allowed"
 
     def due_in(self, *, exited: bool, unwell_s: float) -> float:
         """Seconds until an engine that has been in trouble for `unwell_s` may be restarted; 0 is now.

@@ -14,6 +14,9 @@ _MISSING = object()
 CLASS = "class"
 """The key by which an object that was written down as JSON says what it is."""
 
+DIGEST = "digest of "
+"""How keys of the weights that stand behind a model's name begin; that name follows."""
+
 
 def normal(value: Any) -> Any:
     """`value` as it comes back from JSON, so that tuples and lists, 1 and 1 compare alike."""
@@ -27,6 +30,15 @@ def compare(recorded: Mapping[str, Any], present: Mapping[str, Any], path: Path 
     for key, old, new in _different(recorded, normal(present)):
         differences[key] = (None if old is _MISSING else old, None if new is _MISSING else new)
         told.append(f"{key} was {_shown(old)}, is {_shown(new)}")
+    if differences and all(map(_exchanged, differences, differences.values())):
+        raise JournalMismatchError(
+            f"the model was exchanged since this run began, and answers of two models would not go together: "
+            f"{'; '.join(told)}. Put the one it began with back under its name (ollama cp, or ollama pull of "
+            "the tag that has its digest) and run the same call again, give another output, or "
+            "overwrite=True, which keeps the old journal under another name (.old1)",
+            None if path is None else str(path),
+            differences,
+        )
     if differences:
         raise JournalMismatchError(
             f"this run began with other settings, and its answers would not go together: {'; '.join(told)}. "
@@ -35,6 +47,11 @@ def compare(recorded: Mapping[str, Any], present: Mapping[str, Any], path: Path 
             None if path is None else str(path),
             differences,
         )
+
+
+def _exchanged(key: str, change: tuple[Any, Any]) -> bool:
+    """Whether it is that other weights stand behind a name."""
+    return key.startswith(DIGEST) and all(isinstance(each, str) for each in change)
 
 
 def _different(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

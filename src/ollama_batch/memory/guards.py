@@ -18,7 +18,6 @@ from ollama_batch.memory.sample import MemorySample, Reading, Room
 from ollama_batch.memory.sampler import MemorySampler
 from ollama_batch.memory.thresholds import LEVELS, Thresholds
 
-WARN: Final = 0.88
 LIMIT: Final = 0.96
 RESERVE: Final = "512MiB"
 RELOAD_AFTER_S: Final = 30.0
@@ -32,6 +31,7 @@ class _LevelGuard:
     """What both guards share: levels of each memory, actions, and reading this machine by itself."""
 
     name = ""
+    _total_told = False
 
     def __init__(
         self, thresholds: Thresholds, *, trim_from: Level | None, hold_s: float, reload_after_s: float
@@ -81,6 +81,47 @@ class _LevelGuard:
         finally:
             if sampler is None:
                 source.stop()
+
+    def _rooms(self, sample: MemorySample) -> tuple[list[Room], str]:
+        """What of `sample` is looked at; with nothing, the second says why."""
+        raise NotImplementedError
+
+    def _powerless(self, sample: MemorySample, *, lasting: bool) -> str | None:
+        """Why this guard cannot do what it was given for, memory being as `sample` has it, and what helps.
+
+        None: it can; or there is no reading, which may come yet unless that is `lasting`.
+        """
+        rooms, missing = self._rooms(sample)
+        if not rooms:
+            return self._unread(missing)
+        found = [self._hindered(room, lasting=lasting) for room in rooms]
+        return None if None in found else found[0]
+
+    def _hindered(self, room: Room, *, lasting: bool) -> str | None:
+        kind, what, total = type(self).__name__, self.name.upper(), room.total.value
+        levels, limit = self._thresholds, self._thresholds.limit
+        if room.used.value is None:
+            return self._unread(f"{room.name}: {room.used.reason}") if lasting else None
+        if levels.bounds(total) is None:
+            total_too = ', or say how much there is (VramGuard(total="16GiB"))' if self._total_told else ""
+            return (
+                f"the memory guard of {what} can never act: {levels.share} is a share of {room.name}, "
+                f'and how much that has is unknown. Give a size, as in {kind}(limit="15GiB"){total_too}'
+            )
+        if total is None or limit.share is not None or limit.bytes <= total:
+            return None
+        return (
+            f"the limit of {limit} for {what} lies beyond the {show(total)} that {room.name} has, so that "
+            f"its guard pauses the run only once less than {show(levels.kept_free(total))} are free: "
+            f'give a lower one, as in {kind}(limit="90%")'
+        )
+
+    def _unread(self, why: str) -> str:
+        return (
+            f"the memory guard of {self.name.upper()} cannot act, as what is in use cannot be read ({why}). "
+            "The run goes on without it: what bounds memory then is a smaller num_ctx=, or fewer requests at "
+            "a time (concurrency=)"
+        )
 
     def _judge(self, rooms: Sequence[Room], missing: str, at: float, notes: Sequence[str]) -> GuardDecision:
         """The decision on `rooms`; `missing` says why, if there is none that can be judged."""
@@ -153,9 +194,10 @@ class VramGuard(_LevelGuard):
     """Watches the memory of the GPUs that hold the model.
 
     `warn`, `high`, `limit`: from which use on the levels warn, high and critical hold, in bytes ("14GiB",
-    "14 GB", a whole number) or as a share of the card ("88%", 0.88); `high` None is half way. In use is what
-    is not free. Less than `reserve` free is critical too. `device` is a GPU's id ("gpu0", "gpu0/mig1",
-    "card0") or number; None: those that a process of the engine uses, where the driver tells, else all.
+    "14 GB", a whole number) or as a share of the card ("88%", 0.88); `warn` None is 11/12 of `limit`, `high`
+    None half way. In use is what is not free. Less than `reserve` free is critical too. `device` is a GPU's
+    id ("gpu0", "gpu0/mig1", "card0") or number; None: those that a process of the engine uses, where the
+    driver tells, else all.
     `total`: how much memory an engine's card has that cannot be read from here; a remote engine is judged by
     what it reports. `trim_from`: the level from which on conversations are trimmed, by default "high" for an
     engine whose memory grows with use (`grows_with_use`), else never: Ollama and llama.cpp reserve theirs at
@@ -164,11 +206,12 @@ class VramGuard(_LevelGuard):
     """
 
     name = "vram"
+    _total_told = True  # it may be
 
     def __init__(
         self,
         *,
-        warn: int | float | str = WARN,
+        warn: int | float | str | None = None,
         high: int | float | str | None = None,
         limit: int | float | str = LIMIT,
         reserve: int | str = RESERVE,
@@ -251,7 +294,7 @@ class RamGuard(_LevelGuard):
     def __init__(
         self,
         *,
-        warn: int | float | str = WARN,
+        warn: int | float | str | None = None,
         high: int | float | str | None = None,
         limit: int | float | str = LIMIT,
         reserve: int | str = RESERVE,
@@ -270,4 +313,8 @@ class RamGuard(_LevelGuard):
 
         A sample without a reading of RAM changes nothing and asks for nothing.
         """
-        return self._judge([sample.host.room], "", sample.at, ())
+        rooms, missing = self._rooms(sample)
+        return self._judge(rooms, missing, sample.at, ())
+
+    def _rooms(self, sample: MemorySample) -> tuple[list[Room], str]:
+        return [sample.host.room], ""

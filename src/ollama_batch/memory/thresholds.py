@@ -29,19 +29,18 @@ class Thresholds:
     @classmethod
     def of(
         cls,
-        warn: int | float | str,
+        warn: int | float | str | None,
         high: int | float | str | None,
         limit: int | float | str,
         reserve: int | str,
     ) -> Self:
-        """The thresholds as a user writes them. Raises ConfigError for a wrong one or a wrong order."""
-        made = cls(
-            Amount.of(warn, "warn"),
-            None if high is None else Amount.of(high, "high"),
-            Amount.of(limit, "limit"),
-            parse_bytes(reserve, "reserve"),
-        )
-        named = [("warn", made.warn, warn), ("high", made.high, high), ("limit", made.limit, limit)]
+        """The thresholds as a user writes them; without `warn` it is 11/12 of `limit`, and `high` at the
+        most. Raises ConfigError for a wrong one or a wrong order.
+        """
+        top, middle = Amount.of(limit, "limit"), None if high is None else Amount.of(high, "high")
+        low = _below(top, middle) if warn is None else Amount.of(warn, "warn")
+        made = cls(low, middle, top, parse_bytes(reserve, "reserve"))
+        named = [("warn", None if warn is None else low, warn), ("high", middle, high), ("limit", top, limit)]
         steps = [(f"{name}={given!r}", amount) for name, amount, given in named if amount is not None]
         for (lower, low), (upper, high_) in pairwise(steps):
             alike = (low.share is None) == (high_.share is None)
@@ -62,9 +61,22 @@ class Thresholds:
             high = (warn + limit) // 2
         critical = limit
         if total is not None:
-            critical = min(limit, total - min(self.reserve, total // 4))
+            critical = min(limit, total - self.kept_free(total))
         high = min(high, critical)
         return Bounds(min(warn, high), high, critical, round(MARGIN * (critical if total is None else total)))
+
+    @property
+    def share(self) -> str | None:
+        """The highest that is a share of all there is, as a person reads it; None: all are bytes."""
+        named = (("limit", self.limit), ("high", self.high), ("warn", self.warn))
+        for name, each in named:
+            if each is not None and each.share is not None:
+                return f"{name} {each}"
+        return None
+
+    def kept_free(self, total: int) -> int:
+        """So many bytes of `total` are kept free, whatever the limit is."""
+        return min(self.reserve, total // 4)
 
     def beyond(self, total: int | None) -> str | None:
         """A word on thresholds that cannot be reached, as they lie beyond all there is."""
@@ -72,3 +84,12 @@ class Thresholds:
             if total is not None and amount.share is None and amount.bytes > total:
                 return f"{name} {amount} lies beyond the {show(total)} there are"
         return None
+
+
+def _below(limit: Amount, high: Amount | None) -> Amount:
+    """Where a run is slowed down before it is paused at `limit`."""
+    share = None if limit.share is None else round(limit.share * 11 / 12, 9)
+    low = Amount(limit.bytes * 11 // 12, share)
+    if high is None or (high.share is None) != (share is None):
+        return low
+    return min(low, high, key=lambda each: each.share or each.bytes)

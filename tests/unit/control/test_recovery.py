@@ -546,7 +546,7 @@ def test_a_note_says_what_the_action_says() -> None:
     action = decide(trouble(Kind.OUT_OF_MEMORY), FRESH, LADDER)
     assert action.to_note() == {
         "do": "pause",
-        "reason": "the engine ran out of memory; next rung: concurrency",
+        "reason": "the engine ran out of memory; from now on fewer requests are out at a time",
         "wait_s": 1.0,
         "rung": "concurrency",
         "returned": [5, 6, 7, 8],

@@ -98,7 +98,7 @@ async def test_no_more_restarts_than_allowed_in_a_while(most: int | None, allowe
     assert len(own.times) == allowed
     refused = supervisor.refuses(own.restart)
     assert refused is not None
-    assert ("no restart is allowed" if most == 0 else f"restarted {allowed} times within 600 s") in refused
+    assert ("no restart is allowed" if most == 0 else f"tried {allowed} times within 600 s") in refused
     clock.now = 1000.0 + 600.0 + 0.5  # the first of them is no longer counted
     assert (supervisor.refuses(own.restart) is None) is (allowed > 0)
 
@@ -259,7 +259,7 @@ async def test_a_restart_that_is_cancelled_counts_and_blocks_nothing() -> None:
     await begun.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert "restarted 1 times" in (supervisor.refuses(None) or "")
+    assert "tried 1 times" in (supervisor.refuses(None) or "")
     clock.now += 601.0
     assert supervisor.due_in(exited=True, unwell_s=0.0) == 0.0
 

@@ -284,6 +284,24 @@ def test_a_wrong_option_is_refused_by_name(options: dict[str, Any], word: str) -
         VramGuard(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "warns_gib"),
+    [
+        ({"limit": "1%"}, 0.01 * 16 * 11 / 12),
+        ({"limit": 0.5}, 0.5 * 16 * 11 / 12),
+        ({"limit": "12GiB"}, 11.0),
+        ({"limit": "12GiB", "high": "10GiB"}, 10.0),
+        ({"limit": "12GiB", "warn": "3GiB"}, 3.0),
+        ({}, 0.88 * 16),
+    ],
+)
+def test_a_limit_alone_warns_at_eleven_twelfths_of_it(options: dict[str, Any], warns_gib: float) -> None:
+    for kind in (VramGuard, RamGuard):
+        bounds = kind(**options)._thresholds.bounds(16 * GIB)
+        assert bounds is not None
+        assert bounds.warn == pytest.approx(warns_gib * GIB, rel=1e-6)
+
+
 def test_a_guard_alone_reads_this_machine() -> None:
     guard = RamGuard()
     found = guard.sample()
