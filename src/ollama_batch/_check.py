@@ -68,6 +68,8 @@ class EngineCheck:
         self._soon_s = max(SOON_S, settings.timeout_s)
         self._timeouts = 0  # since the last answer
         self._asked_health: tuple[float, asyncio.Timeout] | None = None
+        self.failed: EngineError | None = None
+        """What the latest check of its health met; None if it was answered, or not in time."""
         self._reply = _Question(self._ask)
         self._ask_s = settings.timeout_s
         self._answered = asyncio.Event()
@@ -164,6 +166,7 @@ class EngineCheck:
     async def _ask_health(self) -> bool:
         if not isinstance(self._engine, Probed):
             return True
+        self.failed = None
         now, patience_s = asyncio.get_running_loop().time(), HEALTH_S
         if self._timeouts >= SEVERAL:
             patience_s = min(HEALTH_S, self._soon_s)
@@ -176,6 +179,7 @@ class EngineCheck:
         except (EngineError, TimeoutError) as error:
             if limit.expired() and self._timeouts >= SEVERAL:
                 self._soon_s = min(2 * self._soon_s, HEALTH_S)
+            self.failed = error if isinstance(error, EngineError) else None
             log.debug("the engine is not healthy yet: %s", type(error).__name__)
             return False
         finally:

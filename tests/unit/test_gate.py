@@ -191,12 +191,15 @@ async def test_trouble_that_the_first_probe_denies_is_not_told() -> None:
 
 
 async def test_an_engine_that_comes_back_opens_the_gate() -> None:
+    """Meanwhile the reason is the latest that a look at it met, not what the pause began with."""
     at = Setting(Health(False, EngineUnreachableError("still away"), False, True))
     at.recovery.doubt(AWAY)
     at.recovery.doubt(AWAY)  # one watch is enough
     await asyncio.wait_for(at.gate.wait(), 5)
     assert at.engine.asked == 4
-    assert at.told() == ["RunPaused engine", "RunResumed engine"]
+    assert at.told() == ["RunPaused engine", "RunPaused engine", "RunResumed engine"]
+    pauses = [(each.message, each.again) for each in at.events if isinstance(each, RunPaused)]
+    assert pauses == [("nobody there", False), ("still away", True)]
     assert at.stop.reason is None
 
 
