@@ -120,9 +120,9 @@ class Gate:
         if self._refusal is None or self._held or REFUSED in self._told or self._stop.draining.is_set():
             return
         message, stops_at = self._refusal
-        self._closed_at = time.monotonic()
+        now = self._closed_at = time.monotonic()
         self._told[REFUSED] = message
-        self._emit(RunPaused(reason=REFUSED, message=message, stops_in_s=max(0.0, stops_at - self._closed_at)))
+        self._emit(RunPaused(reason=REFUSED, message=message, stops_in_s=max(0.0, stops_at - now)))
 
     def _resumed(self, reason: str) -> None:
         if not self._stop.draining.is_set():  # else nothing is sent any more

@@ -37,7 +37,7 @@ class Storm:
         self._timer: asyncio.TimerHandle | None = None
 
     def met(self, error: EngineError, *, at: float) -> None:
-        """The engine has refused a row with `error`, first at `at` (`time.monotonic()`), and nothing is out."""
+        """The engine refuses a row with `error`, since `at` (`time.monotonic()`), and nothing is out."""
         now = time.monotonic()
         if self._since is None:
             self._since = now

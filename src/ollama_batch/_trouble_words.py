@@ -45,8 +45,8 @@ def _refused(m: BatchMetrics) -> str:
     helps = "Others use it as well, or fewer requests at a time would do (concurrency=)"
     if m.refused_alone == m.refused:
         helps = (
-            "This run had no other out: the engine is busy with others, or its limit of requests that wait is "
-            "too small (Ollama: OLLAMA_MAX_QUEUE)"
+            "This run had no other out: the engine is busy with others, or its limit of requests that wait "
+            "is too small (Ollama: OLLAMA_MAX_QUEUE)"
         )
     return (
         f"{many} refused, as the engine was busy (429, 503), after which nothing was answered for "

@@ -384,6 +384,22 @@ async def test_silence_without_requests_out_is_none() -> None:
     assert await stalls(at, pool, 0.1) == []
 
 
+@pytest.mark.parametrize("reason", ["refused", "engine"])
+async def test_a_pause_for_the_engines_sake_is_a_stall_and_no_further_doubt(reason: str) -> None:
+    at, pool = Setting(), Pool()
+    pool.in_flight = 0
+    if reason == "refused":
+        at.gate.refused("busy", stops_in_s=900)
+    else:
+        at.gate.hold("engine", "away")
+    (stalled,) = await stalls(at, pool, 0.1)
+    assert stalled.in_flight == 0
+    assert at.engine.asked == 0
+    pool.last_finished = asyncio.get_running_loop().time()
+    at.gate.hold("user", "paused")
+    assert await stalls(at, pool, 0.1) == [stalled], "the user knows"
+
+
 @pytest.mark.parametrize("open_again", [True, False])
 async def test_the_time_behind_a_closed_gate_is_no_silence(open_again: bool) -> None:
     at, pool = Setting(), Pool()
