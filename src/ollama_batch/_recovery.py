@@ -353,7 +353,10 @@ class Recovery:
                 then = probed(well, at=time.monotonic(), history=self._history, ladder=self._ladder)
                 if not well:
                     latest = self._check.failed or latest
-                    self._tell(latest if latest is not None and said is error else said, since, latest=True)
+                    if latest is None or said is not error:  # an explanation says more
+                        self._tell(said, since)
+                    else:
+                        self._tell(latest, since, latest=True)
                 if then.do is Do.RESUME:
                     break
                 self._history = self._history.probed(then)
