@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from ollama_batch._portal import AddressLimit
 from ollama_batch._settings import SendSettings
@@ -34,6 +34,13 @@ SOON_S = 5.0
 at least; twice as long after each check that was not answered, up to `HEALTH_S`."""
 
 SEVERAL = 2
+
+
+@runtime_checkable
+class _SaysWhy(Protocol):
+    """An engine that remembers why its latest check of health was in vain."""
+
+    unwell: EngineError | None
 
 
 class Reply(Enum):
@@ -69,7 +76,7 @@ class EngineCheck:
         self._timeouts = 0  # since the last answer
         self._asked_health: tuple[float, asyncio.Timeout] | None = None
         self.failed: EngineError | None = None
-        """What the latest check of its health met; None if it was answered, or not in time."""
+        """What the latest check of its health met; None if it was answered, not in time, or nobody tells."""
         self._reply = _Question(self._ask)
         self._ask_s = settings.timeout_s
         self._answered = asyncio.Event()
@@ -173,7 +180,7 @@ class EngineCheck:
         try:
             async with asyncio.timeout_at(now + patience_s) as limit:
                 self._asked_health = now, limit
-                return await self._engine.healthy()
+                healthy = await self._engine.healthy()
         except EngineStoppedError:
             raise
         except (EngineError, TimeoutError) as error:
@@ -184,6 +191,9 @@ class EngineCheck:
             return False
         finally:
             self._asked_health = None
+        if not healthy and isinstance(self._engine, _SaysWhy):
+            self.failed = self._engine.unwell
+        return healthy
 
     async def _ask(self) -> Reply:
         reply = await self._asked()
