@@ -40,7 +40,7 @@ from ollama_batch._width import RunWidth
 from ollama_batch._workers import WorkerPool
 from ollama_batch.control import QueueTarget
 from ollama_batch.errors import EngineBusyError
-from ollama_batch.events import Event
+from ollama_batch.events import Event, Hook
 from ollama_batch.retry import RetryPolicy
 from ollama_batch.types import BatchRequest, ChatRequest, Completion, EngineInfo, RowRecord, Timings
 from trouble_support import completion
@@ -174,13 +174,21 @@ class _Forgets:
 
 
 class VirtualRun:
-    """One phase of a run, on the loop that is running; `width` as RunWidth has it."""
+    """One phase of a run, on the loop that is running; `width` as RunWidth has it, `hook` is told as well."""
 
-    def __init__(self, engine: Any, width: RunWidth, *, retry: RetryPolicy | None = None) -> None:
+    def __init__(
+        self, engine: Any, width: RunWidth, *, retry: RetryPolicy | None = None, hook: Hook | None = None
+    ) -> None:
         self.events: list[Event] = []
-        emit, journal, limit = self.events.append, _Forgets(), AddressLimit()
+
+        def emit(event: Event) -> None:
+            self.events.append(event)
+            if hook is not None:
+                hook.on_event(event)
+
+        journal, limit = _Forgets(), AddressLimit()
         self.stop = Stop()
-        gate = Gate(stop=self.stop, emit=emit)
+        self.gate = gate = Gate(stop=self.stop, emit=emit)
         policy = RetryPolicy() if retry is None else retry
         settings = SendSettings(
             model="m",
@@ -201,7 +209,7 @@ class VirtualRun:
             noticed=lambda *args, **data: None,
         )
         width.changed = steering.changed
-        recovery = Recovery(
+        self.recovery = recovery = Recovery(
             check=EngineCheck(engine, settings=settings, limit=limit),
             gate=gate,
             stop=self.stop,

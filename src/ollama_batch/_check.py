@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from ollama_batch._portal import AddressLimit
 from ollama_batch._settings import SendSettings
@@ -34,6 +34,13 @@ SOON_S = 5.0
 at least; twice as long after each check that was not answered, up to `HEALTH_S`."""
 
 SEVERAL = 2
+
+
+@runtime_checkable
+class _SaysWhy(Protocol):
+    """An engine that remembers why its latest check of health was in vain."""
+
+    unwell: EngineError | None
 
 
 class Reply(Enum):
@@ -68,6 +75,8 @@ class EngineCheck:
         self._soon_s = max(SOON_S, settings.timeout_s)
         self._timeouts = 0  # since the last answer
         self._asked_health: tuple[float, asyncio.Timeout] | None = None
+        self.failed: EngineError | None = None
+        """What the latest check of its health met; None if it was answered, not in time, or nobody tells."""
         self._reply = _Question(self._ask)
         self._ask_s = settings.timeout_s
         self._answered = asyncio.Event()
@@ -164,22 +173,27 @@ class EngineCheck:
     async def _ask_health(self) -> bool:
         if not isinstance(self._engine, Probed):
             return True
+        self.failed = None
         now, patience_s = asyncio.get_running_loop().time(), HEALTH_S
         if self._timeouts >= SEVERAL:
             patience_s = min(HEALTH_S, self._soon_s)
         try:
             async with asyncio.timeout_at(now + patience_s) as limit:
                 self._asked_health = now, limit
-                return await self._engine.healthy()
+                healthy = await self._engine.healthy()
         except EngineStoppedError:
             raise
         except (EngineError, TimeoutError) as error:
             if limit.expired() and self._timeouts >= SEVERAL:
                 self._soon_s = min(2 * self._soon_s, HEALTH_S)
+            self.failed = error if isinstance(error, EngineError) else None
             log.debug("the engine is not healthy yet: %s", type(error).__name__)
             return False
         finally:
             self._asked_health = None
+        if not healthy and isinstance(self._engine, _SaysWhy):
+            self.failed = self._engine.unwell
+        return healthy
 
     async def _ask(self) -> Reply:
         reply = await self._asked()

@@ -21,6 +21,7 @@ from ollama_batch._refusals import Refusals
 from ollama_batch._relief import DONE_ONCE, Relief
 from ollama_batch._row import Job, poison
 from ollama_batch._stop import Abandoned, Stop
+from ollama_batch._storm import Storm
 from ollama_batch._supervision import Supervision
 from ollama_batch._turns import Turns
 from ollama_batch.control import Action, Do, Kind, Ladder, Rung, Trouble, decide, kind_of, probed, undo
@@ -68,6 +69,9 @@ class Recovery:
         self._emit = emit
         self.turns = Turns(stop)
         self._outage = Outage(patience_s, load_patience_s)
+        self._storm = Storm(
+            gate, out=lambda: bool(self.turns.out), patience_s=patience_s, load_patience_s=load_patience_s
+        )
         self._refusals = Refusals(stop, sent_at=self.turns.sent_at, accepted=self._accepted)
         self._ladder = Ladder(
             rungs=(),  # those there are when one is needed
@@ -124,6 +128,7 @@ class Recovery:
         self._alone.discard(row)
         self._check.answered(row)
         self._outage.over()
+        self._storm.over()
         self._refusals.answered()
         self._supervision.answered()
         if self._history.rungs and self._history.clean >= BREAKER_ANSWERS:
@@ -181,6 +186,7 @@ class Recovery:
     async def aclose(self) -> None:
         """End the pause, if there is one, and its hold."""
         self._outage.rest()
+        self._storm.over()
         if self._pause is not None:
             self._pause.cancel()
             await asyncio.gather(self._pause, return_exceptions=True)
@@ -293,6 +299,7 @@ class Recovery:
         if kind in (Kind.BUSY, Kind.LOADING):
             if not self.turns.out:  # else others may be answered meanwhile
                 self._outage.met(error, at=job.refused_since or trouble.at)
+                self._storm.met(error, at=job.refused_since or trouble.at)
             await self._refusals.wait(job.index, wait_s, least_s=asked_s)
         elif wait_s:
             await self._stop.sleep(wait_s)
@@ -323,6 +330,7 @@ class Recovery:
         """Probe until the engine is well, or the run's patience is at its end."""
         since = time.monotonic()
         wait_s = 0.0 if isinstance(error, EngineExitedError) else action.wait_s
+        latest: EngineError | None = None
         try:
             while True:
                 if wait_s:
@@ -344,7 +352,11 @@ class Recovery:
                     error, said, exited = gone, gone, True
                 then = probed(well, at=time.monotonic(), history=self._history, ladder=self._ladder)
                 if not well:
-                    self._tell(said, since)
+                    latest = self._check.failed or latest
+                    if latest is None or said is not error:  # an explanation says more
+                        self._tell(said, since)
+                    else:
+                        self._tell(latest, since, latest=True)
                 if then.do is Do.RESUME:
                     break
                 self._history = self._history.probed(then)
@@ -374,15 +386,16 @@ class Recovery:
             self._limit.crashed("the engine ran out of memory" if self._history.lacked_memory else why)
         self._gate.release(ENGINE)
 
-    def _tell(self, error: EngineError, since: float) -> None:
+    def _tell(self, error: EngineError, since: float, *, latest: bool = False) -> None:
         since = self._history.down_since or since
         left_s = since + self._ladder.patience_s - time.monotonic()
-        self._gate.hold(ENGINE, str(error), stops_in_s=max(0.0, left_s))
+        self._gate.hold(ENGINE, str(error), stops_in_s=max(0.0, left_s), latest=latest)
         self._outage.met(error, at=since)
 
     def _accepted(self, sent_at: float) -> None:
         """The engine has taken a request again, after refusals."""
         self._outage.over()
+        self._storm.over()
         self._limit.accepted(sent_at)
 
     def _forgive_pauses(self) -> None:

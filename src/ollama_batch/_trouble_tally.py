@@ -20,6 +20,8 @@ from ollama_batch.events import (
 BUSY: Final = EngineBusyError.code
 MEMORY: Final = "memory"
 """The reason of pauses by memory guards."""
+REFUSED: Final = "refused"
+"""The reason of pauses in which the engine refuses all that is sent: one row goes on to ask."""
 
 
 class Spans:
@@ -68,7 +70,7 @@ class TroubleTally:
         self._recoveries = 0
         self._restarts = 0
         self._quarantined = 0
-        self._refusals = 0
+        self._refusals = self._refused_alone = 0
         self._memory_pauses = 0
         self._memory_why: str | None = None
         self._spilled: tuple[int, float] | None = None
@@ -85,6 +87,7 @@ class TroubleTally:
         if isinstance(event, RowRetried):
             if event.code == BUSY:
                 self._refusals += 1
+                self._refused_alone += event.in_flight == 0
                 self._refused.begin(self._clock())
         elif isinstance(event, EngineRestarted):
             self._restarts += event.outcome == "ok"
@@ -94,17 +97,22 @@ class TroubleTally:
                 self._quarantined += len(event.data.get("quarantined", ()))
                 self._begin(lost=True)
         elif isinstance(event, RunPaused):
-            self.pause = event
-            if event.reason == MEMORY:
-                self._memory_pauses += 1
-                self._memory_why = event.message
-                self._short.begin(self._clock())
-            self._begin(lost=event.reason == "engine")
+            self._told(event)
         elif isinstance(event, RunResumed | RunFinished):
             self._end()
         elif isinstance(event, Noticed) and event.kind == "spilled":
             spilled, size = event.data["spilled_bytes"], event.data["size_bytes"]
             self._spilled = spilled, spilled / size
+
+    def _told(self, pause: RunPaused) -> None:
+        self.pause = pause
+        if pause.again:
+            return
+        if pause.reason == MEMORY:
+            self._memory_pauses += 1
+            self._memory_why = pause.message
+            self._short.begin(self._clock())
+        self._begin(lost=pause.reason in ("engine", REFUSED), refused=pause.reason == REFUSED)
 
     def sent(self) -> None:
         """Take note that a request was sent."""
@@ -126,9 +134,10 @@ class TroubleTally:
         """Seconds of pauses in which nothing was out either."""
         return self._quiet.seconds(now)
 
-    def _begin(self, *, lost: bool) -> None:
+    def _begin(self, *, lost: bool, refused: bool = False) -> None:
         now = self._clock()
-        self._refused.end(now)  # from now on something else is why nothing is answered
+        if not refused:
+            self._refused.end(now)  # from now on something else is why nothing is answered
         if self.since is None and not self._out:
             self._quiet.begin(now)
         self._paused.begin(now)
@@ -156,6 +165,7 @@ class TroubleTally:
             "memory_paused_s": self._short.seconds(now),
             "memory_pause_why": self._memory_why,
             "refused": self._refusals,
+            "refused_alone": self._refused_alone,
             "refused_s": self._refused.seconds(now),
             "spilled_bytes": spilled,
             "spilled_share": share,

@@ -19,13 +19,16 @@ def trouble_in_words(m: BatchMetrics) -> Iterator[str]:
 
 
 def _engine(m: BatchMetrics) -> str:
+    lost = f"{duration(m.lost_s)} lost, in which the engine kept the run from sending"
+    if not (m.recoveries or m.restarts or m.quarantined):
+        return lost
     named = [
         (m.recoveries, "recovery", "recoveries"),
         (m.restarts, "restart", "restarts"),
         *([(m.quarantined, "row quarantined", "rows quarantined")] if m.quarantined else []),
     ]
     told = ", ".join(f"{count(number)} {one if number == 1 else more}" for number, one, more in named)
-    return f"{told}; {duration(m.lost_s)} lost, in which the engine kept the run from sending"
+    return f"{told}; {lost}"
 
 
 def _memory(m: BatchMetrics) -> str:
@@ -39,8 +42,13 @@ def _memory(m: BatchMetrics) -> str:
 
 def _refused(m: BatchMetrics) -> str:
     many = "1 request" if m.refused == 1 else f"{count(m.refused)} requests"
+    helps = "Others use it as well, or fewer requests at a time would do (concurrency=)"
+    if m.refused_alone == m.refused:
+        helps = (
+            "This run had no other out: the engine is busy with others, or its limit of requests that wait "
+            "is too small (Ollama: OLLAMA_MAX_QUEUE)"
+        )
     return (
         f"{many} refused, as the engine was busy (429, 503), after which nothing was answered for "
-        f"{duration(m.refused_s)}: its queue was full. Others use it as well, or fewer requests at a time "
-        "would do (concurrency=)"
+        f"{duration(m.refused_s)}: its queue was full. {helps}"
     )

@@ -51,7 +51,7 @@ async def watched(
     stall_s: float | None = None,
 ) -> AsyncIterator[None]:
     """Watch `pool` during the block: when nothing finishes for `stall_s` seconds (STALL_S) although requests
-    are out, say so and doubt the engine.
+    are out, say so and doubt the engine. While the run is paused for the engine's sake it is said as well.
     """
     task = asyncio.create_task(
         _watch(pool, engine, model, gate, recovery, emit, STALL_S if stall_s is None else stall_s)
@@ -75,14 +75,17 @@ async def _watch(
 ) -> None:
     told_for = -1.0
     while True:
-        # While the gate was closed there was nothing to finish.
-        since = max(pool.last_finished, gate.opened_at)
+        # While something else than the engine held the gate there was nothing to finish.
+        since = max(pool.last_finished, gate.opened_at, gate.resumed_at)
         silent_s = time.monotonic() - since
-        if silent_s > stall_s and pool.in_flight > 0 and gate.open and told_for != since:
+        doubted = gate.kept_by_engine  # then it is asked already, and the log says what of
+        if silent_s > stall_s and told_for != since and (doubted or (pool.in_flight > 0 and gate.open)):
             told_for = since
-            log.warning("no row has finished for %.0f s, %d requests are out", silent_s, pool.in_flight)
+            if not doubted:
+                log.warning("no row has finished for %.0f s, %d requests are out", silent_s, pool.in_flight)
             emit(RunStalled(silent_s=silent_s, in_flight=pool.in_flight))
-            await _doubt(engine, model, recovery, silent_s)
+            if not doubted:
+                await _doubt(engine, model, recovery, silent_s)
         await asyncio.sleep(min(TICK_S, stall_s))
 
 

@@ -107,15 +107,17 @@ class RowLeft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPaused:
-    """Nothing more is sent until `RunResumed` or `RunFinished`.
+    """Nothing more is sent until `RunResumed` or `RunFinished`, except that for the reason "refused" one
+    request at a time is.
 
     `reason` is a stable word, `message` for people. If it lasts, the run stops in `stops_in_s` seconds (None:
-    it waits as long as it takes).
+    it waits as long as it takes). `again`: it is the same pause, of which `message` is the latest.
     """
 
     reason: str
     message: str
     stops_in_s: float | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +130,9 @@ class RunResumed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStalled:
-    """No row has finished for `silent_s` seconds although requests are out."""
+    """No row has finished for `silent_s` seconds although requests are out, or the engine has kept the run
+    from sending (then `in_flight` may be 0).
+    """
 
     silent_s: float
     in_flight: int

@@ -27,6 +27,7 @@ from ollama_batch.events import (
     RowsFound,
     RunEnding,
     RunFinished,
+    RunResumed,
     RunStalled,
     RunStarted,
 )
@@ -75,11 +76,13 @@ class BatchMetrics:
 
     Trouble: `recoveries` counts the engine's deaths and failures of memory that the run has recovered from or
     does now, `restarts` how often it was restarted for it, `quarantined` the rows that killed it. `lost_s` is
-    for how many seconds it kept the run from sending, which is part of `paused_s`, pauses of any kind.
+    for how many seconds it kept the run from sending, or refused all that was sent, which is part of
+    `paused_s`, pauses of any kind.
     `memory_pauses` and `memory_paused_s` are those of memory guards, `memory_pause_why` what the latest said.
-    `refused` counts requests that the engine was too busy to take (429, 503), `refused_s` the seconds after
-    that in which nothing was answered. `spilled_bytes` of the model are not on the GPU (`spilled_share`, 0 to
-    1) and computed by the CPU; None if the engine has not told of any.
+    `refused` counts requests that the engine was too busy to take (429, 503), `refused_alone` those of them
+    that left none of this run out, `refused_s` the seconds after that in which nothing was answered.
+    `spilled_bytes` of the model are not on the GPU (`spilled_share`, 0 to 1) and computed by the CPU; None if
+    the engine has not told of any.
 
     Latency, in seconds, is the last attempt of answered rows: mean and max are exact, percentiles (nearest
     rank) within 1 %. Rates are per second of `elapsed_s`, pauses included; those that end in `_1m` cover
@@ -157,6 +160,7 @@ class BatchMetrics:
     memory_paused_s: float = 0.0
     memory_pause_why: str | None = None
     refused: int = 0
+    refused_alone: int = 0
     refused_s: float = 0.0
     spilled_bytes: int | None = None
     spilled_share: float | None = None
@@ -270,6 +274,9 @@ class MetricsHook:
             elif isinstance(event, RunStalled):
                 self._stall = event
                 self._stall_at = self._clock()
+            elif isinstance(event, RunResumed):
+                if self._stall is not None and not self._stall.in_flight:
+                    self._stall = None  # it was the pause's
             elif isinstance(event, RunEnding):
                 self._ending = event
             elif isinstance(event, Decision):

@@ -194,6 +194,17 @@ def test_an_occasion_is_told_if_it_was_asked_for(told: Told, on: Any, event: Any
     assert says in notice["message"]
 
 
+def test_a_stall_in_a_pause_says_why_and_the_latest_reason_of_a_pause_is_no_second_notice(told: Told) -> None:
+    hook = CommandHook(told.command, on=["stalled", "paused"])
+    hook.on_event(RunPaused(reason="refused", message="server busy"))
+    hook.on_event(RunPaused(reason="refused", message="queue full", again=True))
+    hook.on_event(RunStalled(silent_s=120.0, in_flight=0))
+    assert hook.wait(10)
+    (_, paused), (_, stalled) = told.read()
+    assert (paused["event"], paused["reason"]) == ("paused", "server busy")
+    assert stalled["reason"] == "no row has finished for 2m00s, no request is out; queue full"
+
+
 def test_a_run_that_was_stopped_says_so(fake_ollama: FakeOllama, told: Told) -> None:
     hook = CommandHook(told.command)
     fake_ollama.hold()

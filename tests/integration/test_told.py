@@ -15,6 +15,7 @@ import httpx
 import pytest
 from httpx_aiohttp.transport import map_aiohttp_exceptions
 
+from ollama_batch import _storm
 from ollama_batch.cli import main
 from ollama_batch.control import Supervisor, SystemdUnit
 from ollama_batch.engines._http import translate
@@ -28,6 +29,7 @@ from ollama_batch.errors import (
 from ollama_batch.events import Decision, Event, RowFinished
 from ollama_batch.memory import GuardDecision, MemorySample
 from ollama_batch.memory.levels import Level
+from ollama_batch.retry import RetryPolicy
 from ollama_batch.testing import CostModel, FakeModel, FakeOllama, Fault, MemoryModel
 from runner_support import MODEL, Events, line, names, rows_file, runner_on, write_lines
 from supervisor_support import calls, stand_in_systemctl
@@ -221,6 +223,29 @@ def test_a_storm_of_refusals_is_counted_in_the_report_and_told_by_status(
     assert report.metrics.refused == 6
     assert "  trouble    6 requests refused, as the engine was busy" in str(report)
     assert "6 requests refused" in status_of(tmp_path / "out.jsonl.run.db", capsys)
+
+
+def test_status_says_that_the_engine_refuses_requests_while_it_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_storm, "TOLD_S", 0.1)
+    journal = tmp_path / "out.jsonl.run.db"
+    with FakeOllama(faults=[Fault("busy", when=range(9, 10_000))]) as fake:
+        retry = RetryPolicy(wait_s=0.05, wait_max_s=0.1)
+        run = quick_runner(fake, retry=retry, recover_timeout=3600.0).start(
+            rows(40), output=tmp_path / "out.jsonl"
+        )
+        told, before = "", time.time()
+        while "paused: since" not in told and time.time() < before + 20:
+            if run.metrics.state == "paused":
+                told = status_of(journal, capsys)
+            time.sleep(0.02)
+        run.cancel(now=True)
+        with pytest.raises(Exception, match="cancelled"):
+            run.wait()
+    (paused,) = (each for each in told.splitlines() if "paused: since" in each)
+    assert ": the engine refuses requests (" in paused
+    assert "; one at a time is tried; it goes on when that is over, or stops at " in paused
 
 
 class Tight:

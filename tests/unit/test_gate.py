@@ -191,12 +191,15 @@ async def test_trouble_that_the_first_probe_denies_is_not_told() -> None:
 
 
 async def test_an_engine_that_comes_back_opens_the_gate() -> None:
+    """Meanwhile the reason is the latest that a look at it met, not what the pause began with."""
     at = Setting(Health(False, EngineUnreachableError("still away"), False, True))
     at.recovery.doubt(AWAY)
     at.recovery.doubt(AWAY)  # one watch is enough
     await asyncio.wait_for(at.gate.wait(), 5)
     assert at.engine.asked == 4
-    assert at.told() == ["RunPaused engine", "RunResumed engine"]
+    assert at.told() == ["RunPaused engine", "RunPaused engine", "RunResumed engine"]
+    pauses = [(each.message, each.again) for each in at.events if isinstance(each, RunPaused)]
+    assert pauses == [("nobody there", False), ("still away", True)]
     assert at.stop.reason is None
 
 
@@ -379,6 +382,22 @@ async def test_silence_without_requests_out_is_none() -> None:
     at, pool = Setting(), Pool()
     pool.in_flight = 0
     assert await stalls(at, pool, 0.1) == []
+
+
+@pytest.mark.parametrize("reason", ["refused", "engine"])
+async def test_a_pause_for_the_engines_sake_is_a_stall_and_no_further_doubt(reason: str) -> None:
+    at, pool = Setting(), Pool()
+    pool.in_flight = 0
+    if reason == "refused":
+        at.gate.refused("busy", stops_in_s=900)
+    else:
+        at.gate.hold("engine", "away")
+    (stalled,) = await stalls(at, pool, 0.1)
+    assert stalled.in_flight == 0
+    assert at.engine.asked == 0
+    pool.last_finished = asyncio.get_running_loop().time()
+    at.gate.hold("user", "paused")
+    assert await stalls(at, pool, 0.1) == [stalled], "the user knows"
 
 
 @pytest.mark.parametrize("open_again", [True, False])

@@ -522,6 +522,43 @@ def test_refusals_are_counted_and_last_until_something_is_answered() -> None:
     assert (metrics.snapshot().refused, metrics.snapshot().refused_s) == (2, 5.0)
 
 
+def test_a_storm_of_refusals_is_a_pause_whose_time_is_lost_and_its_latest_words_count_once() -> None:
+    clock = FakeClock()
+    metrics = hook(clock, total=100)
+    metrics.on_event(finished())
+    refusal = RowRetried(index=0, custom_id="row", attempt=1, code="engine_busy", wait_s=1.0, in_flight=1)
+    metrics.on_event(refusal)
+    metrics.on_event(replace(refusal, index=1, in_flight=0))
+    clock.tick(3)
+    metrics.on_event(RunPaused(reason="refused", message="server busy"))
+    clock.tick(5)
+    metrics.on_event(replace(sent(in_flight=1), attempt=2))
+    metrics.on_event(replace(refusal, in_flight=0))
+    metrics.on_event(RunPaused(reason="refused", message="queue full", again=True))
+    metrics.on_event(RunStalled(silent_s=120.0, in_flight=0))
+    clock.tick(2)
+    m = metrics.snapshot()
+    assert (m.state, m.state_reason, m.state_message, m.state_s) == ("paused", "refused", "queue full", 7.0)
+    assert (m.eta_s, m.paused_s, m.lost_s, m.recoveries) == (None, 7.0, 7.0, 0)
+    assert (m.refused, m.refused_alone, m.refused_s) == (3, 2, 10.0)
+    metrics.on_event(RunResumed(reason="refused", paused_s=7.0))
+    clock.tick(60)
+    m = metrics.snapshot()
+    assert (m.state, m.paused_s, m.lost_s, m.refused_s) == ("running", 7.0, 7.0, 10.0)
+    metrics.on_event(RunStalled(silent_s=120.0, in_flight=1))
+    metrics.on_event(RunPaused(reason="engine", message="silent"))
+    metrics.on_event(RunResumed(reason="engine", paused_s=1.0))
+    assert metrics.snapshot().state == "stalled", "what was out still is"
+
+
+def test_the_latest_reading_of_a_guard_that_pauses_is_no_second_pause() -> None:
+    metrics = hook(FakeClock())
+    metrics.on_event(RunPaused(reason="memory", message="full"))
+    metrics.on_event(RunPaused(reason="memory", message="fuller", again=True))
+    m = metrics.snapshot()
+    assert (m.memory_pauses, m.memory_pause_why, m.state_message) == (1, "full", "fuller")
+
+
 def test_what_of_the_model_has_spilled_is_in_the_metrics_without_any_guard() -> None:
     metrics = hook(FakeClock())
     assert metrics.snapshot().spilled_bytes is None

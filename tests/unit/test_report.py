@@ -661,6 +661,21 @@ def test_the_report_says_what_a_guard_and_a_full_queue_have_cost() -> None:
     assert "; 3.0 GiB of the model (25.0%) on the CPU: slow\n" in text
 
 
+@pytest.mark.parametrize(("alone", "says"), [(39, "fewer requests at a time"), (40, "OLLAMA_MAX_QUEUE")])
+def test_fewer_at_a_time_is_no_advice_for_a_run_that_had_one_out(alone: int, says: str) -> None:
+    text = str(report(metrics=replace(measured(9, 0), refused=40, refused_alone=alone, refused_s=90.0)))
+    said = " ".join(text.split())
+    assert says in said
+    assert ("(concurrency=)" in said) == (alone < 40)
+    assert ("busy with others" in said) == (alone == 40)
+
+
+def test_time_lost_to_refusals_alone_is_said_without_counts_of_nothing() -> None:
+    text = str(report(metrics=replace(measured(9, 0), refused=4, refused_s=40.0, lost_s=37.0)))
+    lost = "37s lost, in which the engine kept the run from sending"
+    assert f"  trouble    {lost}\n             4 requests refused" in text
+
+
 PUT_BACK = (
     "put the model that the run began with back under its name (ollama cp, or ollama pull of the tag that "
     "has its digest)"

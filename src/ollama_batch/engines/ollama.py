@@ -92,6 +92,8 @@ class OllamaEngine:
             address, api_key=api_key, headers=headers, transport=transport, connect_timeout=connect_timeout
         )
         self._capabilities: dict[str, frozenset[str]] = {}
+        self.unwell: EngineError | None = None
+        """What the latest `healthy` met on its way to the server; None if the server answered."""
 
     def __repr__(self) -> str:
         return f"OllamaEngine({self.address!r})"
@@ -304,7 +306,9 @@ class OllamaEngine:
         except EngineError as exc:
             if not exc.retryable:
                 raise
+            self.unwell = exc
             return False
+        self.unwell = None
         return reply.status == 200
 
     async def aclose(self) -> None:

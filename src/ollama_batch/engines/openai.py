@@ -77,6 +77,8 @@ class OpenAIEngine:
         self._extra_body = _checked_extra(extra_body or {})
         self._tokenizer: Literal["llama.cpp", "vllm"] = "llama.cpp"
         self._way_s = float("inf")
+        self.unwell: EngineError | None = None
+        """What the latest `healthy` met on its way to the server; None if the server answered."""
 
     def __repr__(self) -> str:
         return f"OpenAIEngine({self.address!r})"
@@ -213,7 +215,9 @@ class OpenAIEngine:
         except EngineError as exc:
             if not exc.retryable:
                 raise
+            self.unwell = exc
             return False
+        self.unwell = None
         return reply.status == 200
 
     async def aclose(self) -> None:

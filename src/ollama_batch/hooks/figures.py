@@ -76,7 +76,7 @@ FIGURES: Final[tuple[Figure, ...]] = (
     Figure("restarts", "counter", "", "Restarts of the engine that worked.", lambda m: m.restarts),
     Figure("quarantined_rows", "counter", "", "Rows that killed the engine.", lambda m: m.quarantined),
     Figure("lost", "counter", "s", "Time in which the engine kept the run from sending.", lambda m: m.lost_s),
-    Figure("paused", "counter", "s", "Time in which nothing was sent, for any reason.", lambda m: m.paused_s),
+    Figure("paused", "counter", "s", "Time of pauses, for any reason.", lambda m: m.paused_s),
     Figure("state", "gauge", "", "1 for the present state of the run.", _state, "state"),
     Figure("rows_expected", "gauge", "", "Rows of the input, once that is known.", lambda m: m.total),
     Figure("rows_completed", "gauge", "", "Rows done, of earlier sessions too.", lambda m: m.completed),

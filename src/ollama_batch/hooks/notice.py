@@ -72,7 +72,11 @@ class NoticeHook(ABC):
         found = _told(event)
         if found is None or found[0] not in self._on:
             return
-        notice = _notice(*found, self._metrics.snapshot())
+        occasion, outcome, reason, happened = found
+        now = self._metrics.snapshot()
+        if occasion == "stalled" and now.paused:
+            reason = f"{reason}; {now.state_message}"
+        notice = _notice(occasion, outcome, reason, happened, now)
         self._outbox.put(lambda: self._deliver(notice))
 
     def wait(self, timeout_s: float) -> bool:
@@ -90,10 +94,10 @@ def _told(event: Event) -> tuple[Occasion, str | None, str | None, str] | None:
         case RunFinished(outcome=outcome, error=error):
             return "finished", outcome, error, outcome
         case RunStalled(silent_s=silent_s, in_flight=out):
-            requests = "1 request is" if out == 1 else f"{out:,} requests are"
+            requests = {0: "no request is", 1: "1 request is"}.get(out, f"{out:,} requests are")
             why = f"no row has finished for {duration(silent_s)}, {requests} out"
             return "stalled", None, why, "stalled"
-        case RunPaused(message=message):
+        case RunPaused(message=message, again=False):
             return "paused", None, message, "paused"
         case RunResumed(paused_s=paused_s):
             return "resumed", None, None, f"goes on after {duration(paused_s)}"

@@ -175,7 +175,8 @@ class OpenTelemetryHook:
 
     def _happened(self, run: Span, event: Event) -> None:
         if isinstance(event, RunPaused):
-            run.add_event("paused", {"ollama_batch.reason": event.reason})
+            if not event.again:
+                run.add_event("paused", {"ollama_batch.reason": event.reason})
         elif isinstance(event, RunResumed):
             told: Attributes = {"ollama_batch.reason": event.reason, "ollama_batch.paused_s": event.paused_s}
             run.add_event("resumed", told)

@@ -34,7 +34,8 @@ class Tally:
         elif isinstance(event, RunPaused):
             # Not its message, which may quote what an engine said of a line.
             self.paused = event.reason
-            log.warning("%s waits: %s", self._batch_id, event.reason)
+            if not event.again:
+                log.warning("%s waits: %s", self._batch_id, event.reason)
         elif isinstance(event, RunResumed):
             self.paused = None
             log.info("%s goes on after %.0f s", self._batch_id, event.paused_s)

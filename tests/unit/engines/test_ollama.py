@@ -340,7 +340,9 @@ async def test_health_is_whether_the_server_answers() -> None:
 
     assert await engine(server()).healthy()
     assert not await engine(server(version=(503, "busy"))).healthy()
-    assert not await engine(server(version=httpx.ConnectError("refused"))).healthy()
+    away = engine(server(version=httpx.ConnectError("refused")))
+    assert not await away.healthy()
+    assert isinstance(away.unwell, e.EngineUnreachableError)
     closed = engine(server())
     await closed.aclose()
     with pytest.raises(e.EngineStoppedError):
