@@ -486,7 +486,7 @@ async def test_the_run_ends_when_no_more_restarts_are_allowed() -> None:
         await asyncio.wait_for(at.gate.wait(), 5)
     assert at.engine.restarted == 3
     assert isinstance(at.stop.reason, EngineDownError)
-    assert "restarted 3 times within 600 s" in str(at.stop.reason)
+    assert "tried 3 times within 600 s" in str(at.stop.reason)
 
 
 async def test_an_engine_that_is_there_and_unwell_is_restarted_only_after_a_while() -> None:
