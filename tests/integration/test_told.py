@@ -225,6 +225,20 @@ def test_a_storm_of_refusals_is_counted_in_the_report_and_told_by_status(
     assert "6 requests refused" in status_of(tmp_path / "out.jsonl.run.db", capsys)
 
 
+def line_of_the_pause(run: Any, journal: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `status` says of the pause that the run comes to; the run is then cancelled."""
+    told, before = "", time.time()
+    while "paused: since" not in told and time.time() < before + 20:
+        if run.metrics.state == "paused":
+            told = status_of(journal, capsys)
+        time.sleep(0.02)
+    run.cancel(now=True)
+    with pytest.raises(Exception, match="cancelled"):
+        run.wait()
+    (paused,) = (each for each in told.splitlines() if "paused: since" in each)
+    return paused
+
+
 def test_status_says_that_the_engine_refuses_requests_while_it_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,15 +249,7 @@ def test_status_says_that_the_engine_refuses_requests_while_it_does(
         run = quick_runner(fake, retry=retry, recover_timeout=3600.0).start(
             rows(40), output=tmp_path / "out.jsonl"
         )
-        told, before = "", time.time()
-        while "paused: since" not in told and time.time() < before + 20:
-            if run.metrics.state == "paused":
-                told = status_of(journal, capsys)
-            time.sleep(0.02)
-        run.cancel(now=True)
-        with pytest.raises(Exception, match="cancelled"):
-            run.wait()
-    (paused,) = (each for each in told.splitlines() if "paused: since" in each)
+        paused = line_of_the_pause(run, journal, capsys)
     assert ": the engine refuses requests (" in paused
     assert "; one at a time is tried; it goes on when that is over, or stops at " in paused
 
@@ -267,15 +273,7 @@ def test_status_of_a_paused_run_says_since_when_and_when_it_stops(
     with FakeOllama(speed=CostModel(latency_s=0.05)) as fake:
         runner = runner_on(fake, concurrency=1, guards=[Tight()], recover_timeout=3600.0)
         run = runner.start(rows(400), output=tmp_path / "out.jsonl")
-        told, before = "", time.time()
-        while "paused: since" not in told and time.time() < before + 20:
-            if run.metrics.state == "paused":
-                told = status_of(journal, capsys)
-            time.sleep(0.05)
-        run.cancel(now=True)
-        with pytest.raises(Exception, match="cancelled"):
-            run.wait()
-    (paused,) = (each for each in told.splitlines() if "paused: since" in each)
+        paused = line_of_the_pause(run, journal, capsys)
     begun, ends = paused.split("since ")[1][:8], paused.split("stops at ")[1].split(" and can")[0][-8:]
     assert "tight: 15.5 GiB of 16.0 GiB in use" in paused
     assert (_seconds(ends) - _seconds(begun)) % 86400 in (3599, 3600, 3601)
