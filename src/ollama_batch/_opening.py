@@ -95,12 +95,11 @@ def begin_anew(journal: RunJournal, places: Places, *, identity: dict[str, Any])
 
 def discard_if_new(journal: RunJournal) -> None:
     """Close the journal, and leave none behind that says nothing: one that it replaced comes back."""
-    if journal.resumed or journal.counts().done:
+    if journal.resumed:
         journal.close()
         return
     replaced = journal.get(REPLACED)
-    journal.discard()
-    if replaced is not None and journal.path is not None:
+    if journal.discard() and replaced is not None and journal.path is not None:
         with suppress(JournalError):  # somebody else began a run there: the old one is safe where it is
             put_back(Path(replaced), journal.path)
 

@@ -275,34 +275,27 @@ class RunJournal:
 
     def close(self) -> None:
         """Finish what was handed over, fold in the log, release the lock; may be called again."""
+        self._end()
+
+    def discard(self) -> bool:
+        """Close the journal, and remove it unless it has results by then; True if it is gone."""
+        return self._end(keep_empty=False)
+
+    def _end(self, *, keep_empty: bool = True) -> bool:
         with self._closing:
             if self._closed or os.getpid() != self._pid:
-                return
+                return False
             self._closed = True
             reached("close.begin")
             self._writer.stop()
             for partial in self._partials.values():
                 partial.close()
-            if self._lock is not None:
-                self._lock.release()
-
-    def discard(self) -> None:
-        """Close and remove the journal of a run without results; JournalError if it has one."""
-        if self._ok or self._codes.total():
-            raise JournalError(
-                "a journal with results is not discarded", None if self._path is None else str(self._path)
-            )
-        with self._closing:
-            if self._closed:
-                return
-            self._closed = True
-            self._writer.stop()
-            for partial in self._partials.values():
-                partial.close()
-            if self._path is not None:
+            removed = not (keep_empty or self._ok or self._codes.total())  # counted by the writer to its end
+            if removed and self._path is not None:
                 _remove_files(self._path)
             if self._lock is not None:
                 self._lock.release()
+            return removed
 
     def __enter__(self) -> RunJournal:
         return self

@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -356,13 +357,31 @@ async def test_cancelling_the_wait_does_not_cancel_the_commit(tmp_path: Path) ->
 async def test_only_a_journal_without_results_is_discarded(tmp_path: Path) -> None:
     journal = RunJournal.open(tmp_path / "run.db", identity=IDENTITY)
     await journal.add_rows([row(0)])
-    journal.discard()
+    assert journal.discard()
     assert list(tmp_path.iterdir()) == []
-    with RunJournal.open(tmp_path / "run.db", identity={"another": 1}) as journal:
-        await journal.add_rows([row(0)])
-        await journal.commit(result(0))
-        with pytest.raises(JournalError, match="results"):
-            journal.discard()
+    assert not journal.discard(), "there is nothing any more"
+
+
+async def test_results_handed_over_before_a_journal_is_discarded_are_kept(tmp_path: Path) -> None:
+    journal = RunJournal.open(tmp_path / "run.db", identity=IDENTITY)
+    await journal.add_rows([row(0)])
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(_con: sqlite3.Connection) -> None:
+        begun.set()
+        go_on.wait(10)
+
+    held = journal._writer.submit(hold)
+    begun.wait(10)
+    waiting = asyncio.ensure_future(journal.commit(result(0)))
+    await asyncio.sleep(0)
+    assert journal.counts().done == 0
+    threading.Timer(0, go_on.set).start()
+    assert not await asyncio.to_thread(journal.discard)
+    await waiting
+    held.result(10)
+    with RunJournal.open(tmp_path / "run.db", identity=IDENTITY) as resumed:
+        assert resumed.counts().ok == 1
 
 
 async def test_a_journal_set_aside_keeps_its_results_under_the_next_free_name(tmp_path: Path) -> None:
