@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Barrier
 from typing import Any
 
 import ollama
@@ -19,7 +20,7 @@ GIB = 2**30
 # 48 layers of 8 heads of 256 in f16, and 8,100,000,000 bytes of weights: 393,216 bytes of K and V per token.
 BIG = FakeModel("big:12b", size=8_100_000_000, layers=48, kv_heads=8, head_dim=256)
 KV_TOKEN = 48 * 8 * (256 + 256) * 2
-SLOW = CostModel(latency_s=0.15)
+SLOW = CostModel(latency_s=0.3)
 
 
 @contextmanager
@@ -38,9 +39,11 @@ def sizes(client: ollama.Client) -> dict[str, tuple[int, int]]:
 
 def together(fake: FakeOllama, count: int) -> list[tuple[int, str]]:
     """Status and text of so many chats that are sent at once, 200 and their answer where they are ones."""
+    ready = Barrier(count)
 
     def ask(n: int) -> tuple[int, str]:
         with native(fake) as client:
+            ready.wait(10)
             try:
                 answer = client.chat("toy:1b", [{"role": "user", "content": f"row-{n}"}])
             except ollama.ResponseError as error:

@@ -17,6 +17,7 @@ CHILD = Path(__file__).parents[1] / "run_child.py"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_four_times_the_rows_need_at_most_4_mib_more(tmp_path: Path) -> None:
     rows = 20_000
@@ -36,7 +37,7 @@ def test_four_times_the_rows_need_at_most_4_mib_more(tmp_path: Path) -> None:
         settings = {"input": str(source), "output": f"{source}.out", "url": fake.url}
         settings |= {"early_rows": rows // 4}
         child = subprocess.run(
-            [sys.executable, str(CHILD), json.dumps(settings)], capture_output=True, check=True, timeout=100
+            [sys.executable, str(CHILD), json.dumps(settings)], capture_output=True, check=True, timeout=280
         )
     told = json.loads(child.stdout)
     assert told["ok"] == rows

@@ -68,7 +68,7 @@ def test_a_run_settles_at_what_memory_holds_soon_and_no_row_fails_for_it(
     monkeypatch.setattr(memory_bound, "PROBE_S", 60.0)  # on a slow machine it takes longer than 15 s
     fake = fake_ollama_factory(
         slots=64,
-        speed=CostModel(latency_s=max(0.004, 0.0025 * fits)),
+        speed=CostModel(latency_s=max(0.004, 0.005 * fits)),
         memory=MemoryModel(max_in_flight=fits, wording=wording),
     )
     report = quick_runner(fake, concurrency=concurrency, guards=()).run(rows(count))
@@ -226,7 +226,8 @@ def test_a_row_that_kills_the_engine_is_quarantined_and_its_neighbours_are_unhar
     fake_ollama_factory: Factory, kind: str, place: int, concurrency: int
 ) -> None:
     poison = name(place)
-    latency_s = 0.01 * concurrency  # neighbours are with the server when it dies, not on their way
+    # Neighbours are with the server when it dies, not on their way.
+    latency_s = 0.01 if concurrency == 1 else 0.2
     fake = fake_ollama_factory(
         slots=4, speed=CostModel(latency_s=latency_s), faults=[Fault(kind, match=poison, for_s=latency_s / 2)]
     )
@@ -356,7 +357,7 @@ def test_a_model_that_is_loaded_anew_takes_its_time_and_costs_no_row(
     assert len(fake.ledger.load_settings()) == 2
     # A question waits twice as long as the one before. On a machine that stalls the second may be too short,
     # and a row that was sent before the death was known may have begun a load.
-    assert len(fake.ledger.aborted_loads()) in (1, 2, 3)
+    assert 1 <= len(fake.ledger.aborted_loads()) <= slots + 1
     assert [event.code for event in recorder.all(RowRetried)].count("request_timeout") < slots
     assert max(result.attempts for result in report.results()) <= 2
 
