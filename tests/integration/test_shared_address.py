@@ -46,7 +46,8 @@ def test_a_slow_row_is_not_blamed_for_what_another_runs_row_does(
     report, other = innocent.wait(60), guilty.wait(60)
     assert (report.counts.ok, report.counts.failed) == (40, 0)
     assert [result.custom_id for result in other.results() if not result.ok] == [POISON]
-    assert fake.ledger.count(POISON) == 3
+    # A connection that breaks while nothing else is with the server, which is back at once, is no death yet.
+    assert fake.ledger.count(POISON) in ((3,) if kind == "runner_dies" else (3, 4))
     assert not any(event.data.get("quarantined") for event in recorder.all(Decision))
 
 

@@ -105,10 +105,13 @@ def test_a_server_started_by_hand_keeps_what_it_was_started_with(tmp_path: Path)
     shutil.copy(shell, program)
     secret = {"OLLAMA_API_KEY": "s3cret"}
     with subprocess.Popen(
-        [program, "-c", "read line", "serve"],
+        [program, "-c", "echo up; read line", "serve"],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         env={**CONTEXT, **secret, "OLLAMA_MODELS": "/my models"},
     ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"up\n"  # before that its environment may not be there yet
         kept = settings_now()
         server.communicate(b"\n", timeout=10)
     assert kept == {**CONTEXT, "OLLAMA_MODELS": "/my models"}
