@@ -7,14 +7,29 @@ from typing import Final, Literal
 WORTH: Final = 0.05
 """Twice as many requests must raise the rate by this share, or they are of no use."""
 
+CLEAR: Final = 0.3
+"""A round that raises it by so much needs no second one that says the same."""
+
+HOPELESS: Final = 0.1
+"""Nor does one that lowers it by so much while it climbs; later one that does not raise it is enough."""
+
 NO_LOSS: Final = 0.03
 """Fewer requests may lower the rate by this share, and are still preferred."""
 
 FEWER: Final = 1.5
 """By this factor fewer are tried."""
 
+MORE_AFTER: Final = 4
+"""So many rounds after more were of no use they are tried again, then after twice as many each time."""
+
+MORE_AFTER_MOST: Final = 16
+"""Often enough to follow an engine that has got more slots; it costs waiting, but hardly any throughput."""
+
+FEWER_AFTER: Final = 90
+"""Rounds until fewer are tried: seldom, as those leave slots without work."""
+
 HOLD_ROUNDS: Final = 30
-"""Rounds between two trials, which go up and down in turn."""
+"""So many rounds nothing is tried after something else has changed the limit."""
 
 FELL: Final = 0.6
 """Two rounds below this share of the usual rate: the engine is another than before."""
@@ -23,14 +38,25 @@ FELL: Final = 0.6
 class Climb:
     """Tries another limit now and then, and keeps the one with the better rate.
 
-    It doubles as long as that pays, then looks whether fewer do as well. Compared is always with the best
+    It doubles as long as that pays; later it looks whether fewer do as well. Compared is always with the best
     rate that was found, so that many small losses do not add up.
     """
 
-    __slots__ = ("_base", "_best", "_kept", "_rounds", "_slow", "_trying", "_up_next")
+    __slots__ = (
+        "_base",
+        "_best",
+        "_first",
+        "_kept",
+        "_more_after",
+        "_next_wait",
+        "_since_fewer",
+        "_since_more",
+        "_slow",
+        "_trying",
+        "climbing",
+    )
 
     def __init__(self) -> None:
-        self._up_next = True
         self.restart()
 
     def restart(self, *, hold: bool = False) -> None:
@@ -41,23 +67,26 @@ class Climb:
         self._base = 0
         self._best = 0.0
         self._kept = 1.0  # the share of the best rate that there is at the base
-        self._rounds = 0 if hold else HOLD_ROUNDS
+        self._since_more = self._since_fewer = 0
+        self._more_after = HOLD_ROUNDS if hold else 0
+        self._next_wait = MORE_AFTER
+        if not hold:
+            self._since_fewer = FEWER_AFTER - 1
         self._slow = 0
         self._trying: Literal["more", "fewer"] | None = None
+        self._first: float | None = None  # the rate of a trial's first round, if there is to be a second
+        self.climbing = not hold
+        """Whether it doubles, so that short rounds say enough: what they miss is a large share."""
 
     def judge(self, limit: int, rate: float, *, lowest: int, highest: int) -> tuple[int, str] | None:
         """The next limit and why, after a round at `limit` that came to `rate`; None = go on as it is."""
         trying, self._trying = self._trying, None
         if trying == "more":
-            if rate < (1 + WORTH) * self._best:
-                self._up_next = False
-                return self._back("more did not raise the rate")
-            self._keep(limit, rate, rate)
-            return self._more(limit, highest)
+            return self._judge_more(limit, rate, highest)
         if trying == "fewer":
             if rate < (1 - NO_LOSS) * self._best:
-                self._up_next = True
-                return self._back("fewer lowered the rate")
+                self._since_fewer = 0
+                return self._base, "fewer lowered the rate"
             self._keep(limit, rate, max(rate, self._best))
             return self._fewer(limit, lowest)
         if self._base != limit:
@@ -66,29 +95,43 @@ class Climb:
             self._slow += 1
             if self._slow >= 2:
                 self.restart()
-                self._up_next = True
                 return max(lowest, limit // 4), "the rate fell"
             return None
         else:
             self._best = 0.8 * self._best + 0.2 * rate / self._kept
         self._slow = 0
-        self._rounds += 1
-        if self._rounds <= HOLD_ROUNDS:
+        self._since_more += 1
+        self._since_fewer += 1
+        found = self._more(limit, highest) if self._since_more > self._more_after else None
+        if found is None and self._since_fewer > FEWER_AFTER:
+            found = self._fewer(limit, lowest)
+        return found
+
+    def _judge_more(self, limit: int, rate: float, highest: int) -> tuple[int, str] | None:
+        first, self._first = self._first, None
+        doubtful = 1 - HOPELESS if self.climbing else 1 + WORTH
+        if first is not None:
+            rate = (first + rate) / 2
+        elif doubtful * self._best <= rate < (1 + CLEAR) * self._best:
+            self._trying, self._first = "more", rate
             return None
-        first, second = (self._more, self._fewer) if self._up_next else (self._fewer, self._more)
-        bounds = (highest, lowest) if self._up_next else (lowest, highest)
-        return first(limit, bounds[0]) or second(limit, bounds[1])
+        if rate < (1 + WORTH) * self._best:
+            self._since_more, self._more_after = 0, self._next_wait
+            self._next_wait = min(2 * self._next_wait, MORE_AFTER_MOST)
+            self.climbing = False
+            return self._base, "more did not raise the rate"
+        self._keep(limit, rate, rate)
+        self.climbing = True
+        return self._more(limit, highest)
 
     def _keep(self, limit: int, rate: float, best: float) -> None:
         self._base, self._best, self._kept = limit, best, rate / best if best > 0 else 1.0
-        self._rounds = 0
-
-    def _back(self, why: str) -> tuple[int, str]:
-        self._rounds = 0
-        return self._base, why
+        self._since_more = self._since_fewer = 0
+        self._next_wait = MORE_AFTER
 
     def _more(self, limit: int, highest: int) -> tuple[int, str] | None:
         if limit >= highest:
+            self.climbing = False
             return None
         self._trying = "more"
         return min(2 * limit, highest), "the rate may rise"

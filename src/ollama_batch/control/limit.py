@@ -22,6 +22,9 @@ FIRST_ROUND: Final = 2
 BLIND_ROUND: Final = 3
 """Where no queue is told, a round has so many times the limit, for a rate that can be compared."""
 
+BLIND_CLIMB: Final = (4, 2)
+"""The same while that climbs: the least answers, and how many times the limit."""
+
 IN_USE: Final = 0.8
 """A limit is judged only if so large a share of it was out."""
 
@@ -263,7 +266,8 @@ class QueueTarget:
     def _enough(self) -> int:
         """How many answers a round has."""
         if self._round.queue is None:
-            return max(ROUND, BLIND_ROUND * self._limit)
+            least, times = BLIND_CLIMB if self._climb.climbing else (ROUND, BLIND_ROUND)
+            return max(least, times * self._limit)
         if self._doubling and self._limit < self._memory.fits:
             return self._limit  # it has been there: back after a crash
         return max(FIRST_ROUND if self._doubling or self._limit < self._known else ROUND, self._limit)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
-from ollama_batch.control._climb import HOLD_ROUNDS, Climb
+from ollama_batch.control._climb import HOLD_ROUNDS, MORE_AFTER, MORE_AFTER_MOST, Climb
 
 
 def climbed(
@@ -54,6 +55,24 @@ def test_an_engine_that_becomes_slower_is_looked_at_anew_and_a_slow_round_is_not
         climb.judge(8, 100.0, lowest=1, highest=8)
     assert climb.judge(8, 50.0, lowest=1, highest=8) is None
     assert climb.judge(8, 50.0, lowest=1, highest=8) == (2, "the rate fell")
+
+
+def test_more_are_tried_soon_after_they_were_of_no_use_and_then_ever_more_rarely() -> None:
+    limits = climbed(lambda limit: min(limit, 8), start=8, rounds=100)
+    tries = [n for n, (before, after) in enumerate(pairwise(limits)) if before == 8 and after == 16]
+    # Between two are the round of the trial, the first one after it, and those to wait.
+    waits = [2 + wait for wait in (2 * MORE_AFTER, MORE_AFTER_MOST, MORE_AFTER_MOST)]
+    assert [later - earlier for earlier, later in pairwise(tries)][:3] == waits
+
+
+def test_a_lucky_round_is_not_believed_before_a_second_and_a_clear_one_at_once() -> None:
+    climb = Climb()
+    climb.judge(8, 100.0, lowest=1, highest=64)
+    assert climb.judge(16, 112.0, lowest=1, highest=64) is None
+    assert climb.judge(16, 94.0, lowest=1, highest=64) == (8, "more did not raise the rate")
+    clear = Climb()
+    clear.judge(8, 100.0, lowest=1, highest=64)
+    assert clear.judge(16, 140.0, lowest=1, highest=64) == (32, "the rate may rise")
 
 
 def test_after_a_change_that_was_not_its_own_it_tries_nothing_for_a_while() -> None:

@@ -76,17 +76,12 @@ def best_rate(slots: int, seed: int, prompts: tuple[int, int] = PROMPTS) -> floa
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4, 8, 16, 32])
-@pytest.mark.parametrize(
-    ("told", "on_average", "at_worst"),
-    [("wait", 0.97, 0.95), ("waiting", 0.97, 0.95), ("nothing", 0.95, 0.93)],
-)
-def test_the_rate_is_near_that_of_the_best_fixed_limit(
-    slots: int, told: Told, on_average: float, at_worst: float
-) -> None:
+@pytest.mark.parametrize("told", ["wait", "waiting", "nothing"])
+def test_the_rate_is_near_that_of_the_best_fixed_limit(slots: int, told: Told) -> None:
     shares = [adaptive(slots, seed, told=told)[0].rate / best_rate(slots, seed) for seed in SEEDS]
     print(f"{slots} slots, {told} told: mean {mean(shares):.4f}, worst {min(shares):.4f}")
-    assert mean(shares) >= on_average
-    assert min(shares) >= at_worst
+    assert mean(shares) >= 0.97
+    assert min(shares) >= 0.95
 
 
 @pytest.mark.parametrize("slots", [1, 8, 32])
@@ -123,19 +118,17 @@ def answered_per_s(outcome: Outcome, first: int) -> float:
     return sum(tokens for _, tokens in outcome.finished[first + 1 :]) / (outcome.finished[-1][0] - since)
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "found_within", "on_average", "at_worst"),
-    [(16, 4, 400, 0.98, 0.96), (4, 16, 2200, 0.95, 0.88)],
-)
-def test_where_nothing_is_told_other_slots_are_followed_by_the_rate_later_and_more_roughly(
-    before: int, after: int, found_within: int, on_average: float, at_worst: float
+@pytest.mark.parametrize(("before", "after"), [(16, 4), (4, 16)])
+def test_where_nothing_is_told_other_slots_are_followed_within_600_answers_by_the_rate(
+    before: int, after: int
 ) -> None:
     step, answers = 1500, 5000
     shares = []
     for seed in range(20):
         outcome, _ = adaptive(before, seed, told="nothing", slots_after={step: after}, answers=answers)
         found = (limit <= 2 * after if after < before else limit >= after for limit in outcome.limits[step:])
-        assert next(n for n, there in enumerate(found) if there) <= found_within
+        followed = next(n for n, there in enumerate(found) if there)
+        assert followed <= 600
 
         # No slot is left without work for it, compared with a limit made for the new slots on the same rows.
         fixed = simulate(
@@ -148,12 +141,12 @@ def test_where_nothing_is_told_other_slots_are_followed_by_the_rate_later_and_mo
         )
         shares.append(answered_per_s(outcome, step + 600) / answered_per_s(fixed, step + 600))
 
-        # But more than need be may be out for good: in 40 seeds up to 32 with 4 slots, up to 40 with 16.
+        # But more than need be may be out for long: in 100 seeds up to 32 with 4 slots, up to 64 with 16.
         usual = median(outcome.limits[step + 1500 :])
-        print(f"{before} -> {after}, seed {seed}: {shares[-1]:.3f} of the rate, {usual:g} out")
-        assert after <= usual <= 3 * max(before, after)
-    assert mean(shares) >= on_average
-    assert min(shares) >= at_worst
+        print(f"{before} -> {after}, seed {seed}: {followed} answers, rate {shares[-1]:.3f}, {usual:g} out")
+        assert after <= usual <= 4 * max(before, after)
+    assert mean(shares) >= 0.98
+    assert min(shares) >= 0.96
 
 
 @pytest.mark.parametrize("queue_limit", [0, 1, 2, 8])
