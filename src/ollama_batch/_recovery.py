@@ -362,7 +362,8 @@ class Recovery:
                 self._history = self._history.probed(then)
                 if then.do is Do.STOP:
                     self._record.keep(then, self._history, said)
-                    self._stop.now(self._down(then, said))  # nothing that is out will be answered any more
+                    last = latest if said is error else None
+                    self._stop.now(self._down(then, said, last))  # what is out will not be answered any more
                     return
                 unwell_s = time.monotonic() - since
                 restart = self._supervision.restart_if_due(said, exited=exited, unwell_s=unwell_s)
@@ -410,9 +411,10 @@ class Recovery:
         self._stop.drain(EngineDownError(str(error)) if fatal else self._down(action, error))
         raise Abandoned from error
 
-    def _down(self, action: Action, error: EngineError) -> EngineDownError:
+    def _down(self, action: Action, error: EngineError, last: EngineError | None = None) -> EngineDownError:
         less = "" if self._relief is None else self._relief.last_resort(error)
-        why = f"{action.reason} ({str(error).rstrip('.')})"
+        then = "" if last is None or str(last) == str(error) else f"; at last: {str(last).rstrip('.')}"
+        why = f"{action.reason} ({str(error).rstrip('.')}{then})"
         return EngineDownError(
             f"{why}; see the engine's log, then run again to go on{less}{self._supervision.in_vain()}"
         )

@@ -212,6 +212,13 @@ async def test_an_engine_that_does_not_come_back_stops_the_run_at_once() -> None
     assert not at.gate.open
 
 
+async def test_what_a_run_stops_with_names_the_first_trouble_and_the_last() -> None:
+    at = Setting(Health(EngineUnreachableError("still away.")), patience_s=0.03)
+    at.recovery.doubt(AWAY)
+    await asyncio.wait_for(at.stop.stopping.wait(), 5)
+    assert "did not come back within 0.03 s (nobody there; at last: still away);" in str(at.stop.reason)
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [(EngineStoppedError("exit code 9"), "exit code 9"), (ZeroDivisionError("bug"), "ZeroDivisionError")],
