@@ -139,6 +139,17 @@ def test_a_report_says_that_memory_ran_out_at_how_many_requests_and_what_to_do(
     assert note in re.sub(r"\n +", " ", str(report))
 
 
+def stopped_by_a_death(supervisor: Supervisor) -> EngineDownError:
+    """What a run stops with whose engine dies for good, whatever `supervisor` tries."""
+    with FakeOllama(speed=CostModel(latency_s=0.01)) as fake:
+        run = quick_runner(fake, num_ctx=2048, supervisor=supervisor, recover_timeout=1.0).start(rows(400))
+        fake.wait_until(lambda ledger: ledger.answered() >= 5)
+        fake.stop()
+        with pytest.raises(EngineDownError) as stopped:
+            run.wait(30)
+    return stopped.value
+
+
 def test_a_run_that_stops_names_what_its_restart_failed_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,15 +159,10 @@ def test_a_run_that_stops_names_what_its_restart_failed_with(
         raise RestartError("sh ended with 4: cannot")
 
     supervisor = Supervisor(restart, after_s=0.0, wait_s=0.01, most=2)
-    with FakeOllama(speed=CostModel(latency_s=0.01)) as fake:
-        run = quick_runner(fake, num_ctx=2048, supervisor=supervisor, recover_timeout=1.0).start(rows(400))
-        fake.wait_until(lambda ledger: ledger.answered() >= 5)
-        fake.stop()
-        with pytest.raises(EngineDownError) as stopped:
-            run.wait(30)
-    why = str(stopped.value).partition("\nThe engine could not be restarted: ")[2]
+    stopped = stopped_by_a_death(supervisor)
+    why = str(stopped).partition("\nThe engine could not be restarted: ")[2]
     assert why.endswith("the last time: sh ended with 4: cannot")
-    (note,) = (each for each in stopped.value.report.notes if "restart" in each)
+    (note,) = (each for each in stopped.report.notes if "restart" in each)
     assert note == (
         "a restart of the engine was tried 2 times in vain (2 failed); the last: sh ended with 4: cannot"
     )
@@ -176,7 +182,7 @@ def test_the_log_names_a_row_that_is_quarantined_with_its_place(
     assert said.startswith(f"row killer ({source}:7) is quarantined: the engine has died 3 times with it")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="systemd is on Linux")
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for systemctl is a script with a #! line")
 @pytest.mark.parametrize(
     ("word", "why"),
     [("missing", "Unit ollama.service not found"), ("password", "Interactive authentication required")],
@@ -188,13 +194,7 @@ def test_a_run_that_stops_names_what_its_restart_was_refused_with(
     stand_in_systemctl(tmp_path, word)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     supervisor = Supervisor(SystemdUnit("ollama"), after_s=0.0, wait_s=0.01)
-    with FakeOllama(speed=CostModel(latency_s=0.01)) as fake:
-        run = quick_runner(fake, num_ctx=2048, supervisor=supervisor, recover_timeout=1.0).start(rows(400))
-        fake.wait_until(lambda ledger: ledger.answered() >= 5)
-        fake.stop()
-        with pytest.raises(EngineDownError) as stopped:
-            run.wait(30)
-    said = str(stopped.value)
+    said = str(stopped_by_a_death(supervisor))
     assert "did not come back within 1 s" in said
     assert why in said.partition("\nThe engine could not be restarted: ")[2]
     assert len(calls(tmp_path)) == 1, "it is not asked again"
