@@ -13,7 +13,9 @@ from ollama_batch.control import Outcome, Supervisor, SystemdUnit
 from ollama_batch.errors import ConfigError, RestartError
 from supervisor_support import calls, runs, stand_in_systemctl, until
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="the stand-in for systemctl is a script with a #! line")
+pytestmark = pytest.mark.skipif(
+    os.name != "posix", reason="the stand-in for systemctl is a script with a #! line"
+)
 
 
 @pytest.fixture
