@@ -37,8 +37,9 @@ class StreamFeed(Feed):
 
     `found(rows, complete, limited)` is told how far the streams have come, and how many rows have their own
     max_tokens, `noticed` of a head that differs by a few characters. An invalid item ends the run with
-    InputError, or with `skip_invalid` goes to the error file and to `failed`. JournalMismatchError if the
-    items are not those the run began with, or fewer.
+    InputError, at once if it comes with the first and else after the rows before it, or with `skip_invalid`
+    goes to the error file and to `failed`. JournalMismatchError if the items are not those the run began
+    with, or fewer.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class StreamFeed(Feed):
         self._heads = HeadWatch()
         self._next_index = self._limited = 0
         self._reading: asyncio.Future[bool] | None = None
+        self._refusal: InputError | None = None
 
     async def look_ahead(self, rows: int, seconds: float) -> list[Taken]:
         """The first rows, which are handed out all the same; before the first `next`.
@@ -109,6 +111,8 @@ class StreamFeed(Feed):
             await asyncio.wait((self._reading,))
 
     async def _read_some(self) -> bool:
+        if self._refusal is not None:
+            raise self._refusal
         if not self._sources:
             return False
         number, source = self._sources[0]
@@ -142,15 +146,18 @@ class StreamFeed(Feed):
                 self._limited += own_limit(item.request.params) is not None
         for row, holder in await self._keep(source.name, rows):
             invalid[row.index] = source.duplicate(row, holder.line)
-        if invalid and not self._skip_invalid:
-            raise InputError(
-                f"item {min(invalid) + 1} is invalid; the rows before it are kept "
-                '(on_invalid="skip" goes on)',
-                list(invalid.values()),
-            )
-        if invalid:
+        if invalid and self._skip_invalid:
             for result in await record_invalid(self._journal, number, invalid):
                 self._failed(result)
+        elif invalid:
+            bad = min(invalid)
+            self._refusal = InputError(
+                f'item {bad + 1} is invalid; the rows before it are kept (on_invalid="skip" goes on)',
+                list(invalid.values()),
+            )
+            if not first:  # nothing has been sent: nothing needs to be
+                raise self._refusal
+            requests = {index: request for index, request in requests.items() if index < bad}
         pending = await self._journal.pending(after=first - 1, limit=len(items), retry=self._retry)
         for row in pending:
             if row.index in requests:

@@ -68,6 +68,7 @@ class StreamSource:
         self.limits = limits or Limits()
         self._check: Check | None = None
         self._items = items
+        self._all_there = isinstance(items, list | tuple)
         self._loop = loop
         self._lock = threading.Lock()
         self._rows: deque[ScannedRow | InvalidRow] = deque()
@@ -94,8 +95,8 @@ class StreamSource:
         """The next rows: at least one and at most `limit`, none at the end.
 
         Waits for the first and then only for those that come at once, so rows of a slow source are
-        handed on as they come. `check` has the last word on a body. What the iterable raises is raised
-        as an InputError that names the item, after all rows before it.
+        handed on as they come; those of a list are all there. `check` has the last word on a body. What
+        the iterable raises is raised as an InputError that names the item, after all rows before it.
         """
         if limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
@@ -112,7 +113,7 @@ class StreamSource:
         self._pump.wake()
         await some.wait()
         try:
-            await asyncio.wait_for(enough.wait(), _LINGER_S)
+            await asyncio.wait_for(enough.wait(), None if self._all_there else _LINGER_S)
         except TimeoutError:
             pass  # a slow source: what is there goes on now
         with self._lock:

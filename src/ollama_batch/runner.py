@@ -184,8 +184,9 @@ class BatchRunner(Generic[ParsedT]):
         report, an empty file is an error. Works in scripts and in notebooks. The first Ctrl-C (or SIGTERM)
         lets requests that are out finish, the second stops at once; running the same again goes on.
 
-        Raises ConfigError, InputError (nothing was sent), OutputError, JournalError, EngineError if the
-        engine cannot be met, and, with the `.report` so far, RunStoppedError or RunInterrupted.
+        Raises ConfigError, InputError (nothing was sent, or of an iterable the rows before), OutputError,
+        JournalError, EngineError if the engine cannot be met, and, with the `.report` so far,
+        RunStoppedError or RunInterrupted.
         """
         with stop_on_signals() as begun:
             run = self._begin(requests, arguments, None, waits=True)

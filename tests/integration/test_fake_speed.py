@@ -82,10 +82,13 @@ async def test_more_requests_than_slots_wait_their_turn() -> None:
     with FakeOllama(slots=2, speed=speed) as fake:
         async with client(fake) as http:
             await http.post("/api/chat", json=body("warm"))
+            fake.hold()
+            sent = [asyncio.create_task(http.post("/api/chat", json=body(f"row-{n}"))) for n in range(6)]
+            await asyncio.to_thread(fake.wait_until, lambda ledger: ledger.max_in_flight == 6)
             began = time.monotonic()
-            await asyncio.gather(*[http.post("/api/chat", json=body(f"row-{n}")) for n in range(6)])
+            fake.release()
+            await asyncio.gather(*sent)
             elapsed_s = time.monotonic() - began
-        assert fake.ledger.max_in_flight == 6
     # Three rounds of two, one after another; less the resolution of three timers.
     assert elapsed_s >= 3 * 0.05 - 0.01
 
