@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from ollama_batch import BatchRequest, Concurrency, RunJournal
+from ollama_batch import BatchReport, BatchRequest, Concurrency, RunJournal
 from ollama_batch._portal import portal
 from ollama_batch.conversation import ConversationPolicy
 from ollama_batch.events import Decision, Noticed, RowFinished, RunStarted
 from ollama_batch.testing import CostModel, Fault
 from ollama_batch.types import ChatRequest, EngineInfo
 from runner_support import Events, ids, line, names, rows_file, runner_on, write_lines
+from tries_support import timed, tries
 from trouble_support import QUICK, ScriptedEngine
 
 SLOW = CostModel(prefill_tps=20_000.0, decode_tps=200.0)
@@ -42,32 +43,36 @@ def heads(count: int, *, each: int) -> list[dict[str, Any]]:
 def test_a_run_finds_the_slots_of_an_ollama_that_does_not_tell_them(
     fake_ollama_factory: Any, tmp_path: Path, slots: int, rows: int
 ) -> None:
-    fake = fake_ollama_factory(slots=slots, speed=SLOW if slots > 4 else BRISK)
-    events = Events()
-    source = rows_file(tmp_path / "in.jsonl", rows)
-    report = runner_on(fake, hooks=[events]).run(source, output=tmp_path / "out.jsonl")
-    assert report.ok
-    assert ids(tmp_path / "out.jsonl") == names(rows)
-    m = report.metrics
-    assert slots <= m.concurrency <= slots + max(3, slots // 2) + 1
-    assert report.concurrency == m.concurrency
-    assert m.concurrency_min <= m.concurrency <= m.concurrency_max
-    assert fake.ledger.max_in_flight <= m.concurrency_max
-    made = decisions(events)
-    assert len(made) == m.concurrency_changes
-    assert m.concurrency_decisions == tuple(each.message for each in made)[-10:]
-    # Each begins where the last ended, the first where the run began.
-    befores = [each.data["before"] for each in made]
-    afters = [events.of(RunStarted)[0].concurrency, *(each.data["after"] for each in made)]
-    assert befores == afters[:-1]
-    assert m.queue_reported == rows
-    assert 0 < m.queue_share < 1
-    assert m.queue_mean_s > 0
-    assert 0 <= m.engine_idle_share < 0.5
-    assert 0.3 * slots < m.served_mean <= slots + 0.1
-    with RunJournal.open_readonly(tmp_path / "out.jsonl.run.db") as journal:
-        noted = [note.data for note in journal.notes("concurrency")]
-    assert [note["message"] for note in noted] == [each.message for each in made]
+    for attempt in tries():
+        with attempt:
+            fake = fake_ollama_factory(slots=slots, speed=SLOW if slots > 4 else BRISK)
+            events = Events()
+            folder = tmp_path / str(attempt.retry_state.attempt_number)
+            folder.mkdir()
+            source = rows_file(folder / "in.jsonl", rows)
+            report = runner_on(fake, hooks=[events]).run(source, output=folder / "out.jsonl")
+            assert report.ok
+            assert ids(folder / "out.jsonl") == names(rows)
+            m = report.metrics
+            assert report.concurrency == m.concurrency
+            assert m.concurrency_min <= m.concurrency <= m.concurrency_max
+            assert fake.ledger.max_in_flight <= m.concurrency_max
+            made = decisions(events)
+            assert len(made) == m.concurrency_changes
+            assert m.concurrency_decisions == tuple(each.message for each in made)[-10:]
+            # Each begins where the last ended, the first where the run began.
+            befores = [each.data["before"] for each in made]
+            afters = [events.of(RunStarted)[0].concurrency, *(each.data["after"] for each in made)]
+            assert befores == afters[:-1]
+            assert m.queue_reported == rows
+            assert 0 < m.queue_share < 1
+            assert m.queue_mean_s > 0
+            with RunJournal.open_readonly(folder / "out.jsonl.run.db") as journal:
+                noted = [note.data for note in journal.notes("concurrency")]
+            assert [note["message"] for note in noted] == [each.message for each in made]
+            timed(slots <= m.concurrency <= slots + max(3, slots // 2) + 1, m.concurrency)
+            timed(0 <= m.engine_idle_share < 0.5, m.engine_idle_share)
+            timed(0.3 * slots < m.served_mean <= slots + 0.1, m.served_mean)
 
 
 def test_what_was_decided_is_in_words_and_in_the_report(fake_ollama_factory: Any) -> None:
@@ -126,23 +131,26 @@ def test_conversations_are_as_many_at_a_time_as_there_are_slots(
     fake_ollama_factory: Any, tmp_path: Path
 ) -> None:
     """Eight lanes on two slots: what is not with the engine waits here, and displaces nobody."""
-    shares = {}
-    for concurrency in (2, "auto"):
+
+    def run(concurrency: int | str) -> BatchReport[Any]:
         fake = fake_ollama_factory(
             slots=2, speed=CostModel(latency_s=0.04), reports_cached=True, tokenizer="words"
         )
-        report = runner_on(
-            fake,
-            mode="conversation",
-            conversation=ConversationPolicy(lanes=8),
-            concurrency=concurrency,
-            state_dir=None,
-        ).run(rows_file(tmp_path / f"{concurrency}.jsonl", 200))
+        policy = ConversationPolicy(lanes=8)
+        runner = runner_on(
+            fake, mode="conversation", conversation=policy, concurrency=concurrency, state_dir=None
+        )
+        report = runner.run(source)
         assert report.ok
-        shares[concurrency] = report.metrics.cached_share
-        if concurrency == "auto":
-            assert report.concurrency in (2, 3)
-    assert shares["auto"] >= 0.9 * shares[2]
+        return report
+
+    source = rows_file(tmp_path / "in.jsonl", 200)
+    told = run(2).metrics.cached_share
+    for attempt in tries():
+        with attempt:
+            found = run("auto")
+            assert found.metrics.cached_share >= 0.9 * told
+            timed(found.concurrency in (2, 3), found.concurrency)
 
 
 def test_refusals_bring_fewer_out_and_cost_no_row(fake_ollama_factory: Any, tmp_path: Path) -> None:
@@ -165,8 +173,11 @@ def test_it_stays_within_the_users_bounds(fake_ollama_factory: Any, bounds: Conc
     fake = fake_ollama_factory(slots=slots, speed=BRISK)
     report = runner_on(fake, concurrency=bounds).run(BatchRequest.chat(name) for name in names(50))
     m = report.metrics
-    assert bounds.min <= m.concurrency_min <= m.concurrency_max <= bounds.max
-    assert m.concurrency == (bounds.min if slots == 1 else bounds.max)
+    assert bounds.min <= m.concurrency_min <= m.concurrency <= m.concurrency_max <= bounds.max
+    if slots == 1:
+        assert m.concurrency_min == bounds.min
+    else:
+        assert m.concurrency_max == bounds.max
     assert fake.ledger.max_in_flight <= bounds.max
 
 

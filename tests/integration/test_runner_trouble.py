@@ -197,7 +197,8 @@ def test_an_engine_that_is_restarted_again_and_again_fails_no_row(fake_ollama_fa
     assert all(attempts[row] >= asked[row] for row in attempts)
     assert sum(attempts.values()) - 240 <= 4 * 5
     begun = [event for event in recorder.all(RunPaused) if not event.again]
-    assert len(begun) == len(recorder.all(RunResumed)) == 5
+    # At least: the first listener to answer again may be gone once more before all that was out is back.
+    assert 5 <= len(begun) == len(recorder.all(RunResumed)) <= 2 * 5
     assert all(event.reason == "engine" for event in recorder.all(RunResumed))
     assert recorder.check_balance() == 0
 
