@@ -333,34 +333,39 @@ def test_a_model_that_is_loaded_anew_takes_its_time_and_costs_no_row(
     """The load takes longer than a row may, and ends only if whoever asked for it stays."""
     timeout_s, slots = 0.4, 4
     faults = [Fault("runner_dies", when=12)] if dies == "the runner" else []
-    fake = fake_ollama_factory(slots=slots, speed=CostModel(latency_s=0.01, load_s=0.6), faults=faults)
+    speed = CostModel(latency_s=0.01, load_s=0.6)
+    for attempt in tries():
+        with attempt:
+            fake = fake_ollama_factory(slots=slots, speed=speed, faults=faults)
 
-    def restart() -> None:
-        fake.stop()
-        fake.restart()
+            def restart(server: FakeOllama = fake) -> None:
+                server.stop()
+                server.restart()
 
-    recorder = Recorder()
-    runner = quick_runner(
-        fake,
-        timeout=timeout_s,
-        recover_timeout=10.0,
-        supervisor=Supervisor(restart, after_s=0.1, wait_s=0.01) if dies == "the server" else None,
-        hooks=[recorder],
-        guards=(),
-    )
-    run = runner.start(rows(200))
-    if dies == "the server":
-        fake.wait_until(lambda ledger: ledger.answered() >= 20)
-        fake.stop()
-    report = run.wait(30)
-    assert (report.counts.ok, report.counts.failed) == (200, 0)
-    assert bool(recorder.all(EngineRestarted)) == (dies == "the server")
-    assert len(fake.ledger.load_settings()) == 2
-    # A question waits twice as long as the one before. On a machine that stalls the second may be too short,
-    # and a row that was sent before the death was known may have begun a load.
-    assert 1 <= len(fake.ledger.aborted_loads()) <= slots + 1
-    assert [event.code for event in recorder.all(RowRetried)].count("request_timeout") < slots
-    assert max(result.attempts for result in report.results()) <= 2
+            supervisor = Supervisor(restart, after_s=0.1, wait_s=0.01) if dies == "the server" else None
+            recorder = Recorder()
+            runner = quick_runner(
+                fake,
+                timeout=timeout_s,
+                recover_timeout=10.0,
+                supervisor=supervisor,
+                hooks=[recorder],
+                guards=(),
+            )
+            run = runner.start(rows(200))
+            if dies == "the server":
+                fake.wait_until(lambda ledger: ledger.answered() >= 20)
+                fake.stop()
+            report = run.wait(30)
+            assert (report.counts.ok, report.counts.failed) == (200, 0)
+            assert bool(recorder.all(EngineRestarted)) == (dies == "the server")
+            assert len(fake.ledger.load_settings()) == 2
+            # A question waits twice as long as the one before. On a machine that stalls the second may be
+            # too short, and a row that was sent before the death was known may have begun a load.
+            assert 1 <= len(fake.ledger.aborted_loads()) <= slots + 1
+            codes = [event.code for event in recorder.all(RowRetried)]
+            timed(codes.count("request_timeout") < slots, codes)
+            timed(max(result.attempts for result in report.results()) <= 2, codes)
 
 
 # Hangs

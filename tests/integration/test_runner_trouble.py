@@ -280,8 +280,10 @@ def test_no_worker_is_lost_to_requests_that_never_end(fake_ollama_factory: Facto
     )
     report = quick_runner(fake, timeout=0.6).run(rows(400))
     assert report.ok
-    assert fake.ledger.counts() == {name(n): 2 if name(n) in hanging else 1 for n in range(400)}
-    assert fake.ledger.answered() == 400
+    asked = fake.ledger.counts()
+    questions = asked.pop(TEST_QUESTION, 0)  # a machine that stalls may let several rows hang at a time
+    assert asked == {name(n): 2 if name(n) in hanging else 1 for n in range(400)}
+    assert fake.ledger.answered() == 400 + questions
     assert fake.ledger.max_in_flight == 4
 
 
