@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
 from collections.abc import Callable, Collection
 from typing import Any, Final
@@ -10,6 +12,9 @@ from ollama_batch.errors import MemoryUnknownError
 from ollama_batch.memory.sample import DeviceMemory, Reading
 
 SOURCE: Final = "nvml"
+LIBRARY: Final = "libnvidia-ml.so.1"
+"""What pynvml loads, except on Windows."""
+
 AGAIN_S: Final = 60.0
 """How long a driver that could not be used is left alone."""
 
@@ -61,9 +66,7 @@ class NvmlProbe:
         if self._failure is not None and self._now() - self._failure[0] < AGAIN_S:
             raise MemoryUnknownError(self._failure[1])
         if self._nvml is None:
-            import pynvml
-
-            self._nvml = pynvml
+            self._nvml = self._imported()
         try:
             self._nvml.nvmlInit()
         except self._nvml.NVMLError as exc:
@@ -72,6 +75,19 @@ class NvmlProbe:
         self._failure = None
         self._ready = True
         return self._nvml
+
+    def _imported(self) -> Any:
+        """pynvml, whose import costs much more than the look whether there is anything that it could load."""
+        if sys.platform != "win32":
+            try:
+                ctypes.CDLL(LIBRARY)
+            except OSError as exc:
+                # In the words of pynvml for this.
+                self._failure = (self._now(), "NVML: NVML Shared Library Not Found")
+                raise MemoryUnknownError(self._failure[1]) from exc
+        import pynvml
+
+        return pynvml
 
     def processes(self) -> tuple[tuple[str, int, Reading, bool], ...]:
         """The processes that have memory of a GPU: the device's id, theirs, how much, and whether they draw.

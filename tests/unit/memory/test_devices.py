@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from memory_support import GIB, MIB, Card, FakeNvml, known, unknown
 from ollama_batch.errors import MemoryUnknownError
-from ollama_batch.memory import LocalProbe, Reading
+from ollama_batch.memory import LocalProbe, Reading, nvml
 from ollama_batch.memory.amd import AmdProbe
 from ollama_batch.memory.host import HostProbe
 from ollama_batch.memory.nvml import AGAIN_S, NvmlProbe
@@ -46,6 +47,18 @@ def test_the_real_module_without_a_driver_is_unknown_with_its_reason() -> None:
     assert "NVML" in found.devices_unknown
     with pytest.raises(MemoryUnknownError, match="NVML"):
         found.device()
+
+
+def test_where_there_is_no_library_of_the_driver_it_is_said_as_the_real_module_says_it_which_is_not_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nvml, "LIBRARY", "libnowhere.so.1")
+    monkeypatch.delitem(sys.modules, "pynvml")
+    missing = pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+    with pytest.raises(MemoryUnknownError) as told:
+        NvmlProbe().devices()
+    assert told.value.reason == f"NVML: {missing}"
+    assert "pynvml" not in sys.modules
 
 
 def test_a_card_is_read_by_what_is_free() -> None:
