@@ -13,6 +13,7 @@ from ollama_batch._aris_command import ARIS_CODES
 from ollama_batch._aris_command import add_options as add_aris_options
 from ollama_batch._doctor_command import DOCTOR_CODES, add_options
 from ollama_batch._engine_options import add_engine_options
+from ollama_batch._notify_option import add_notify_option
 from ollama_batch._option_values import concurrency, count, number_or_auto, port
 from ollama_batch._parser import Parser
 from ollama_batch._serve_command import SERVE_CODES
@@ -257,6 +258,7 @@ def _add_run(subparsers: Any, command: Command) -> None:
         metavar="N",
         help="serve figures for Prometheus on this port of 127.0.0.1 while the run goes on",
     )
+    add_notify_option(going)
     add_trouble_options(run)
 
 

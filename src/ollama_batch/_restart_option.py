@@ -6,16 +6,15 @@ import argparse
 import asyncio
 import logging
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
+from ollama_batch._command_words import command_words
 from ollama_batch._engine_options import own_engine
 from ollama_batch._text import plain
 from ollama_batch.errors import ConfigError, RestartError
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 UNIT: Final = "unit:"
 
-_OPERATORS: Final = frozenset("();<>|&")
 _KILL_S: Final = 1.0
 _ASK_S: Final = 5.0
 _SAID_BYTES: Final = 2000
@@ -58,7 +56,12 @@ def supervisor_asked(arguments: argparse.Namespace, *, address: str) -> Supervis
     from ollama_batch.control import Supervisor, SystemdUnit
 
     if not how.startswith(UNIT):
-        return Supervisor(RestartCommand(_words(how)))
+        words = command_words("--restart", how, kinds="unit:NAME for a unit of systemd, or a command")
+        if words == ("ollama",):
+            raise ConfigError(
+                "--restart ollama: that program restarts nothing; a unit is given as unit:ollama"
+            )
+        return Supervisor(RestartCommand(words))
     from ollama_batch.memory.engine import is_local
 
     name = how.removeprefix(UNIT)
@@ -105,32 +108,6 @@ def _no_unit(name: str) -> str | None:
             "--type=service), or a command"
         )
     return None
-
-
-def _words(how: str) -> tuple[str, ...]:
-    """The program and its arguments. Raises ConfigError where they need a shell, or there is no program."""
-    lexer = shlex.shlex(how, posix=True, punctuation_chars=True)
-    lexer.commenters, lexer.whitespace_split = "", True
-    try:
-        words, parts = shlex.split(how), list(lexer)
-    except ValueError as error:
-        raise ConfigError(f"--restart {how}: cannot be read as a command: {error}") from error
-    operators = [part for part in parts if part and _OPERATORS.issuperset(part)]
-    if operators:
-        raise ConfigError(
-            f"--restart {how}: no shell reads {operators[0]} here; put it into a script, or give sh -c '...'"
-        )
-    if not words or not words[0]:
-        raise ConfigError("--restart is empty: give unit:NAME, or a command")
-    program = str(Path(words[0]).expanduser()) if words[0].startswith("~") else words[0]
-    if shutil.which(program) is None:
-        raise ConfigError(
-            f"--restart {how}: there is no program {words[0]!r}, or it may not be run; a unit of systemd is "
-            "given as unit:NAME"
-        )
-    if words == ["ollama"]:
-        raise ConfigError("--restart ollama: that program restarts nothing; a unit is given as unit:ollama")
-    return program, *words[1:]
 
 
 class RestartCommand:

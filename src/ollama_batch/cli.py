@@ -38,6 +38,7 @@ from ollama_batch._asked import (
 from ollama_batch._doctor_command import doctor
 from ollama_batch._engine_options import api_key, make_engine
 from ollama_batch._guard_options import guards_asked
+from ollama_batch._notify_option import notice_hooks
 from ollama_batch._restart_option import supervisor_asked
 from ollama_batch._serve_command import serve
 from ollama_batch._spelling import StandardError, as_options
@@ -126,9 +127,9 @@ def _run_with(arguments: Namespace, policy: ConversationPolicy | None, stdin: St
     if model is None:
         model, where = model_of_first_row(arguments.inputs) if stdin is None else stdin.model_of_first_row()
     engine = make_engine(arguments, model)
-    hooks: Sequence[PrometheusHook] = ()
+    figures: Sequence[PrometheusHook] = ()
     try:
-        hooks = metrics_hooks(arguments)
+        figures = metrics_hooks(arguments)
         runner: BatchRunner = BatchRunner(
             model=model or fallback_model(arguments),
             engine=engine,
@@ -150,7 +151,7 @@ def _run_with(arguments: Namespace, policy: ConversationPolicy | None, stdin: St
             recover_timeout=arguments.recover_timeout,
             supervisor=supervisor_asked(arguments, address=engine.address),
             on_length=arguments.on_length,
-            hooks=hooks,
+            hooks=(*figures, *notice_hooks(arguments)),
             progress=arguments.progress,
         )
         report = runner.run(
@@ -176,7 +177,7 @@ def _run_with(arguments: Namespace, policy: ConversationPolicy | None, stdin: St
         ) from error
     finally:
         asyncio.run(engine.aclose())
-        for hook in hooks:
+        for hook in figures:
             hook.close()
     _print_report(report)
     return OK if report.ok else SOME_FAILED

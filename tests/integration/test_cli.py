@@ -161,7 +161,7 @@ OPTIONS: list[tuple[list[str], str, str, Any]] = [
     (["--trim", "aggressive"], "made", "trim", AggressiveTrim()),
 ]
 ELSEWHERE = {"--help", "--base-url", "--api", "--api-key-env", "--embedded", "--gguf", "--toy", "--schema"}
-ELSEWHERE |= {"--metrics-port"}  # in test_monitoring.py
+ELSEWHERE |= {"--metrics-port", "--notify"}  # in test_monitoring.py, test_notices.py
 ELSEWHERE |= {"--managed", "--slots", "--kv-cache-type", "--restart"}  # in test_night_options.py, as these:
 ELSEWHERE |= {"--vram-limit", "--vram-warn", "--ram-limit", "--ram-warn"}
 

@@ -288,7 +288,7 @@ def test_the_option_is_a_supervisor_with_its_usual_limits(folder: Path) -> None:
         ("unit:masked", "the unit masked is masked: give the one that runs"),
         ("unit:elsewhere", "was not booted with systemd, which has no units here; a command may do it"),
         ("no-such-program now", "there is no program 'no-such-program'"),
-        ("ollama.service", "a unit of systemd is given as unit:NAME"),
+        ("ollama.service", "give unit:NAME for a unit of systemd"),
         ("ollama", "a unit is given as unit:ollama"),
         ("sh -c 'unclosed", "cannot be read as a command: No closing quotation"),
         ("true; true", "no shell reads ; here; put it into a script, or give sh -c"),

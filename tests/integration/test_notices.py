@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from ollama_batch import _watch
+from ollama_batch.cli import main
 from ollama_batch.errors import ConfigError, EngineError, RunCancelledError
 from ollama_batch.events import EngineRestarted, RunFinished, RunPaused, RunResumed, RunStalled
 from ollama_batch.hooks import CommandHook, Notice, WebhookHook
@@ -365,3 +367,44 @@ def test_notices_do_not_pile_up(caplog: pytest.LogCaptureFixture) -> None:
     go.set()
     assert outbox.wait(30)
     assert done == list(range(MOST))
+
+
+# From the command line
+
+
+def words_of_a_run(fake: FakeOllama, folder: Path) -> list[str]:
+    source = folder / "in.jsonl"
+    source.write_text("".join(json.dumps(each.to_openai()) + "\n" for each in rows(6)))
+    run = ["run", str(source), "-o", str(folder / "out.jsonl"), "--model", "toy:1b"]
+    return [*run, "--base-url", fake.url, "--progress", "none"]
+
+
+def test_the_command_line_tells_every_command_and_url_before_its_process_ends(
+    fake_ollama: FakeOllama, told: Told, receiver: Receiver, tmp_path: Path
+) -> None:
+    command = shlex.join([*told.command, "with spaces", "{message}"])
+    words = [*words_of_a_run(fake_ollama, tmp_path), "--notify", command, "--notify", receiver.url]
+    subprocess.run([sys.executable, "-m", "ollama_batch.cli", *words], check=True, timeout=60)
+    ((said, notice),) = told.read()
+    assert said == ["with spaces", notice["message"]]
+    assert (notice["event"], notice["outcome"], notice["ok"]) == ("finished", "completed", 6)
+    ((path, _, sent),) = receiver.got
+    assert (path, sent["run_id"]) == ("/hook/secret", notice["run_id"])
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("", "--notify is empty: give a URL, or a command"),
+        ("no-such-program now", "there is no program 'no-such-program'"),
+        ("sh '' > log", "no shell reads > here"),
+        ("sh {mesage}", "{mesage} is no field of a notice"),
+        ("http://", "must be an address such as"),
+    ],
+)
+def test_the_command_line_refuses_who_could_not_be_told(
+    fake_ollama: FakeOllama, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, said: str
+) -> None:
+    assert main([*words_of_a_run(fake_ollama, tmp_path), "--notify", how]) == 2
+    assert said in capsys.readouterr().err
+    assert fake_ollama.ledger.count() == 0
