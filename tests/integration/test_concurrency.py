@@ -112,19 +112,25 @@ def test_several_heads_keep_their_slots_where_slots_are_not_told(
     fake_ollama_factory: Any, tmp_path: Path, stream: bool
 ) -> None:
     """As much is reused as with the right number, which nobody has said."""
-    cached = {}
-    for concurrency in (2, "auto"):
+    rows = heads(4, each=50)
+    path = write_lines(tmp_path / "in.jsonl", rows)
+
+    def cached(concurrency: int | str) -> float:
         fake = fake_ollama_factory(
             slots=2, speed=CostModel(latency_s=0.04), reports_cached=True, tokenizer="words"
         )
-        rows = heads(4, each=50)
-        source: Any = write_lines(tmp_path / f"{concurrency}.jsonl", rows)
-        if stream:
-            source = iter(rows)
-        report = runner_on(fake, concurrency=concurrency).run(source)
+        runner = runner_on(fake, concurrency=concurrency, state_dir=None)
+        source: Any = iter(rows) if stream else path
+        report = runner.run(source)
         assert report.ok
-        cached[concurrency] = report.metrics.cached_share
-    assert cached["auto"] >= 0.9 * cached[2] > 0.8
+        return float(report.metrics.cached_share or 0)
+
+    told = cached(2)
+    assert told > 0.89
+    for attempt in tries():
+        with attempt:
+            found = cached("auto")
+            timed(found >= 0.9 * told, found, told)
 
 
 def test_conversations_are_as_many_at_a_time_as_there_are_slots(
@@ -134,7 +140,7 @@ def test_conversations_are_as_many_at_a_time_as_there_are_slots(
 
     def run(concurrency: int | str) -> BatchReport[Any]:
         fake = fake_ollama_factory(
-            slots=2, speed=CostModel(latency_s=0.04), reports_cached=True, tokenizer="words"
+            slots=2, speed=CostModel(latency_s=0.1), reports_cached=True, tokenizer="words"
         )
         policy = ConversationPolicy(lanes=8)
         runner = runner_on(
@@ -144,12 +150,12 @@ def test_conversations_are_as_many_at_a_time_as_there_are_slots(
         assert report.ok
         return report
 
-    source = rows_file(tmp_path / "in.jsonl", 200)
+    source = rows_file(tmp_path / "in.jsonl", 120)
     told = run(2).metrics.cached_share
     for attempt in tries():
         with attempt:
             found = run("auto")
-            assert found.metrics.cached_share >= 0.9 * told
+            timed(found.metrics.cached_share >= 0.9 * told, found.metrics.cached_share, told)
             timed(found.concurrency in (2, 3), found.concurrency)
 
 
