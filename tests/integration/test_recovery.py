@@ -359,7 +359,9 @@ def test_a_model_that_is_loaded_anew_takes_its_time_and_costs_no_row(
             report = run.wait(30)
             assert (report.counts.ok, report.counts.failed) == (200, 0)
             assert bool(recorder.all(EngineRestarted)) == (dies == "the server")
-            assert len(fake.ledger.load_settings()) == 2
+            loads = len(fake.ledger.load_settings())
+            assert loads >= 2
+            timed(loads == 2, loads)
             # A question waits twice as long as the one before. On a machine that stalls the second may be
             # too short, and a row that was sent before the death was known may have begun a load.
             assert 1 <= len(fake.ledger.aborted_loads()) <= slots + 1
