@@ -27,7 +27,6 @@ from ollama_batch.errors import (
     JournalError,
     OllamaBatchError,
     RunInterrupted,
-    RunStoppedError,
     TooManyFailuresError,
 )
 from ollama_batch.events import Noticed, RowFinished, RowsFound, RunFinished, RunStarted
@@ -165,7 +164,7 @@ class Reporter:
             discard_if_new(journal)
         else:
             journal.close()
-        if isinstance(error, RunStoppedError | RunInterrupted):
+        if error is not None:
             error.report = report
         return Ended(report, error)
 

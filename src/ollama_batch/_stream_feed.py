@@ -144,6 +144,9 @@ class StreamFeed(Feed):
                 rows.append(item.to_record(index, number))
                 requests[index] = item.request
                 self._limited += own_limit(item.request.params) is not None
+        if invalid and not self._skip_invalid:
+            # What comes behind may be other rows once that is mended: they are not the run's yet.
+            rows = [row for row in rows if row.index < min(invalid)]
         for row, holder in await self._keep(source.name, rows):
             invalid[row.index] = source.duplicate(row, holder.line)
         if invalid and self._skip_invalid:
@@ -151,10 +154,7 @@ class StreamFeed(Feed):
                 self._failed(result)
         elif invalid:
             bad = min(invalid)
-            self._refusal = InputError(
-                f'item {bad + 1} is invalid; the rows before it are kept (on_invalid="skip" goes on)',
-                list(invalid.values()),
-            )
+            self._refusal = InputError(f"item {bad + 1} is invalid; {self._fate(first)}", [*invalid.values()])
             if not first:  # nothing has been sent: nothing needs to be
                 raise self._refusal
             requests = {index: request for index, request in requests.items() if index < bad}
@@ -163,6 +163,13 @@ class StreamFeed(Feed):
             if row.index in requests:
                 self._ready.append((row, requests[row.index]))
                 self._watch_head(row, requests[row.index])
+
+    def _fate(self, first: int) -> str:
+        """What an invalid item that came with item `first` (from 0) means for the others, and what to do."""
+        kept = self._journal.durable
+        done = "what the rows before it were answered is kept" if kept else "the rows before it are answered"
+        again = "run it again to go on" if first and kept else "run it again"
+        return f'{done if first else "nothing was sent"}; mend it, or say on_invalid="skip", and {again}'
 
     async def _keep(self, name: str, rows: Sequence[RowRecord]) -> list[tuple[RowRecord, RowRecord]]:
         return await keep_rows(self._journal, name, rows)

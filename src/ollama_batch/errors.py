@@ -63,7 +63,9 @@ Budget = Literal["transport", "busy", "server", "reply", "timeout", "none"]
 
 
 class OllamaBatchError(Exception):
-    """The root of this package's errors."""
+    """The root of this package's errors; `report` is the BatchReport so far, if one ended a begun run."""
+
+    report: Any = None
 
     def __init__(self, message: str = "", *rest: Any) -> None:
         super().__init__(message, *rest)
@@ -86,7 +88,7 @@ class MissingExtraError(OllamaBatchError, ImportError):
 
 
 class InputError(OllamaBatchError):
-    """Raised when the input is refused, before anything is sent.
+    """Raised when the input is refused: before anything is sent, or at a bad item behind rows of an iterable.
 
     `invalid` holds the first rows at fault (100 at most), `count` how many there are in all.
     """
@@ -375,10 +377,7 @@ class OutputUnparsedError(OutcomeError):
 
 
 class RunStoppedError(OllamaBatchError):
-    """Raised when a run ended early: everything finished is kept, running it again goes on.
-
-    `report` is the BatchReport so far (None if the run had not begun).
-    """
+    """Raised when a run ended early: everything finished is kept, running it again goes on."""
 
     def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message, report)

@@ -236,8 +236,26 @@ def test_an_invalid_item_of_a_stream_ends_it_and_keeps_what_is_done(fake: FakeOl
     assert set(fake.ledger.counts().values()) == {1}
 
 
+def test_what_stood_behind_an_invalid_item_may_move_up(fake: FakeOllama, tmp_path: Path) -> None:
+    """Rows behind it that were looked at already are not the run's, so that it may also be left out."""
+    output = tmp_path / "out.jsonl"
+    before, behind = [line(each) for each in names(40)], [line(f"e{n}") for n in range(100)]
+    with pytest.raises(InputError, match="item 41 is invalid; what the rows before it were answered is kept"):
+        runner_on(fake).run([*before, line("bad", n=2), *behind], output=output)
+    report = runner_on(fake).run([*before, *behind], output=output)
+    assert (report.counts.resumed, report.counts.sent, report.counts.total) == (40, 100, 140)
+    assert set(fake.ledger.counts().values()) == {1}
+
+
+def test_what_was_answered_before_an_invalid_item_is_with_the_error(fake: FakeOllama) -> None:
+    items = [*(line(each) for each in names(40)), {"no": "request"}]
+    with pytest.raises(InputError, match="the rows before it are answered; mend it, or") as caught:
+        runner_on(fake, state_dir=None).run(iter(items))
+    assert {result.custom_id for result in caught.value.report.results()} == set(names(40))
+
+
 def test_an_invalid_first_item_leaves_nothing_behind(fake: FakeOllama, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="item 2"):
+    with pytest.raises(InputError, match="item 2 is invalid; nothing was sent; mend it, or say on_inv"):
         runner_on(fake).run([line("a"), {"messages": []}], output=tmp_path / "out.jsonl")
     assert files_in(tmp_path) == []
     assert list(fake.ledger.records()) == []

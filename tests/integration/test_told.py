@@ -106,7 +106,7 @@ def test_a_limit_that_can_never_act_is_told_once_at_the_start_in_the_report_and_
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_lines(tmp_path / "in.jsonl", [line(each) for each in names(4)])
-    with FakeOllama() as fake:
+    with FakeOllama(speed=CostModel(latency_s=0.3)) as fake:  # memory is read meanwhile
         words = ["--model", "toy:1b", "--base-url", fake.url, "--progress", "none", "--ram-limit", "99999GiB"]
         assert main(["run", "in.jsonl", "-o", "out.jsonl", *words]) == 0
     out = capsys.readouterr().out
