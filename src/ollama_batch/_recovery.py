@@ -63,6 +63,7 @@ class Recovery:
         self._stop = stop
         self._limit = limit
         self._supervision = supervision
+        supervision.patience_s = patience_s
         self._relief = relief
         self._due: list[Rung] = []
         self._record = record
@@ -365,8 +366,7 @@ class Recovery:
                     last = latest if said is error else None
                     self._stop.now(self._down(then, said, last))  # what is out will not be answered any more
                     return
-                unwell_s = time.monotonic() - since
-                restart = self._supervision.restart_if_due(said, exited=exited, unwell_s=unwell_s)
+                restart = self._supervision.restart_if_due(said, exited=exited, since=since)
                 tried = await self._stop.unless_draining(restart)
                 wait_s = then.wait_s
                 if tried:  # it may be up in a moment: waits begin anew

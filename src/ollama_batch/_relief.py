@@ -67,7 +67,7 @@ class Relief:
     async def take(self, rung: Rung, error: EngineError) -> None:
         """Take `rung`, because of `error`; what does not work is only logged: the next request tells."""
         if rung is Rung.RESTART:
-            await self._supervision.restart_if_due(error, exited=True, unwell_s=0.0)
+            await self._supervision.restart_if_due(error, exited=True)
         elif rung is Rung.NUM_BATCH:
             self._limit_batch()
         elif rung is Rung.UNLOAD_OTHERS and isinstance(self._engine, Unloading):

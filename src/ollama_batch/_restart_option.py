@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from ollama_batch._command_words import command_words
@@ -37,8 +38,9 @@ def add_restart_option(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--restart",
         metavar="HOW",
-        help="restart an engine that is down or hangs, 5 times in 10 minutes at the most, by unit:NAME, a "
-        "unit of systemd, or a command, as in 'docker restart ollama' (default: only one of its own)",
+        help="restart an engine that has been down or hung for 30 s (half of --recover-timeout at the most), "
+        "5 times in 10 minutes at the most, by unit:NAME, a unit of systemd, or a command that ends, as in "
+        "'docker restart ollama' (default: only one of its own)",
     )
 
 
@@ -60,6 +62,11 @@ def supervisor_asked(arguments: argparse.Namespace, *, address: str) -> Supervis
         if words == ("ollama",):
             raise ConfigError(
                 "--restart ollama: that program restarts nothing; a unit is given as unit:ollama"
+            )
+        if Path(words[0]).name == "ollama" and words[1:2] == ("serve",):
+            raise ConfigError(
+                f"--restart {how}: that is a server, and does not end. Put it into the background, as in "
+                "--restart \"sh -c 'ollama serve > ollama.log 2>&1 &'\", or give --managed, which starts one"
             )
         return Supervisor(RestartCommand(words))
     from ollama_batch.memory.engine import is_local
@@ -144,6 +151,11 @@ class RestartCommand:
                 if process.returncode is None:
                     await _kill(process)
                     self._tell(said)
+                    _log.warning(
+                        "%s had not ended and was killed, with all that it had started. A server that it "
+                        "starts goes into the background, as in sh -c 'SERVER > server.log 2>&1 &'",
+                        self.words[0],
+                    )
         if code:
             raise RestartError(f"{self.words[0]} ended with {code}" + (f": {said}" if said else ""))
         self._tell(said)

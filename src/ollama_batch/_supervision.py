@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -24,6 +25,9 @@ class Supervision:
         self._own = engine.restart if isinstance(engine, Restartable) else None
         self._emit = emit
         self._failed: str | None = None  # what the last restart ended with, if that was no refusal
+        self._worked = 0  # restarts that worked, since the last answer
+        self.patience_s = float("inf")
+        """How long the run waits for its engine."""
 
     def refuses(self) -> str | None:
         """Why the engine is not restarted; None if it may be."""
@@ -37,7 +41,12 @@ class Supervision:
             return ""
         refused = self._supervisor.refuses(self._own)
         why = "; the last time: ".join(dict.fromkeys(each for each in (refused, self._failed) if each))
-        return f"\nThe engine could not be restarted: {why.rstrip('.')}" if why else ""
+        if why:
+            return f".\nThe engine could not be restarted: {why.rstrip('.')}"
+        if not self._worked:
+            return ""
+        times = "once" if self._worked == 1 else f"{self._worked} times"
+        return f".\nThe engine was restarted {times}, and answered nothing after that"
 
     def last_words(self, error: EngineError) -> str:
         """What a run ends with when its engine is gone."""
@@ -49,16 +58,24 @@ class Supervision:
         """Whether `error` is the end of an engine that may be restarted."""
         return isinstance(error, EngineExitedError) and self.refuses() is None
 
-    async def restart_if_due(self, error: EngineError, *, exited: bool, unwell_s: float) -> bool:
-        """Restart the engine if it is time to, and tell it; returns whether that was tried."""
+    async def restart_if_due(self, error: EngineError, *, exited: bool, since: float | None = None) -> bool:
+        """Restart the engine, in trouble `since` (`time.monotonic()`; None: now), if it is time to, and tell
+        it; returns whether that was tried.
+        """
         if self._supervisor is None:
             return False
-        reason = str(error).partition("\n")[0].removesuffix("; its last log lines:")
-        restart = await self._supervisor.attempt(self._own, exited=exited, unwell_s=unwell_s, reason=reason)
+        restart = await self._supervisor.attempt(
+            self._own,
+            exited=exited,
+            unwell_s=0.0 if since is None else time.monotonic() - since,
+            reason=str(error).partition("\n")[0].removesuffix("; its last log lines:"),
+            patience_s=self.patience_s,
+        )
         if restart is None:
             return False
         tried = restart.outcome in (Outcome.FAILED, Outcome.SLOW)
         self._failed = restart.message if tried else None
+        self._worked += restart.outcome is Outcome.OK
         self._emit(
             EngineRestarted(
                 reason=restart.reason,
@@ -74,12 +91,12 @@ class Supervision:
         try:
             return await ask()
         except EngineExitedError as error:
-            if not await self.restart_if_due(error, exited=True, unwell_s=0.0):
+            if not await self.restart_if_due(error, exited=True):
                 raise
         return await ask()
 
     def answered(self) -> None:
         """The engine has answered a request."""
-        self._failed = None
+        self._failed, self._worked = None, 0
         if self._supervisor is not None:
             self._supervisor.answered()

@@ -290,6 +290,7 @@ def test_the_option_is_a_supervisor_with_its_usual_limits(folder: Path) -> None:
         ("no-such-program now", "there is no program 'no-such-program'"),
         ("ollama.service", "give unit:NAME for a unit of systemd"),
         ("ollama", "a unit is given as unit:ollama"),
+        ("ollama serve", "that is a server, and does not end. Put it into the background, as in"),
         ("sh -c 'unclosed", "cannot be read as a command: No closing quotation"),
         ("true; true", "no shell reads ; here; put it into a script, or give sh -c"),
         ("true && true", "no shell reads && here"),
@@ -397,6 +398,7 @@ async def test_a_command_that_takes_too_long_is_killed_with_what_it_has_started(
     assert restart is not None
     assert restart.outcome == "slow"
     assert "sh said: begun" in caplog.messages
+    assert any("was killed, with all that it had started. A server that" in each for each in caplog.messages)
     assert len(pids(tmp_path)[0]) == 2
     try:
         assert none_left(tmp_path)

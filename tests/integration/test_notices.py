@@ -95,7 +95,7 @@ def test_the_end_of_a_run_that_never_began_is_told_with_the_reason(told: Told) -
     ((_, notice),) = told.read()
     assert notice["outcome"] == "stopped"
     assert "127.0.0.1:9" in notice["reason"]
-    assert notice["reason"] in notice["message"]
+    assert notice["message"] == f"run stopped: before it sent anything; {' '.join(notice['reason'].split())}"
     assert notice["run_id"] is None
 
 
@@ -320,7 +320,7 @@ def test_a_url_where_nobody_listens_is_no_trouble(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         hook.on_event(ENDED)
         assert hook.wait(30)
-    assert "WebhookHook failed: ConnectError" in caplog.text
+    assert "the webhook at 127.0.0.1 could not be told: ConnectError" in caplog.text
     assert "secret" not in caplog.text
 
 

@@ -150,6 +150,16 @@ def stopped_by_a_death(supervisor: Supervisor) -> EngineDownError:
     return stopped.value
 
 
+def test_a_run_that_stops_says_that_restarts_were_of_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_ladder(monkeypatch)
+    stopped = stopped_by_a_death(Supervisor(lambda: None, after_s=0.0, wait_s=0.01, most=3))
+    assert str(stopped).endswith(
+        "\nThe engine could not be restarted: that was tried 3 times within 600 s, and no more is allowed"
+    )
+    stopped = stopped_by_a_death(Supervisor(lambda: None, after_s=60.0))  # half of the run's patience
+    assert str(stopped).endswith("\nThe engine was restarted once, and answered nothing after that")
+
+
 def test_a_run_that_stops_names_what_its_restart_failed_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

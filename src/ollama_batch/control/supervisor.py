@@ -32,8 +32,9 @@ class Supervisor:
     `OllamaEngine.managed`). `restart` is your way to restart any other: a SystemdUnit, or a callable without
     arguments, async or not (it then runs in a thread). It wins over the engine's own way.
 
-    An engine whose process has ended is restarted at once. One that is there and not well gets `after_s`
-    seconds to come back by itself, again after each restart. Restarts without an answer between them are
+    An engine whose process has ended is restarted at once. One that is there and not well, or on a machine
+    that does not tell, gets `after_s` seconds to come back by itself, half of the run's `recover_timeout` at
+    the most, again after each restart. Restarts without an answer between them are
     `wait_s`, twice, four times ... `wait_most_s` seconds apart. There are `most` at the most in `within_s`
     seconds (None: 30 of an engine of the run's own, 5 of others; 0: none at all). After a refusal none is
     tried until the engine has answered. One that takes longer than `timeout_s` seconds is "slow": an async
@@ -110,23 +111,30 @@ class Supervisor:
             return None
         return f"that was tried {recent} times within {self._within_s:g} s, and no more is allowed"
 
-    def due_in(self, *, exited: bool, unwell_s: float) -> float:
+    def due_in(self, *, exited: bool, unwell_s: float, patience_s: float = float("inf")) -> float:
         """Seconds until an engine that has been in trouble for `unwell_s` may be restarted; 0 is now.
 
-        `exited` says that its process has ended.
+        `exited` says that its process has ended. Whoever gives up after `patience_s` seconds has it
+        restarted after half of them at the latest.
         """
         if self._under_way or (self._thread is not None and not self._thread.done()):
             return self._wait_most_s
         now = self._clock()
         last = self._ended[-1] if self._ended else float("-inf")
-        due = now if exited else max(now - unwell_s, last) + self._after_s
+        due = now if exited else max(now - unwell_s, last) + min(self._after_s, patience_s / 2)
         if self._in_a_row:
             wait = self._wait_s * 2.0 ** min(self._in_a_row - 1, 30)
             due = max(due, last + min(wait, self._wait_most_s))
         return max(0.0, due - now)
 
     async def attempt(
-        self, own: Restarter | None, *, exited: bool, unwell_s: float, reason: str
+        self,
+        own: Restarter | None,
+        *,
+        exited: bool,
+        unwell_s: float,
+        reason: str,
+        patience_s: float = float("inf"),
     ) -> Restart | None:
         """Restart the engine if it is time to; None if it is not, or if it is refused. Never raises for
         what a restart meets.
@@ -134,7 +142,7 @@ class Supervisor:
         action = own if self._restart is None else self._restart
         if action is None or self.refuses(own) is not None:
             return None
-        if self.due_in(exited=exited, unwell_s=unwell_s) > 0:
+        if self.due_in(exited=exited, unwell_s=unwell_s, patience_s=patience_s) > 0:
             return None
         self._under_way = True  # without an await since the question: two runs cannot both get here
         began = self._clock()

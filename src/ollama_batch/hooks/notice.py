@@ -112,11 +112,14 @@ def _notice(
     of = "" if now.total is None else f" of {count(now.total)}"
     who = "run" if now.run_id is None else f"run {now.run_id[:8]}"
     model = "" if now.model is None else f" of {now.model}"
-    rows = f"{count(now.completed)}{of} rows done, {count(now.failed)} failed, {duration(now.elapsed_s)}"
-    why = "" if reason is None else f"; {reason}"
+    told = [f"{count(now.completed)}{of} rows done, {count(now.failed)} failed, {duration(now.elapsed_s)}"]
+    if outcome == "stopped" and now.run_id is None:  # what earlier sessions have done was not counted
+        told = ["before it sent anything"]
+    if reason is not None:
+        told.append(" ".join(reason.split()))
     return Notice(
         event=event,
-        message=f"{who}{model} {happened}: {rows}{why}",
+        message=f"{who}{model} {happened}: {'; '.join(told)}",
         run_id=now.run_id,
         model=now.model,
         outcome=outcome,

@@ -55,6 +55,9 @@ class WebhookHook(NoticeHook):
         except (TimeoutError, httpx.TimeoutException):
             log.warning("the webhook at %s did not answer within %g s", self._host, self._timeout_s)
             return
+        except httpx.HTTPError as error:
+            log.warning("the webhook at %s could not be told: %s", self._host, type(error).__name__)
+            return
         if not 200 <= status < 300:
             log.warning("the webhook at %s answered %d", self._host, status)
 

@@ -86,6 +86,16 @@ async def test_an_engine_that_is_there_and_unwell_has_time_to_come_back_by_itsel
     assert supervisor.due_in(exited=False, unwell_s=35.0) == 25.0
 
 
+async def test_whoever_gives_up_before_that_has_it_restarted_after_half_of_its_patience() -> None:
+    supervisor, clock, own = made(after_s=30.0, wait_s=1.0)
+    assert supervisor.due_in(exited=False, unwell_s=4.0, patience_s=20.0) == 6.0
+    assert await tried(supervisor, own.restart, unwell_s=10.0) is None
+    attempt = supervisor.attempt(own.restart, exited=False, unwell_s=10.0, reason="silent", patience_s=20.0)
+    assert await attempt is not None
+    clock.now += 5.0
+    assert supervisor.due_in(exited=False, unwell_s=15.0, patience_s=20.0) == 5.0
+
+
 @pytest.mark.parametrize(
     ("most", "allowed"), [(0, 0), (1, 1), (3, 3), (None, 30)], ids=["none", "one", "three", "usual"]
 )
