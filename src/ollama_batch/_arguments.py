@@ -33,8 +33,9 @@ EXPORT_CODES = (
 the way, or the journal cannot be read; 3 no room on the disk; 130 interrupted"
 )
 VERIFY_CODES = (
-    "exit codes: 0 every row has exactly one line, ok or failed; 1 lines are missing, extra, doubled\n\
-or unreadable; 2 wrong usage, or a file cannot be read; 130 interrupted"
+    "exit codes: 0 every row has exactly one line, ok or failed; 1 lines are missing, extra, doubled,\n\
+unreadable, no results or in the wrong file (failed rows belong into the error file, answers\n\
+into OUT); 2 wrong usage, or a file cannot be read; 130 interrupted"
 )
 
 ERRORS = "failed rows (default: beside OUT, named STEM.errors.jsonl)"
@@ -285,7 +286,7 @@ def _add_export(subparsers: Any, command: Command) -> None:
         "-o",
         "--output",
         metavar="OUT",
-        help="file, or folder for several inputs; needed while the run is not finished",
+        help="file, or folder for several inputs; while the run is not finished needed, and not its own",
     )
     export.add_argument("--errors", metavar="F", help=ERRORS)
     export.add_argument("--overwrite", action="store_true", help="replace files that are not this run's")

@@ -637,17 +637,32 @@ def test_status_tells_what_memory_was_in_use_and_what_trouble_there_was(ask: Cli
 
 def test_verify_finds_what_is_missing_extra_doubled_or_no_result(ask: Cli, tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", rows(50))
-    kept = [{"custom_id": f"r{n}"} for n in range(50) if n not in (7, 31)]
-    output = write(tmp_path / "out.jsonl", [*kept, {"custom_id": "r3"}, {"custom_id": "stranger"}])
-    failed = write(tmp_path / "failed.jsonl", [{"custom_id": "r4"}])
+    answer = {"response": {"status_code": 200, "request_id": "", "body": {}}, "error": None}
+    lost = {"response": None, "error": {"code": "connection_lost", "message": "gone"}}
+    kept = [{"custom_id": f"r{n}", **answer} for n in range(50) if n not in (7, 31)]
+    more = [{"custom_id": "r3", **answer}, {"custom_id": "stranger", **answer}]
+    output = write(tmp_path / "out.jsonl", [*kept, *more])
+    failed = write(tmp_path / "failed.jsonl", [{"custom_id": "r4", **lost}])
     with output.open("a") as file:
-        file.write("{\n")
+        file.write('{\n{"custom_id": "r7"}\n')
     code, out, _ = ask("verify", source, output, "--errors", failed)
     assert code == 1
     assert "missing: 2 (r31, r7)" in out
     assert "extra: 1 (stranger)" in out
     assert "doubled: 2 (r3, r4)" in out
     assert f"unreadable: 1 ({output}:51)" in out
+    assert f"no result: 1 ({output}:52 r7)" in out
+
+
+def test_verify_takes_no_requests_for_results(ask: Cli, fake_ollama: FakeOllama, tmp_path: Path) -> None:
+    source, output = write(tmp_path / "in.jsonl", rows(3)), tmp_path / "out.jsonl"
+    words = ("--base-url", fake_ollama.url, "--model", "toy:1b", "--progress", "none")
+    assert ask("run", source, "-o", output, *words)[0] == 0
+    for given in (source, output):  # the input twice, and the two the wrong way round
+        code, out, _ = ask("verify", given, source)
+        assert code == 1
+        assert "3 lines (0 ok, 0 failed)" in out
+        assert f"no result: 3 ({source}:1 r0, {source}:2 r1, {source}:3 r2)" in out
 
 
 # Beside a writer in another process
@@ -673,6 +688,11 @@ def test_a_run_is_seen_from_outside_while_it_goes_and_can_be_exported_when_it_wa
         assert ask("export", journal, "-o", so_far)[0] == 0
         assert ids(so_far) == ["r0", "r1", "r2"]
         assert ask("verify", source, so_far)[0] == 1
+        code, _, err = ask("export", journal, "-o", output)
+        assert code == 2
+        assert f"the run has not finished (running), and {output} is where it writes its own output" in err
+        assert err.endswith("Give another name as -o\n")
+        assert not output.exists()
         code, _, err = ask("run", source, "-o", output, "--base-url", fake_ollama.url, "--model", "toy:1b")
         assert code == 2, "a second runner is refused"
         assert f"{journal} is in use by another runner (process {child.pid})" in err
@@ -690,6 +710,64 @@ def test_a_run_is_seen_from_outside_while_it_goes_and_can_be_exported_when_it_wa
     output.unlink()
     assert ask("export", journal)[0] == 0, "a finished run writes its own output again"
     assert ids(output) == [each["custom_id"] for each in lines]
+
+
+def test_an_export_of_a_run_that_has_not_finished_does_not_take_the_place_of_its_own_files(
+    ask: Cli, fake_ollama_factory: Callable[..., FakeOllama], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = fake_ollama_factory(faults=(Fault("status", status=400, match="r1", first=1),))
+    folder, elsewhere, by_link = tmp_path / "out", tmp_path / "elsewhere", tmp_path / "link"
+    folder.mkdir()
+    elsewhere.mkdir()
+    by_link.symlink_to(folder)
+    source, output = write(tmp_path / "in.jsonl", rows(3)), folder / "out.jsonl"
+    failed, journal = folder / "out.errors.jsonl", folder / "out.jsonl.run.db"
+    words = ("run", source, "-o", output, "--base-url", fake.url, "--model", "toy:1b", "--progress", "none")
+    assert ask(*words, "--max-failures", 0, "--concurrency", 1)[0] == 3
+    monkeypatch.chdir(folder)
+    for places, file in (
+        (["-o", output], output),
+        (["-o", "out.jsonl"], output),
+        (["-o", "out.jsonl", "--overwrite"], output),
+        (["-o", folder], output),
+        (["-o", by_link / "out.jsonl"], by_link / "out.jsonl"),
+        (["-o", elsewhere / "out.jsonl", "--errors", failed], failed),
+        (["-o", elsewhere / "out.jsonl", "--errors", by_link / failed.name], by_link / failed.name),
+    ):
+        code, _, err = ask("export", journal, *places)
+        assert code == 2
+        assert f"the run has not finished (stopped), and {file} is where it writes its own" in err
+        assert err.endswith(f"Give another name as {'--errors' if '--errors' in places else '-o'}\n")
+        assert not output.exists()
+        assert not failed.exists()
+        assert not list(elsewhere.iterdir())
+    assert ask("export", journal, "-o", elsewhere)[0] == 0, "of the same name, in another folder"
+    folder.rename(tmp_path / "moved")
+    assert ask("export", tmp_path / "moved/out.jsonl.run.db", "-o", tmp_path / "moved/out.jsonl")[0] == 2
+    (tmp_path / "moved").rename(folder)
+    assert ask(*words, "--retry-failed")[0] == 0, "nothing is in its way"
+    assert ids(output) == ["r0", "r1", "r2"]
+
+
+def test_an_export_does_not_replace_what_a_run_wrote_before_it_began_to_send_failed_rows_again(
+    ask: Cli, fake_ollama_factory: Callable[..., FakeOllama], tmp_path: Path
+) -> None:
+    once = Fault("status", status=400, match="r1", first=1)
+    fake = fake_ollama_factory(faults=(once, Fault("status", status=400, match="r2")))
+    source, output = write(tmp_path / "in.jsonl", rows(3)), tmp_path / "out.jsonl"
+    words = ("run", source, "-o", output, "--base-url", fake.url, "--model", "toy:1b", "--progress", "none")
+    assert ask(*words)[0] == 1
+    assert ids(output) == ["r0"]
+    assert ask(*words, "--retry-failed", "--max-failures", 0, "--concurrency", 1)[0] == 3
+    code, _, err = ask("export", f"{output}.run.db")
+    assert code == 2
+    assert f"the run has not finished sending rows again, and {output} is where it writes" in err
+    assert ids(output) == ["r0"]
+    assert ask("export", f"{output}.run.db", "-o", tmp_path / "so-far.jsonl")[0] == 0
+    assert ids(tmp_path / "so-far.jsonl") == ["r0", "r1"]
+    assert ask(*words)[0] == 1, "nothing is in its way"
+    assert ids(output) == ["r0", "r1"]
+    assert ask("export", f"{output}.run.db")[0] == 0
 
 
 @pytest.mark.parametrize(

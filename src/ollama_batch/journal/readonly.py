@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from ollama_batch.errors import JournalError, OutputError
+from ollama_batch.errors import ConfigError, JournalError, OutputError
 from ollama_batch.journal import faults, meta, schema
 from ollama_batch.journal.data import ExportCounts, JournalCounts, Moment, Note, Pace, TrimCounts
-from ollama_batch.journal.export import matches, write_export
+from ollama_batch.journal.export import Mark, matches, write_export
 from ollama_batch.journal.lock import is_held
 from ollama_batch.journal.place import check_regular
 from ollama_batch.journal.results import Pair, count, count_trims, iterate
@@ -157,29 +157,47 @@ class ReadOnlyJournal:
     ) -> ExportCounts:
         """Write what is finished so far, as `RunJournal.export` does.
 
-        Raises OutputError if a file is there that no export of this run made, unless `overwrite`.
+        Raises OutputError if a file is there that no export of this run made, unless `overwrite`, and
+        ConfigError, whatever `overwrite` says, for an output or error file of the run itself as long as it
+        has not finished, or rows that it sends again have not: the run would not know what is there then,
+        and not go on. Nothing is written in both cases.
         """
         output = Path(os.path.abspath(output))  # noqa: PTH100 - resolve() would follow a symbolic link
         errors = None if errors is None else Path(os.path.abspath(errors))  # noqa: PTH100 - as above
+        own = {_place(file) for file in self._own_files()}
+        taken = {
+            file: option
+            for file, option in ((output, "output"), (errors, "errors"))
+            if file is not None and _place(file) in own
+        }
+        if taken and self.state != "finished":
+            raise _in_the_way(f"the run has not finished ({self.state})", *next(iter(taken.items())))
         for file in (output, errors):
             if not overwrite and file is not None and os.path.lexists(file) and not self.owns(file):
                 raise OutputError(
                     f"{file} exists and is not an export of this run: give another name, or "
                     "say overwrite=True"
                 )
+
+        def check(marks: Sequence[Mark]) -> None:
+            """Refuse to put another file in place of one of the run's own, which it would not know."""
+            known = {mark["sha256"] for mark in self._marks()}
+            for file, mark in zip((output, errors), marks, strict=False):
+                if file is not None and file in taken and strict and mark["sha256"] not in known:
+                    raise _in_the_way("the run has not finished sending rows again", file, taken[file])
+
         return write_export(
             self.results(source=source, strict=strict),
             output,
             errors,
             tag=f"{self.run_id[:8]}.{os.getpid()}",
-            announce=lambda _marks: None,
+            announce=check,
             owns=self.owns,
         )
 
     def owns(self, path: Path) -> bool:
         """Whether the file `path` is, unchanged, an export of this run by its writer."""
-        with faults.named(self._path):
-            return matches(path, meta.marks(self._connection()))
+        return matches(path, self._marks())
 
     def close(self) -> None:
         """Let go of the file; may be called again."""
@@ -194,6 +212,19 @@ class ReadOnlyJournal:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _marks(self) -> list[Mark]:
+        with faults.named(self._path):
+            return meta.marks(self._connection())
+
+    def _own_files(self) -> Iterator[Path]:
+        """Where the run itself writes its outputs and error files."""
+        for place in self.get("places") or []:
+            for name in (place.get("output"), place.get("errors")):
+                if name is None:
+                    continue
+                # The folder may have been moved, and its files are in it as they were.
+                yield Path(name) if Path(name).parent.exists() else self._path.with_name(Path(name).name)
 
     def _connection(self) -> sqlite3.Connection:
         if self._con is None:
@@ -219,6 +250,19 @@ def read_results(
         )
     finally:
         con.close()
+
+
+def _place(file: Path) -> Path:
+    """Where a file of this name is made. A link at its end is not followed: an export replaces it."""
+    return Path(os.path.realpath(file.parent)) / file.name  # resolve() raises where links go in a circle
+
+
+def _in_the_way(why: str, file: Path, option: str) -> ConfigError:
+    what = "output" if option == "output" else "failed rows"
+    return ConfigError(
+        f"{why}, and {file} is where it writes its own {what} at its end: another file there would be in its "
+        f"way. Give another name as {option}="
+    )
 
 
 def _open(path: Path) -> sqlite3.Connection:
