@@ -773,7 +773,18 @@ async def test_lines_that_are_no_requests_are_told_before_the_run_refuses_them(t
     with FakeOllama(speed=FAST) as fake:
         found = one(await at(fake, inputs=[source], load=False), "input")
     assert found.level == "problem"
-    assert found.seen.startswith("2 of 5 lines")
+    assert found.seen.startswith(f"2 of 5 lines are no valid requests; the first: {source}:4 ")
+
+
+async def test_lines_whose_id_is_there_already_are_told_before_the_run_refuses_them(tmp_path: Path) -> None:
+    source = requests_file(tmp_path / "in.jsonl", 3)
+    source.write_text(2 * source.read_text())
+    with FakeOllama(speed=FAST) as fake:
+        found = one(await at(fake, inputs=[source], load=False), "input")
+    assert found.seen.startswith(f"3 of 6 lines are no valid requests; the first: {source}:4 ")
+    assert found.seen.endswith(
+        "line 1 has this custom_id already; each must be there once (duplicate_custom_id)"
+    )
 
 
 async def test_the_model_is_the_one_that_the_rows_name(tmp_path: Path) -> None:

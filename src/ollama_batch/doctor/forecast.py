@@ -87,7 +87,8 @@ def check_input(sample: Sample, run: RunLine) -> Finding:
     return Finding(
         check="input",
         level="problem",
-        seen=f"{sample.invalid:,} of {sample.invalid + (sample.rows or 0):,} lines are no valid requests",
+        seen=f"{sample.invalid:,} of {sample.invalid + (sample.rows or 0):,} lines are no valid requests; "
+        f"the first: {sample.first_invalid}",
         costs="a run refuses the file and names them, or sets them aside",
         mend=(run.adding("--on-invalid", "skip"),),
     )

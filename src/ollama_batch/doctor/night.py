@@ -12,13 +12,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final
 
+from ollama_batch._items import duplicate_row
 from ollama_batch._sizes import PromptSizes, needed_tokens
 from ollama_batch.doctor.measure import answer
 from ollama_batch.engines.base import Engine
 from ollama_batch.engines.ollama_fields import OLLAMA_FIELDS
 from ollama_batch.errors import ConfigError, EngineError
 from ollama_batch.sources import FileSource, ScannedRow, open_sources
-from ollama_batch.types import BatchRequest, ChatRequest
+from ollama_batch.types import BatchRequest, ChatRequest, InvalidRow
 
 SAMPLED: Final = 16
 MADE_UP_WORDS: Final = 250
@@ -42,13 +43,15 @@ _WORDS: Final = (
 class Sample:
     """Requests to measure with, and what they stand for.
 
-    `rows` is how many rows the files have (None: no file was given), `invalid` how many of them are none.
-    `num_ctx` is what a run chooses for all of them by itself.
+    `rows` is how many rows the files have (None: no file was given), `invalid` how many of their lines are
+    none that a run would take, `first_invalid` the first of those. `num_ctx` is what a run chooses for all rows
+    by itself.
     """
 
     requests: tuple[BatchRequest, ...]
     rows: int | None = None
     invalid: int = 0
+    first_invalid: InvalidRow | None = None
     num_ctx: int | None = None
 
     @property
@@ -105,13 +108,20 @@ def read_sample(paths: Sequence[Path], *, count: int = SAMPLED, seed: int = 0) -
     chance = random.Random(seed)  # noqa: S311 - a choice of rows, not a secret
     chosen: list[tuple[int, BatchRequest]] = []
     rows = invalid = 0
+    first: InvalidRow | None = None
     sizes = PromptSizes()
     for source in open_sources(list(paths)):
         if not isinstance(source, FileSource):
             raise ConfigError(f"{source.name} is no regular file: the doctor reads the input once more")
+        lines: dict[int, int] = {}  # by the hash of the id, which is less to hold than the id
         for row in source.scan(check=OLLAMA_FIELDS.check):
+            if isinstance(row, ScannedRow):
+                earlier = lines.setdefault(hash(row.custom_id), row.line)
+                if earlier != row.line:
+                    row = duplicate_row(source.name, row.to_record(0, 0), earlier)
             if not isinstance(row, ScannedRow):
                 invalid += 1
+                first = first or row
                 continue
             place = rows if rows < count else chance.randrange(rows + 1)
             rows += 1
@@ -122,7 +132,7 @@ def read_sample(paths: Sequence[Path], *, count: int = SAMPLED, seed: int = 0) -
                 chosen.append((rows, row.request))
     # In the order of the file: rows that begin alike often stand together, and the cache serves them.
     ordered = tuple(request for _, request in sorted(chosen, key=lambda each: each[0]))
-    return Sample(ordered, rows, invalid, sizes.bucket() if rows else None)
+    return Sample(ordered, rows, invalid, first, sizes.bucket() if rows else None)
 
 
 def made_up_sample(count: int = SAMPLED) -> Sample:
