@@ -44,8 +44,8 @@ class Sample:
     """Requests to measure with, and what they stand for.
 
     `rows` is how many rows the files have (None: no file was given), `invalid` how many of their lines are
-    none that a run would take, `first_invalid` the first of those. `num_ctx` is what a run chooses for all rows
-    by itself.
+    none that a run would take, `first_invalid` the first of those. `num_ctx` is what a run chooses for all
+    rows by itself.
     """
 
     requests: tuple[BatchRequest, ...]
