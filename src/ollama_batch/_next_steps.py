@@ -22,6 +22,8 @@ from ollama_batch.errors import (
 
 def same_call(left: int | None) -> str:
     """What the same call does again, with so many rows left (None: not known)."""
+    if left == 0:  # it was to send failed rows again, or to write the output
+        return "the same call again: nothing done is sent again"
     rows = "the rest" if left is None else "the row left" if left == 1 else f"the {count(left)} rows left"
     return f"the same call again: it sends {rows}, nothing done is sent again"
 

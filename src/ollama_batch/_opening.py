@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ollama_batch._ending import note_fault
 from ollama_batch._outputs import Place, Places
 from ollama_batch.errors import (
     ConfigError,
@@ -78,7 +79,8 @@ def open_journal(
             _refuse_foreign(journal, places)
         _check_room(journal, sources)
         _note_places(journal, places)
-    except BaseException:
+    except BaseException as error:
+        note_fault(journal, error)
         discard_if_new(journal)
         raise
     return journal

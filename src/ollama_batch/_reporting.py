@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ollama_batch._activity import Activity
 from ollama_batch._context import UNKNOWN, Context
+from ollama_batch._ending import note_ending, note_fault
 from ollama_batch._error_examples import error_examples
 from ollama_batch._intake import Intake
 from ollama_batch._load_note import LOAD, load_note
@@ -22,6 +23,7 @@ from ollama_batch._opening import discard_if_new
 from ollama_batch._options import RunnerOptions, RunOptions
 from ollama_batch._outputs import Place, Places
 from ollama_batch._reading import with_parsed
+from ollama_batch._summary import what_next
 from ollama_batch.errors import (
     InputError,
     JournalError,
@@ -121,6 +123,8 @@ class Reporter:
 
     def broke(self, error: BaseException) -> None:
         """The run ends with an error that is no orderly stop."""
+        if self._journal is not None:
+            note_fault(self._journal, error)
         self._run._emit(
             RunFinished(outcome="stopped", error=str(error), duration_s=time.monotonic() - self._began)
         )
@@ -155,6 +159,8 @@ class Reporter:
         assert journal is not None  # noqa: S101 - a run without a journal ends in `broke`
         try:
             report = self._report(journal, outcome, error, duration_s)
+            if report.reason is not None and journal.durable:
+                note_ending(journal, report.reason, what_next(report))
         except BaseException:
             journal.close()
             raise

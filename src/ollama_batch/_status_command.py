@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from ollama_batch._ending import ending_of
 from ollama_batch._spelling import as_options
 from ollama_batch._text import both_ends, duration
 
@@ -28,6 +29,8 @@ def status(arguments: Namespace) -> int:
 
     with RunJournal.open_readonly(arguments.journal) as journal:
         print(state_line(journal))
+        for line in _ending_lines(journal):
+            print(line)
         print(f"  {_mode_line(journal)}")
         for line in _load_lines(journal):
             print(f"  {as_options(line)}")
@@ -52,6 +55,8 @@ def watch(arguments: Namespace) -> int:
                 print(line, flush=True)
             said = line
             if not line.startswith("running"):
+                for each in _ending_lines(journal):
+                    print(each, flush=True)
                 return DONE
             time.sleep(WATCH_S)
 
@@ -67,6 +72,17 @@ def state_line(journal: ReadOnlyJournal) -> str:
         f"{state}: {counts.done:,} of {total} rows done, {counts.ok:,} ok, "
         f"{counts.failed:,} failed, {counts.pending:,} left (run {journal.run_id[:8]}){paused}"
     )
+
+
+def _ending_lines(journal: ReadOnlyJournal) -> Iterator[str]:
+    """Why the run does not go on, and what to do about that."""
+    reason, steps = ending_of(journal) or ("", [])
+    if reason:
+        # A run that has finished needs none for what it is: rows that had failed were to be sent again.
+        what = "last call" if journal.state == "finished" else "reason"
+        yield f"  {what}: {as_options(both_ends(reason, TOLD))}"
+    for step in steps:
+        yield f"  next: {as_options(both_ends(step, TOLD))}"
 
 
 def _mode_line(journal: ReadOnlyJournal) -> str:

@@ -99,7 +99,7 @@ def _head(report: BatchReport[Any]) -> str:
 
 def _lines(report: BatchReport[Any]) -> list[Line]:
     first = [*_what(report), *_figures(report), *_errors(report), *_places(report)]
-    last = _next(report)
+    last = [Line("next", step, wrapped=True) for step in what_next(report)]
     # Notes give way: they are all in report.notes. Then what to do next, as far as it is not the first step.
     last = last[: max(1, _LINES - 2 - len(first))]
     room = max(1, min(_NOTES_SHOWN, _LINES - 1 - len(first) - len(last)))
@@ -311,22 +311,22 @@ def _notes(report: BatchReport[Any], most: int) -> list[Line]:
     return lines
 
 
-def _next(report: BatchReport[Any]) -> list[Line]:
+def what_next(report: BatchReport[Any]) -> list[str]:
     """What to do now: go on with a run that stopped, or send the failed rows of a finished one again."""
     counts = report.counts
-    lines = []
+    steps: list[str] = []
     hints = _hints(report)
     if report.hopeless:
-        return [_step(hint) for hint in hints or [f"mend what made them fail and begin {NEW_RUN}"]]
+        return hints or [f"mend what made them fail and begin {NEW_RUN}"]
     if report.outcome != "completed":
         if report.durable and report.next_steps:
-            lines += [_step(each) for each in report.next_steps]
+            steps += report.next_steps
         elif report.durable:
-            lines.append(_step(f"run {same_call(counts.left)}"))
+            steps.append(f"run {same_call(counts.left)}")
         else:
-            lines.append(_step("start over with output=...: then a stopped run can be resumed"))
+            steps.append("start over with output=...: then a stopped run can be resumed")
     elif counts.total == 0:
-        lines.append(_step("the input had no rows: an iterator that was read before is used up"))
+        steps.append("the input had no rows: an iterator that was read before is used up")
     elif counts.failed and report.durable:
         invalid = sum(example.count for example in report.error_examples if not example.valid)
         same = sum(e.count for e in report.error_examples if e.valid and e.code in _SAME_AGAIN)
@@ -334,16 +334,12 @@ def _next(report: BatchReport[Any]) -> list[Line]:
         if again:
             rows = "failed row" if again == 1 else f"{count(again)} failed rows"
             how = "retry_failed=True"
-            lines.append(_step(f"to send the {rows} again: {how}"))
+            steps.append(f"to send the {rows} again: {how}")
         if invalid:
-            lines.append(_step(_MEND.format(count(invalid), _NO_REQUEST[invalid != 1])))
+            steps.append(_MEND.format(count(invalid), _NO_REQUEST[invalid != 1]))
     elif counts.failed:
-        lines.append(_step("give output=... next time: then failed rows can be sent again on their own"))
-    return [*lines, *(_step(hint) for hint in hints)]
-
-
-def _step(text: str) -> Line:
-    return Line("next", text, wrapped=True)
+        steps.append("give output=... next time: then failed rows can be sent again on their own")
+    return [*steps, *hints]
 
 
 def _hints(report: BatchReport[Any]) -> list[str]:

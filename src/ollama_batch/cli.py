@@ -7,16 +7,17 @@ resumable; 130 interrupted, resumable. 70 is a fault of this program.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, TextIO, cast
 
 from ollama_batch._analyze_command import analyze, compare
 from ollama_batch._arguments import THINK as THINK_LEVELS
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return exit_code(error)
     except BrokenPipeError:
-        _forget_output()  # whoever read it has seen enough
+        _forget(sys.stdout)  # whoever read it has seen enough
         return OK
     except Exception:
         traceback.print_exc()
@@ -281,32 +282,40 @@ def _ids(source: Source) -> Iterator[str | None]:
 
 
 def _print_report(report: object) -> None:
-    """Print to standard output; a reader that has gone does not change how the run ended."""
+    """Print to standard output."""
     if report is not None:
-        try:
-            print(as_options(str(report)), flush=True)
-        except BrokenPipeError:
-            _forget_output()
+        _say(as_options(str(report)), sys.stdout)
 
 
 def _complain(message: str) -> None:
-    with suppress(BrokenPipeError):
-        print(f"ollama-batch: {as_options(message)}", file=sys.stderr, flush=True)
+    _say(f"ollama-batch: {as_options(message)}", sys.stderr)
+
+
+def _say(text: str, stream: TextIO) -> None:
+    """Print; a reader or a terminal that has gone does not change how the run ended."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        _forget(stream)
 
 
 def _prepare_streams() -> None:
-    """Text that a stream's encoding lacks is escaped; the log goes where standard error is at the time."""
+    """Text that a stream's encoding lacks is escaped; log lines go where standard error is at the time, and
+    begin with the time of day.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     handler = StandardError(logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
-def _forget_output() -> None:
-    # Python flushes standard output once more at its exit, which must not fail again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _forget(stream: TextIO) -> None:
+    # Python flushes it once more at its exit, which must not fail again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

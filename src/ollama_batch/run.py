@@ -60,6 +60,7 @@ class Run(Generic[ParsedT]):
     ) -> None:
         self._metrics = MetricsHook()
         self._progress = make_progress(progress, metrics=self._metrics)
+        self._shown = not isinstance(progress, str) or progress != "none"
         self._hooks = (self._metrics, self._progress, *hooks)
         self._blamed: dict[int, str] = {}
         self._stop = Stop(self._ending)
@@ -143,6 +144,8 @@ class Run(Generic[ParsedT]):
         waiting = "waiting for the requests that are out"
         if isinstance(reason, RunInterrupted):
             message = f"{waiting}; interrupt once more to give them up"
+            if not self._shown:  # whoever pressed Ctrl-C would be told nothing until they have finished
+                log.warning("%s", message)
         else:
             message = f"{reason}; {waiting}"
         self._emit(RunEnding(message=message))

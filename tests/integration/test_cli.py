@@ -700,7 +700,10 @@ def test_a_run_is_seen_from_outside_while_it_goes_and_can_be_exported_when_it_wa
         code, out, _ = ask("watch", journal)
         assert code == 0
         assert out.splitlines()[0].startswith("running: 3 of 7")
-        assert out.splitlines()[-1].startswith("stopped: 3 of 7")
+        *_, last, why, then = out.splitlines()
+        assert last.startswith("stopped: 3 of 7")
+        assert "ended without saying why" in why
+        assert then.startswith("  next: run the same command again: it sends the 4 rows left")
     fake_ollama.clear_faults()
     words = ("--base-url", fake_ollama.url, "--model", "toy:1b", "--progress", "none")
     assert ask("run", source, "-o", output, *words)[0] == 0, "an export in between is not in its way"
@@ -790,6 +793,7 @@ def test_a_signal_ends_the_process_with_its_code_and_the_run_goes_on_later(
     assert "in_flight=2" in ending
     assert "waiting for the requests that are out" in ending
     assert ("interrupt once more" in ending) == (number == signal.SIGINT)
+    assert "WARNING" not in err, "the progress has said it"
     assert "2 of 6 rows ok, 4 left" in out
     assert "run again to go on" in err
     assert "Traceback" not in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,6 +102,24 @@ def test_the_first_signal_lets_requests_finish(
     assert len(shell.kept()) < ROWS
     assert f"{len(shell.kept())}" in out
     shell.finish()
+
+
+def test_without_progress_ctrl_c_is_answered_once_while_requests_are_out(
+    fake_ollama: FakeOllama, tmp_path: Path
+) -> None:
+    shell = Shell(tmp_path, fake_ollama)
+    fake_ollama.hold()
+    with shell.running() as child:
+        assert child.stderr is not None
+        fake_ollama.wait_until(lambda ledger: ledger.count() == WIDTH, 30)
+        child.send_signal(signal.SIGINT)
+        said = child.stderr.readline()
+        fake_ollama.release()
+        _, errors = child.communicate(timeout=30)
+    waiting = "waiting for the requests that are out; interrupt once more to give them up"
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d WARNING ollama_batch.run: {waiting}\n", said)
+    assert "interrupt once more" not in errors
+    assert child.returncode == 130
 
 
 def test_the_second_signal_stops_at_once(fake_ollama: FakeOllama, tmp_path: Path) -> None:

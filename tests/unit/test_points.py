@@ -27,7 +27,7 @@ EXEMPT = {
     "engines/managed.py:_default_log": "removes logs of earlier servers",
     "aris/_store.py": "a private temporary database that ends with its process",
     "analysis": "tables and reports about runs, and a private temporary database",
-    "cli.py:_forget_output": "writes to the null device",
+    "cli.py:_forget": "writes to the null device",
     **{
         f"server/store.py:{name}": "in a transaction of Store._write, which has the points"
         for name in (

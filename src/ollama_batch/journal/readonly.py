@@ -49,6 +49,11 @@ class ReadOnlyJournal:
         return float(self.get(meta.CREATED_AT))
 
     @property
+    def session(self) -> int:
+        """How many times it has been opened for writing."""
+        return int(self.get(meta.SESSION, 0))
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What was recorded as changing answers, pins included."""
         return {**self.get(meta.IDENTITY, {}), **self.get(meta.PINS, {})}
