@@ -750,6 +750,11 @@ def test_an_export_of_a_run_that_has_not_finished_does_not_take_the_place_of_its
     (tmp_path / "moved").rename(folder)
     assert ask(*words, "--retry-failed")[0] == 0, "nothing is in its way"
     assert ids(output) == ["r0", "r1", "r2"]
+    for places in (["-o", by_link / journal.name], ["-o", elsewhere / "x", "--errors", journal]):
+        code, _, err = ask("export", journal, *places, "--overwrite")
+        assert code == 2
+        assert f"{journal} is the journal of the run: give another name as -o" in err
+    assert ask("status", journal)[0] == 0
 
 
 def test_an_export_does_not_replace_what_a_run_wrote_before_it_began_to_send_failed_rows_again(

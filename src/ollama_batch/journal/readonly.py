@@ -165,10 +165,12 @@ class ReadOnlyJournal:
         Raises OutputError if a file is there that no export of this run made, unless `overwrite`, and
         ConfigError, whatever `overwrite` says, for an output or error file of the run itself as long as it
         has not finished, or rows that it sends again have not: the run would not know what is there then,
-        and not go on. Nothing is written in both cases.
+        and not go on; and for the journal itself. Nothing is written in both cases.
         """
         output = Path(os.path.abspath(output))  # noqa: PTH100 - resolve() would follow a symbolic link
         errors = None if errors is None else Path(os.path.abspath(errors))  # noqa: PTH100 - as above
+        if _place(self._path) in {_place(file) for file in (output, errors) if file is not None}:
+            raise ConfigError(f"{self._path} is the journal of the run: give another name as output=")
         own = {_place(file) for file in self._own_files()}
         taken = {
             file: option
