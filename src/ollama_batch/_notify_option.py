@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ollama_batch._command_words import command_words
+from ollama_batch._spelling import as_options
 from ollama_batch.errors import ConfigError
+from ollama_batch.events import Event, Hook, RunFinished, RunPaused
 
 if TYPE_CHECKING:
     from ollama_batch.hooks import CommandHook, WebhookHook
@@ -26,9 +29,23 @@ def add_notify_option(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def notice_hooks(arguments: argparse.Namespace) -> tuple[CommandHook | WebhookHook, ...]:
+def notice_hooks(arguments: argparse.Namespace) -> tuple[Hook, ...]:
     """What `--notify` asks for. Raises ConfigError for what could tell nobody."""
-    return tuple(_hook(how) for how in arguments.notify)
+    return tuple(_Spelled(_hook(how)) for how in arguments.notify)
+
+
+class _Spelled:
+    """Has a hook told in the words of the command line why a run has ended, or waits."""
+
+    def __init__(self, hook: Hook) -> None:
+        self._hook = hook
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, RunFinished) and event.error is not None:
+            event = replace(event, error=as_options(event.error))
+        elif isinstance(event, RunPaused):
+            event = replace(event, message=as_options(event.message))
+        self._hook.on_event(event)
 
 
 def _hook(how: str) -> CommandHook | WebhookHook:

@@ -392,6 +392,15 @@ def test_the_command_line_tells_every_command_and_url_before_its_process_ends(
     assert (path, sent["run_id"]) == ("/hook/secret", notice["run_id"])
 
 
+def test_a_notice_of_the_command_line_names_its_options(told: Told, tmp_path: Path) -> None:
+    with FakeOllama() as fake:
+        words = words_of_a_run(fake, tmp_path)
+    words += ["--recover-timeout", "0.1", "--notify", shlex.join(told.command)]
+    assert subprocess.run([sys.executable, "-m", "ollama_batch.cli", *words], check=False).returncode == 3
+    ((_, notice),) = told.read()
+    assert "or give its address (--base-url, or the variable OLLAMA_HOST)" in notice["message"]
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [
