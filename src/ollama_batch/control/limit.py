@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from ollama_batch.control._alone import Alone
 from ollama_batch.control._climb import Climb
 from ollama_batch.control._refused import Refused
 from ollama_batch.control._round import Round
@@ -33,8 +34,6 @@ GROWTH: Final = 0.1
 
 CEILING_ROUNDS: Final = 30
 """Rounds for which a limit that was refused is not tried again."""
-
-ALONE_ROUNDS_MOST: Final = 3200
 
 COOLDOWN_S: Final = 5.0
 """After a refusal nothing changes for so long, or for the Retry-After."""
@@ -133,8 +132,7 @@ class QueueTarget:
         self._held: tuple[int, int] | None = None  # a ceiling for some rounds: the limit, and the last round
         self._climb = Climb()
         self._waiting_at = float("-inf")
-        self._alone: tuple[int, int] | None = None  # the same, where none is to wait
-        self._alone_rounds = CEILING_ROUNDS
+        self._alone = Alone()
         self._grown: tuple[int, float] | None = None  # the limit before it grew, and the pace then
         self.spare = True
         """Whether a small queue is to stand behind the slots."""
@@ -282,7 +280,9 @@ class QueueTarget:
         self._round = Round()
         self._rounds += 1
         queue = self.queue = done.queue
-        alone = not self.spare and queue is not None
+        alone = queue is not None and not self.spare
+        if queue is not None and alone and self._alone.doubts(self._limit, wait=queue > self._most_waiting()):
+            return
         if done.in_flight < IN_USE * self._limit:
             if queue is not None and queue > self._most_waiting():
                 # Somebody else's requests are in the queue as well.
@@ -329,9 +329,7 @@ class QueueTarget:
         if queue > max(MANY, self._limit / 4):
             less = min(less, round(done.in_flight - queue))
         less = max(self._least(), less)
-        if self._limit - less <= 1:
-            self._alone = (less, self._rounds + self._alone_rounds)
-            self._alone_rounds = min(2 * self._alone_rounds, ALONE_ROUNDS_MOST)
+        self._alone.left(self._limit, less, round_=self._rounds)
         self._set(less, "each that waits takes another's slot", now, seen=done)
 
     def _grow(self, done: Round, queue: float, now: float) -> None:
@@ -369,8 +367,8 @@ class QueueTarget:
         if not self.spare:
             if self._slots is not None:
                 ceilings.append(self._slots)
-            elif self._alone is not None and self._rounds <= self._alone[1]:
-                ceilings.append(self._alone[0])
+            elif (alone := self._alone.ceiling(self._rounds)) is not None:
+                ceilings.append(alone)
         held = self._memory.ceiling(now)
         return min(ceilings) if held is None else min(held, *ceilings)
 

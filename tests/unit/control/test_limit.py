@@ -577,6 +577,33 @@ def test_where_none_is_to_wait_other_slots_are_followed() -> None:
         assert set(outcome.limits[-500:]) <= {after, after + 1}
 
 
+def a_round(client: Client, *, slots: int) -> int:
+    """The limit after a round, in which as many wait as there are not slots for."""
+    client.answers(ROUND, waited=max(0.0, 1 - slots / client.target.limit))
+    return client.target.limit
+
+
+def test_where_none_is_to_wait_a_moment_in_which_all_stood_still_costs_no_slot() -> None:
+    client = Client(start=2)
+    client.target.spare = False
+    still = 0
+    for _ in range(300):
+        if [a_round(client, slots=2), a_round(client, slots=2)] == [2, 2]:
+            still += 1
+            client.answers(ROUND, waited=0.9)
+            assert client.target.limit == 2
+    assert still > 100
+
+
+def test_where_none_is_to_wait_a_slot_that_was_lost_is_soon_used_again_when_it_is_back() -> None:
+    client = Client(start=2)
+    client.target.spare = False
+    for _ in range(5):  # the fifth time as soon as the first
+        assert any([a_round(client, slots=2) for _ in range(4)] == [2, 2, 2, 2] for _ in range(100))
+        assert (a_round(client, slots=1), a_round(client, slots=1)) == (2, 1)
+        assert next(n for n in range(100) if a_round(client, slots=2) == 2) == 30
+
+
 def test_slots_that_are_told_are_not_exceeded_where_none_is_to_wait() -> None:
     client = Client(start=4, slots=4)
     client.target.spare = False
