@@ -20,22 +20,25 @@ class Alone:
         self._fits = 0  # at so many nobody was seen to wait
         self._doubted = False
 
-    def doubts(self, limit: int, *, wait: bool) -> bool:
+    def doubts(self, limit: int, *, wait: bool, in_use: bool) -> bool:
         """Take a round at `limit`, in which some `wait` or not; returns whether it is to be measured twice.
 
-        That some wait where nobody did need not be the slots': the whole machine may have stood still.
+        That some wait where nobody did need not be the slots': the whole machine may have stood still. That
+        nobody waits says nothing of a limit that is not `in_use`.
         """
-        if not wait:
+        if in_use and not wait:
             self._fits = max(self._fits, limit)
         self._doubted = wait and limit <= self._fits and not self._doubted
         return self._doubted
 
     def left(self, limit: int, less: int, *, round_: int) -> None:
         """Some waited at `limit` in this round; it is `less` now."""
-        if limit <= self._fits:  # it did fit, and may again
-            self._held, self._fits = (less, round_ + HELD_ROUNDS), less
-        elif limit - less <= 1:
-            self._held = (less, round_ + self._rounds)
+        did_fit = limit <= self._fits  # and may again
+        self._fits = min(self._fits, less)
+        if limit - less > 1:
+            return
+        self._held = (less, round_ + (HELD_ROUNDS if did_fit else self._rounds))
+        if not did_fit:
             self._rounds = min(2 * self._rounds, HELD_ROUNDS_MOST)
 
     def ceiling(self, round_: int) -> int | None:

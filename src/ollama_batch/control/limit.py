@@ -280,10 +280,11 @@ class QueueTarget:
         self._round = Round()
         self._rounds += 1
         queue = self.queue = done.queue
-        alone = queue is not None and not self.spare
-        if queue is not None and alone and self._alone.doubts(self._limit, wait=queue > self._most_waiting()):
+        alone, in_use = queue is not None and not self.spare, done.in_flight >= IN_USE * self._limit
+        wait = queue is not None and queue > self._most_waiting()
+        if alone and self._alone.doubts(self._limit, wait=wait, in_use=in_use):
             return
-        if done.in_flight < IN_USE * self._limit:
+        if not in_use:
             if queue is not None and queue > self._most_waiting():
                 # Somebody else's requests are in the queue as well.
                 (self._leave_alone if alone else self._shrink)(done, queue, now)
